@@ -1,0 +1,86 @@
+"""Every op's schema: the only place that defines ops.
+
+The native libraries implement these under `torchext`; the Triton launchers (and any further
+backend, see `torchext.backend.register`) get the same text under a namespace of their own.
+
+Shapes and meanings are documented with the public functions in this folder. Shorthand used by
+all of them: x (N,C,H,W); labels uint8 (N or 1,1,H,W) holding 0..K-1; statistics tensors (R,K,C)
+with R = N for per-instance statistics and 1 for statistics over the batch.
+"""
+
+import torch
+
+SCHEMAS = {
+    "region_labels": (
+        "(Tensor mask, int height, int width, int num_regions, bool check_values) -> Tensor"
+    ),
+    "region_statistics": (
+        "(Tensor x, Tensor labels, int num_regions, bool per_instance, bool ignore_holes)"
+        " -> (Tensor count, Tensor mean, Tensor variance)"
+    ),
+    "region_norm": (
+        "(Tensor x, Tensor labels, Tensor? weight, Tensor? bias,"
+        " Tensor? spatial_weight, Tensor? spatial_bias, int num_regions, bool per_instance,"
+        " float eps, bool scale_eps, bool ignore_holes)"
+        " -> (Tensor y, Tensor count, Tensor mean, Tensor rstd)"
+    ),
+    "region_norm_apply": (
+        "(Tensor x, Tensor labels, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias,"
+        " Tensor? spatial_weight, Tensor? spatial_bias, int num_regions, bool per_instance,"
+        " bool ignore_holes) -> Tensor"
+    ),
+    "region_norm_backward": (
+        "(Tensor grad, Tensor x, Tensor labels, Tensor count, Tensor mean, Tensor rstd,"
+        " Tensor? weight, Tensor? spatial_weight, int num_regions, bool per_instance,"
+        " bool ignore_holes) -> (Tensor grad_x, Tensor sums,"
+        " Tensor grad_spatial_weight, Tensor grad_spatial_bias)"
+    ),
+    "region_norm_backward_sums": (
+        "(Tensor grad, Tensor x, Tensor labels, Tensor mean, Tensor rstd, Tensor? spatial_weight,"
+        " int num_regions, bool per_instance, bool ignore_holes)"
+        " -> (Tensor sums, Tensor grad_spatial_weight, Tensor grad_spatial_bias)"
+    ),
+    "region_norm_backward_apply": (
+        "(Tensor grad, Tensor x, Tensor labels, Tensor count, Tensor mean, Tensor rstd,"
+        " Tensor sums, Tensor? weight, Tensor? spatial_weight, Tensor? pooled_gradient,"
+        " Tensor? argmax, int num_regions, bool per_instance, bool ignore_holes) -> Tensor"
+    ),
+    "channel_mean_max": "(Tensor x) -> (Tensor pooled, Tensor argmax)",
+    "self_aware_maps": (
+        "(Tensor pooled, Tensor conv_weight, Tensor gamma_weight, Tensor gamma_bias,"
+        " Tensor beta_weight, Tensor beta_bias, float threshold)"
+        " -> (Tensor saliency, Tensor gamma, Tensor beta, Tensor labels)"
+    ),
+    "self_aware_maps_backward": (
+        "(Tensor grad_saliency, Tensor grad_gamma, Tensor grad_beta, Tensor pooled,"
+        " Tensor saliency, Tensor conv_weight, Tensor gamma_weight, Tensor beta_weight)"
+        " -> (Tensor grad_pooled, Tensor grad_conv_weight, Tensor grad_gamma_weight,"
+        " Tensor grad_gamma_bias, Tensor grad_beta_weight, Tensor grad_beta_bias)"
+    ),
+    "self_aware_region_norm": (
+        "(Tensor x, Tensor conv_weight, Tensor gamma_weight, Tensor gamma_bias,"
+        " Tensor beta_weight, Tensor beta_bias, float threshold, bool per_instance, float eps,"
+        " bool scale_eps) -> (Tensor y, Tensor pooled, Tensor argmax, Tensor saliency,"
+        " Tensor gamma, Tensor labels, Tensor count, Tensor mean, Tensor rstd)"
+    ),
+    "self_aware_region_norm_backward": (
+        "(Tensor grad, Tensor x, Tensor pooled, Tensor argmax, Tensor saliency, Tensor gamma,"
+        " Tensor labels, Tensor count, Tensor mean, Tensor rstd, Tensor conv_weight,"
+        " Tensor gamma_weight, Tensor beta_weight, bool per_instance)"
+        " -> (Tensor grad_x, Tensor grad_conv_weight, Tensor grad_gamma_weight,"
+        " Tensor grad_gamma_bias, Tensor grad_beta_weight, Tensor grad_beta_bias)"
+    ),
+}
+
+_libraries: list[torch.library.Library] = []  # a Library that is collected takes its ops with it
+
+
+def define(namespace: str) -> None:
+    """Define every op of `SCHEMAS` under `namespace`."""
+    library = torch.library.Library(namespace, "DEF")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _libraries.append(library)
+
+
+define("torchext")
