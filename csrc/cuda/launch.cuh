@@ -1,0 +1,142 @@
+// What every CUDA op file needs on the host side: launching a kernel, the stream and device of a
+// tensor, pointers, dtype dispatch and registration. The files of this folder compile unchanged
+// with nvcc and, with -DTORCHEXT_EMULATED, with g++ against tests/cuda_emulator/include; this
+// header and vec.cuh are the only places that know the difference.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+// Schemas live in torchext/ops/schema.py; a library only implements. The emulated library has its
+// own namespace and takes CPU tensors.
+#ifdef TORCHEXT_EMULATED
+#define TORCHEXT_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(torchext_emulated, CPU, m)
+#else
+#define TORCHEXT_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(torchext, CUDA, m)
+#endif
+
+// Declares `type* name`, the block's dynamic shared memory. Declared as bytes because two kernel
+// templates may not declare the same extern array with different types.
+#ifdef TORCHEXT_EMULATED
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulator::dynamic_shared())
+#else
+#define DYNAMIC_SHARED(type, name)                                         \
+  extern __shared__ __align__(16) unsigned char torchext_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(torchext_dynamic_shared)
+#endif
+
+namespace torchext::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // clears a launch error so that it is not reported a second time
+  throw std::runtime_error(std::string("CUDA ") + what + " failed: " + cudaGetErrorString(status));
+}
+
+// Launches kernel<<<grid, block, shared_bytes, stream>>>(arguments...) and checks the launch.
+// An empty grid (an empty batch) is no work, where CUDA would call it an error.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  constexpr size_t kSharedWithoutOptIn = 48 * 1024;
+  if (shared_bytes > kSharedWithoutOptIn) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          "shared memory request");
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+        "kernel launch");
+}
+
+// PyTorch's current stream on the tensor's device.
+inline cudaStream_t current_stream(const Tensor& tensor) {
+#ifdef TORCHEXT_EMULATED
+  (void)tensor;
+  return nullptr;
+#else
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+#endif
+}
+
+// Makes the tensor's device current for the lifetime of the guard.
+class DeviceGuard {
+ public:
+#ifdef TORCHEXT_EMULATED
+  explicit DeviceGuard(const Tensor&) {}
+#else
+  explicit DeviceGuard(const Tensor& tensor) : guard_(tensor.get_device_index()) {}
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+inline int multiprocessor_count() {
+  int device = 0;
+  int count = 0;
+  check(cudaGetDevice(&device), "device query");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device query");
+  return count;
+}
+
+// const T for inputs, T for outputs; an absent tensor is a null pointer. The element type is the
+// kernel's (__half), not PyTorch's (c10::Half), so the typed data_ptr<T>() does not serve.
+template <typename T>
+T* data(const Tensor& tensor) {
+  if constexpr (std::is_const_v<T>) {
+    return static_cast<T*>(tensor.const_data_ptr());
+  } else {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+  }
+}
+
+template <typename T>
+T* data(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? data<T>(*tensor) : nullptr;
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// Calls f(Type<T>{}) with the kernel type of a floating dtype.
+template <typename F>
+void dispatch_floating(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return f(Type<float>{});
+    case ScalarType::Double:
+      return f(Type<double>{});
+    case ScalarType::Half:
+      return f(Type<__half>{});
+    case ScalarType::BFloat16:
+      return f(Type<__nv_bfloat16>{});
+    default:
+      throw std::invalid_argument("expected a floating-point tensor");
+  }
+}
+
+}  // namespace torchext::cuda
