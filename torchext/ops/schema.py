@@ -8,6 +8,9 @@ all of them: x (N,C,H,W); labels uint8 (N or 1,1,H,W) holding 0..K-1; statistics
 with R = N for per-instance statistics and 1 for statistics over the batch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 SCHEMAS = {
@@ -72,7 +75,8 @@ SCHEMAS = {
     ),
 }
 
-_libraries: list[torch.library.Library] = []  # a Library that is collected takes its ops with it
+# A Library that is collected takes its ops with it.
+_libraries: list[torch.library.Library] = []
 
 
 def define(namespace: str) -> None:
@@ -83,4 +87,10 @@ def define(namespace: str) -> None:
     _libraries.append(library)
 
 
-define("torchext")
+def implement(namespace: str, name: str, function: Callable[..., Any], key: str) -> None:
+    """Implement an op in Python under a dispatch key."""
+    library = torch.library.Library(namespace, "IMPL")
+    library.impl(name, function, key)
+    _libraries.append(library)
+
+

@@ -1,0 +1,564 @@
+// Region normalisation, vectorised (compiled once per SIMD level, see simd.h).
+//
+// Statistics are blocked: a tile's mean first, then its squared deviations while the tile is in the
+// first-level cache, merged into double. So they are right for |mean| >> deviation, in any region.
+// A pixel's region is chosen by selection, never by multiplying with a mask: what a region holds
+// (NaN, infinity) cannot reach another.
+#include "region_norm_kernels.h"
+
+namespace torchext {
+namespace TORCHEXT_SIMD {
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline void merge(int64_t count, double mean, double squares, Moments& into) {
+  const int64_t total = into.count + count;
+  const double delta = mean - into.mean;
+  const double share = static_cast<double>(count) / static_cast<double>(total);
+  into.mean += delta * share;
+  into.squares += squares + delta * delta * share * static_cast<double>(into.count);
+  into.count = total;
+}
+
+// How a tile's pixels look up a per-region constant: the tile lies in one region, in two, or more.
+template <class A>
+struct OneRegion {
+  struct Lookup {
+    A value;
+    A operator()(int64_t) const { return value; }
+  };
+  uint8_t region;
+  Lookup operator()(const A* table) const { return {table[region]}; }
+};
+template <class A>
+struct TwoRegions {
+  struct Lookup {
+    const uint8_t* labels;
+    uint8_t second;
+    A first_value, second_value;
+    A operator()(int64_t i) const { return labels[i] == second ? second_value : first_value; }
+  };
+  const uint8_t* labels;
+  uint8_t first, second;
+  Lookup operator()(const A* table) const {
+    return {labels, second, table[first], table[second]};
+  }
+};
+template <class A>
+struct ManyRegions {
+  struct Lookup {
+    const uint8_t* labels;
+    const A* table;
+    A operator()(int64_t i) const { return table[labels[i]]; }
+  };
+  const uint8_t* labels;
+  Lookup operator()(const A* table) const { return {labels, table}; }
+};
+
+// Calls body(begin, count, lookup) for every tile of the plane.
+template <class A, class Body>
+inline void for_each_tile(const LabelPlane& plane, Body body) {
+  for (int64_t tile = 0, begin = 0; begin < plane.pixels; ++tile, begin += kTile) {
+    const int64_t count = smaller(kTile, plane.pixels - begin);
+    const TileRegion* present = plane.present + plane.first[tile];
+    switch (plane.first[tile + 1] - plane.first[tile]) {
+      case 1:
+        body(begin, count, OneRegion<A>{present[0].region});
+        break;
+      case 2:
+        body(begin, count,
+             TwoRegions<A>{plane.labels + begin, present[0].region, present[1].region});
+        break;
+      default:
+        body(begin, count, ManyRegions<A>{plane.labels + begin});
+    }
+  }
+}
+
+// 1 for a region that is normalised, 0 for the ignored one: a table like the constants' own.
+template <class A>
+struct Kept {
+  A table[kMaxRegions];
+  Kept(int64_t num_regions, bool ignore_holes) {
+    for (int64_t k = 0; k < num_regions; ++k) table[k] = A(1);
+    if (ignore_holes) table[0] = A(0);
+  }
+};
+
+template <class A>
+inline A sum_of(const A* x, int64_t count) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += x[i];
+  return sum;
+}
+template <class A>
+inline A sum_of(const A* x, const uint8_t* labels, uint8_t region, int64_t count) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += labels[i] == region ? x[i] : A(0);
+  return sum;
+}
+// Sums of d and d^2 for d = x - centre; the first corrects the rounding of the centre.
+template <class A>
+inline void deviations(const A* x, A centre, int64_t count, A& sum, A& squares) {
+  A s = 0, q = 0;
+#pragma omp simd reduction(+ : s, q)
+  for (int64_t i = 0; i < count; ++i) {
+    const A d = x[i] - centre;
+    s += d;
+    q += d * d;
+  }
+  sum = s;
+  squares = q;
+}
+template <class A>
+inline void deviations(const A* x, const uint8_t* labels, uint8_t region, A centre, int64_t count,
+                       A& sum, A& squares) {
+  A s = 0, q = 0;
+#pragma omp simd reduction(+ : s, q)
+  for (int64_t i = 0; i < count; ++i) {
+    const A d = labels[i] == region ? x[i] - centre : A(0);
+    s += d;
+    q += d * d;
+  }
+  sum = s;
+  squares = q;
+}
+// Sums of g and g * (x - mean) over one region of a tile.
+template <class A>
+inline void gradient_sums(const A* g, const A* x, A mean, int64_t count, A& sum, A& product) {
+  A s = 0, p = 0;
+#pragma omp simd reduction(+ : s, p)
+  for (int64_t i = 0; i < count; ++i) {
+    s += g[i];
+    p += g[i] * (x[i] - mean);
+  }
+  sum = s;
+  product = p;
+}
+template <class A>
+inline void gradient_sums(const A* g, const A* x, const uint8_t* labels, uint8_t region, A mean,
+                          int64_t count, A& sum, A& product) {
+  A s = 0, p = 0;
+#pragma omp simd reduction(+ : s, p)
+  for (int64_t i = 0; i < count; ++i) {
+    const bool inside = labels[i] == region;
+    s += inside ? g[i] : A(0);
+    p += inside ? g[i] * (x[i] - mean) : A(0);
+  }
+  sum = s;
+  product = p;
+}
+
+}  // namespace
+
+int32_t tile_regions(const uint8_t* labels, int64_t count, int64_t num_regions,
+                     TileRegion* present) {
+  int32_t ones = 0;
+  uint8_t highest = 0;
+#pragma omp simd reduction(+ : ones) reduction(max : highest)
+  for (int64_t i = 0; i < count; ++i) {
+    ones += labels[i] == 1;
+    highest = labels[i] > highest ? labels[i] : highest;
+  }
+  if (highest >= num_regions) return -1;
+  int32_t counts[kMaxRegions] = {};
+  if (highest <= 1) {
+    counts[0] = static_cast<int32_t>(count) - ones;
+    counts[1] = ones;
+  } else {
+    for (int64_t i = 0; i < count; ++i) ++counts[labels[i]];
+  }
+  int32_t found = 0;
+  for (int region = 0; region <= highest; ++region)
+    if (counts[region] > 0) present[found++] = {static_cast<uint8_t>(region), counts[region]};
+  return found;
+}
+
+template <class T>
+void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Moments* moments) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  for (int64_t tile = 0, begin = 0; begin < plane.pixels; ++tile, begin += kTile) {
+    const int64_t count = smaller(kTile, plane.pixels - begin);
+    const A* values = input(x + begin, count);
+    const uint8_t* labels = plane.labels + begin;
+    for (int32_t i = plane.first[tile]; i < plane.first[tile + 1]; ++i) {
+      const TileRegion part = plane.present[i];
+      if (ignore_holes && part.region == 0) continue;
+      const A size = static_cast<A>(part.count);
+      A centre, sum, squares;
+      if (part.count == count) {
+        centre = sum_of(values, count) / size;
+        deviations(values, centre, count, sum, squares);
+      } else {
+        centre = sum_of(values, labels, part.region, count) / size;
+        deviations(values, labels, part.region, centre, count, sum, squares);
+      }
+      const double correction = static_cast<double>(sum) / part.count;
+      const double exact = static_cast<double>(squares) - correction * static_cast<double>(sum);
+      merge(part.count, static_cast<double>(centre) + correction, exact, moments[part.region]);
+    }
+  }
+}
+
+template <class T>
+void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumulate_t<T>>& k,
+                 int64_t num_regions, const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes,
+                 T* y) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  OutputTile<T> output;
+  const Kept<A> kept(num_regions, ignore_holes);
+  for_each_tile<A>(plane, [&](int64_t begin, int64_t count, auto lookup) {
+    const A* __restrict in = input(x + begin, count);
+    A* __restrict out = output(y + begin);
+    const auto mean = lookup(k.mean), scale = lookup(k.scale), offset = lookup(k.offset);
+    if (maps.weight != nullptr) {
+      const A* __restrict weight = maps.weight + begin;
+      const A* __restrict bias = maps.bias + begin;
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = ((in[i] - mean(i)) * scale(i) + offset(i)) * weight[i] + bias[i];
+    } else {
+      for (int64_t i = 0; i < count; ++i) out[i] = (in[i] - mean(i)) * scale(i) + offset(i);
+    }
+    if (ignore_holes) {
+      const auto keep = lookup(kept.table);
+      for (int64_t i = 0; i < count; ++i) out[i] = keep(i) != A(0) ? out[i] : A(0);
+    }
+    output.commit(y + begin, count);
+  });
+}
+
+template <class T>
+void plane_gradient_sums(const T* grad, const T* x, const LabelPlane& plane,
+                         const accumulate_t<T>* mean, const accumulate_t<T>* rstd,
+                         int64_t num_regions, const accumulate_t<T>* weight_map, bool ignore_holes,
+                         double* sums, accumulate_t<T>* weight_gradient,
+                         accumulate_t<T>* bias_gradient) {
+  using A = accumulate_t<T>;
+  InputTile<T> x_input, grad_input;
+  A weighted[kTile];
+  const Kept<A> kept(num_regions, ignore_holes);
+  int64_t tile = 0;
+  for_each_tile<A>(plane, [&](int64_t begin, int64_t count, auto lookup) {
+    const A* __restrict in = x_input(x + begin, count);
+    const A* __restrict g = grad_input(grad + begin, count);
+    const uint8_t* labels = plane.labels + begin;
+    if (weight_map != nullptr) {
+      const A* __restrict weight = weight_map + begin;
+      A* __restrict weight_sum = weight_gradient + begin;
+      A* __restrict bias_sum = bias_gradient + begin;
+      const auto centre = lookup(mean), scale = lookup(rstd), keep = lookup(kept.table);
+      for (int64_t i = 0; i < count; ++i) {
+        weight_sum[i] += keep(i) != A(0) ? g[i] * ((in[i] - centre(i)) * scale(i)) : A(0);
+        bias_sum[i] += keep(i) != A(0) ? g[i] : A(0);
+        weighted[i] = g[i] * weight[i];
+      }
+      g = weighted;
+    }
+    for (int32_t i = plane.first[tile]; i < plane.first[tile + 1]; ++i) {
+      const TileRegion part = plane.present[i];
+      if (ignore_holes && part.region == 0) continue;
+      A sum, product;
+      if (part.count == count)
+        gradient_sums(g, in, mean[part.region], count, sum, product);
+      else
+        gradient_sums(g, in, labels, part.region, mean[part.region], count, sum, product);
+      sums[2 * part.region] += static_cast<double>(sum);
+      sums[2 * part.region + 1] += static_cast<double>(product) * rstd[part.region];
+    }
+    ++tile;
+  });
+}
+
+template <class T>
+void plane_gradient_apply(const T* grad, const T* x, const LabelPlane& plane,
+                          const RegionGradient<accumulate_t<T>>& k, int64_t num_regions,
+                          const PixelMaps<accumulate_t<T>>& maps, int32_t channel,
+                          bool ignore_holes, T* grad_x) {
+  using A = accumulate_t<T>;
+  InputTile<T> x_input, grad_input;
+  OutputTile<T> output;
+  const Kept<A> kept(num_regions, ignore_holes);
+  for_each_tile<A>(plane, [&](int64_t begin, int64_t count, auto lookup) {
+    const A* __restrict in = x_input(x + begin, count);
+    const A* __restrict g = grad_input(grad + begin, count);
+    A* __restrict out = output(grad_x + begin);
+    const auto mean = lookup(k.mean), scale = lookup(k.scale), slope = lookup(k.slope);
+    const auto mean_gradient = lookup(k.mean_gradient);
+    if (maps.weight != nullptr) {
+      const A* __restrict weight = maps.weight + begin;
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = scale(i) * (g[i] * weight[i] - mean_gradient(i)) - (in[i] - mean(i)) * slope(i);
+    } else {
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = scale(i) * (g[i] - mean_gradient(i)) - (in[i] - mean(i)) * slope(i);
+    }
+    if (ignore_holes) {
+      const auto keep = lookup(kept.table);
+      for (int64_t i = 0; i < count; ++i) out[i] = keep(i) != A(0) ? out[i] : A(0);
+    }
+    if (maps.argmax != nullptr) {
+      const A* __restrict share = maps.mean_gradient + begin;
+      const A* __restrict max_gradient = maps.max_gradient + begin;
+      const int32_t* __restrict argmax = maps.argmax + begin;
+      for (int64_t i = 0; i < count; ++i)
+        out[i] += share[i] + (argmax[i] == channel ? max_gradient[i] : A(0));
+    }
+    output.commit(grad_x + begin, count);
+  });
+}
+
+// Channels last: a pixel's channels are contiguous, so they are the vector, and a pixel's region
+// picks one row of each (K, C) table. A block of pixels is reduced in the accumulate type and then
+// merged into double, as a tile is above.
+namespace {
+
+// Channels handled at a time: bounds the block's working set whatever C is.
+constexpr int64_t kChannels = 256;
+constexpr int64_t kPixels = 16;
+
+// kPixels rows of at most kChannels elements in the accumulate type.
+template <class T>
+struct Rows {
+  accumulate_t<T> buffer[kPixels * kChannels];
+  const accumulate_t<T>* row[kPixels];
+  void fill(const T* x, int64_t stride, int64_t rows, int64_t channels) {
+    for (int64_t p = 0; p < rows; ++p) {
+      widen(x + p * stride, buffer + p * kChannels, channels);
+      row[p] = buffer + p * kChannels;
+    }
+  }
+};
+template <class A>
+struct RowsInPlace {
+  const A* row[kPixels];
+  void fill(const A* x, int64_t stride, int64_t rows, int64_t) {
+    for (int64_t p = 0; p < rows; ++p) row[p] = x + p * stride;
+  }
+};
+template <>
+struct Rows<float> : RowsInPlace<float> {};
+template <>
+struct Rows<double> : RowsInPlace<double> {};
+
+// Calls body(region, members, number of members) for every region among the rows' labels.
+template <class Body>
+inline void for_each_region(const uint8_t* labels, int64_t rows, bool ignore_holes, Body body) {
+  uint64_t seen = ignore_holes ? 1 : 0;
+  for (int64_t p = 0; p < rows; ++p) {
+    const uint8_t region = labels[p];
+    if (seen >> region & 1) continue;
+    seen |= uint64_t{1} << region;
+    int64_t members[kPixels], count = 0;
+    for (int64_t q = p; q < rows; ++q)
+      if (labels[q] == region) members[count++] = q;
+    body(region, members, count);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void pixels_moments(const T* x, const uint8_t* labels, int64_t pixels, int64_t channels,
+                    int64_t num_regions, bool ignore_holes, int64_t* count, double* mean,
+                    double* squares) {
+  using A = accumulate_t<T>;
+  (void)num_regions;
+  Rows<T> rows;
+  A centre[kChannels], sum[kChannels], square[kChannels];
+  for (int64_t begin = 0; begin < pixels; begin += kPixels) {
+    const int64_t block = smaller(kPixels, pixels - begin);
+    for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
+      const int64_t width = smaller(kChannels, channels - c0);
+      const bool last = c0 + kChannels >= channels;
+      rows.fill(x + begin * channels + c0, channels, block, width);
+      for_each_region(
+          labels + begin, block, ignore_holes,
+          [&](uint8_t region, const int64_t* members, int64_t size) {
+            for (int64_t c = 0; c < width; ++c) centre[c] = sum[c] = square[c] = A(0);
+            for (int64_t m = 0; m < size; ++m) {
+              const A* __restrict row = rows.row[members[m]];
+              for (int64_t c = 0; c < width; ++c) centre[c] += row[c];
+            }
+            const A inverse = A(1) / static_cast<A>(size);
+            for (int64_t c = 0; c < width; ++c) centre[c] *= inverse;
+            for (int64_t m = 0; m < size; ++m) {
+              const A* __restrict row = rows.row[members[m]];
+              for (int64_t c = 0; c < width; ++c) {
+                const A d = row[c] - centre[c];
+                sum[c] += d;
+                square[c] += d * d;
+              }
+            }
+            const double before = static_cast<double>(count[region]);
+            const double share = static_cast<double>(size) / (before + static_cast<double>(size));
+            const double cross = share * before, per_pixel = 1.0 / static_cast<double>(size);
+            double* __restrict means = mean + region * channels + c0;
+            double* __restrict total = squares + region * channels + c0;
+            for (int64_t c = 0; c < width; ++c) {
+              const double correction = static_cast<double>(sum[c]) * per_pixel;
+              const double exact =
+                  static_cast<double>(square[c]) - correction * static_cast<double>(sum[c]);
+              const double delta = static_cast<double>(centre[c]) + correction - means[c];
+              means[c] += delta * share;
+              total[c] += exact + delta * delta * cross;
+            }
+            if (last) count[region] += size;
+          });
+    }
+  }
+}
+
+template <class T>
+void pixels_apply(const T* x, const uint8_t* labels, int64_t pixels, int64_t channels,
+                  const RegionAffine<accumulate_t<T>>& k, const PixelMaps<accumulate_t<T>>& maps,
+                  bool ignore_holes, T* y) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  OutputTile<T> output;
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c0 = 0; c0 < channels; c0 += kTile) {
+      const int64_t width = smaller(kTile, channels - c0);
+      T* to = y + p * channels + c0;
+      A* __restrict out = output(to);
+      if (ignore_holes && labels[p] == 0) {
+        for (int64_t c = 0; c < width; ++c) out[c] = A(0);
+      } else {
+        const int64_t table = labels[p] * channels + c0;
+        const A* __restrict in = input(x + p * channels + c0, width);
+        const A* __restrict mean = k.mean + table;
+        const A* __restrict scale = k.scale + table;
+        const A* __restrict offset = k.offset + table;
+        const A weight = maps.weight != nullptr ? maps.weight[p] : A(1);
+        const A bias = maps.weight != nullptr ? maps.bias[p] : A(0);
+        for (int64_t c = 0; c < width; ++c)
+          out[c] = ((in[c] - mean[c]) * scale[c] + offset[c]) * weight + bias;
+      }
+      output.commit(to, width);
+    }
+  }
+}
+
+template <class T>
+void pixels_gradient_sums(const T* grad, const T* x, const uint8_t* labels, int64_t pixels,
+                          int64_t channels, int64_t num_regions, const accumulate_t<T>* mean,
+                          const accumulate_t<T>* rstd, const accumulate_t<T>* weight_map,
+                          bool ignore_holes, double* sums, accumulate_t<T>* weight_gradient,
+                          accumulate_t<T>* bias_gradient) {
+  using A = accumulate_t<T>;
+  Rows<T> x_rows, grad_rows;
+  A sum[kChannels], product[kChannels];
+  for (int64_t begin = 0; begin < pixels; begin += kPixels) {
+    const int64_t block = smaller(kPixels, pixels - begin);
+    for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
+      const int64_t width = smaller(kChannels, channels - c0);
+      x_rows.fill(x + begin * channels + c0, channels, block, width);
+      grad_rows.fill(grad + begin * channels + c0, channels, block, width);
+      for_each_region(
+          labels + begin, block, ignore_holes,
+          [&](uint8_t region, const int64_t* members, int64_t size) {
+            const A* __restrict centre = mean + region * channels + c0;
+            const A* __restrict scale = rstd + region * channels + c0;
+            for (int64_t c = 0; c < width; ++c) sum[c] = product[c] = A(0);
+            for (int64_t m = 0; m < size; ++m) {
+              const A* __restrict row = x_rows.row[members[m]];
+              const A* __restrict g = grad_rows.row[members[m]];
+              const A weight = weight_map != nullptr ? weight_map[begin + members[m]] : A(1);
+              for (int64_t c = 0; c < width; ++c) {
+                const A weighted = g[c] * weight;
+                sum[c] += weighted;
+                product[c] += weighted * (row[c] - centre[c]);
+              }
+              if (weight_map != nullptr) {
+                A weight_sum = 0, bias_sum = 0;
+#pragma omp simd reduction(+ : weight_sum, bias_sum)
+                for (int64_t c = 0; c < width; ++c) {
+                  weight_sum += g[c] * ((row[c] - centre[c]) * scale[c]);
+                  bias_sum += g[c];
+                }
+                weight_gradient[begin + members[m]] += weight_sum;
+                bias_gradient[begin + members[m]] += bias_sum;
+              }
+            }
+            double* __restrict sum_total = sums + region * channels + c0;
+            double* __restrict product_total = sums + (num_regions + region) * channels + c0;
+            for (int64_t c = 0; c < width; ++c) {
+              sum_total[c] += static_cast<double>(sum[c]);
+              product_total[c] += static_cast<double>(product[c]) * static_cast<double>(scale[c]);
+            }
+          });
+    }
+  }
+}
+
+template <class T>
+void pixels_gradient_apply(const T* grad, const T* x, const uint8_t* labels, int64_t pixels,
+                           int64_t channels, const RegionGradient<accumulate_t<T>>& k,
+                           const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes, T* grad_x) {
+  using A = accumulate_t<T>;
+  InputTile<T> x_input, grad_input;
+  OutputTile<T> output;
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c0 = 0; c0 < channels; c0 += kTile) {
+      const int64_t width = smaller(kTile, channels - c0);
+      T* to = grad_x + p * channels + c0;
+      A* __restrict out = output(to);
+      if (ignore_holes && labels[p] == 0) {
+        for (int64_t c = 0; c < width; ++c) out[c] = A(0);
+      } else {
+        const int64_t table = labels[p] * channels + c0;
+        const A* __restrict in = x_input(x + p * channels + c0, width);
+        const A* __restrict g = grad_input(grad + p * channels + c0, width);
+        const A* __restrict mean = k.mean + table;
+        const A* __restrict scale = k.scale + table;
+        const A* __restrict mean_gradient = k.mean_gradient + table;
+        const A* __restrict slope = k.slope + table;
+        const A weight = maps.weight != nullptr ? maps.weight[p] : A(1);
+        for (int64_t c = 0; c < width; ++c)
+          out[c] = scale[c] * (g[c] * weight - mean_gradient[c]) - (in[c] - mean[c]) * slope[c];
+      }
+      if (maps.argmax != nullptr) {
+        const A share = maps.mean_gradient[p];
+        for (int64_t c = 0; c < width; ++c) out[c] += share;
+        const int64_t largest = maps.argmax[p] - c0;
+        if (largest >= 0 && largest < width) out[largest] += maps.max_gradient[p];
+      }
+      output.commit(to, width);
+    }
+  }
+}
+
+#define TORCHEXT_INSTANTIATE(T)                                                                  \
+  template void plane_moments<T>(const T*, const LabelPlane&, bool, Moments*);                   \
+  template void plane_apply<T>(const T*, const LabelPlane&, const RegionAffine<accumulate_t<T>>&, \
+                               int64_t, const PixelMaps<accumulate_t<T>>&, bool, T*);            \
+  template void plane_gradient_sums<T>(const T*, const T*, const LabelPlane&,                    \
+                                       const accumulate_t<T>*, const accumulate_t<T>*, int64_t,  \
+                                       const accumulate_t<T>*, bool, double*, accumulate_t<T>*,  \
+                                       accumulate_t<T>*);                                        \
+  template void plane_gradient_apply<T>(const T*, const T*, const LabelPlane&,                   \
+                                        const RegionGradient<accumulate_t<T>>&, int64_t,         \
+                                        const PixelMaps<accumulate_t<T>>&, int32_t, bool, T*);   \
+  template void pixels_moments<T>(const T*, const uint8_t*, int64_t, int64_t, int64_t, bool,     \
+                                  int64_t*, double*, double*);                                   \
+  template void pixels_apply<T>(const T*, const uint8_t*, int64_t, int64_t,                      \
+                                const RegionAffine<accumulate_t<T>>&,                            \
+                                const PixelMaps<accumulate_t<T>>&, bool, T*);                    \
+  template void pixels_gradient_sums<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,    \
+                                        int64_t, const accumulate_t<T>*, const accumulate_t<T>*, \
+                                        const accumulate_t<T>*, bool, double*, accumulate_t<T>*, \
+                                        accumulate_t<T>*);                                       \
+  template void pixels_gradient_apply<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,   \
+                                         const RegionGradient<accumulate_t<T>>&,                 \
+                                         const PixelMaps<accumulate_t<T>>&, bool, T*);
+TORCHEXT_INSTANTIATE(float)
+TORCHEXT_INSTANTIATE(double)
+TORCHEXT_INSTANTIATE(Half)
+TORCHEXT_INSTANTIATE(BFloat16)
+
+}  // namespace TORCHEXT_SIMD
+}  // namespace torchext

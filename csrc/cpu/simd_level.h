@@ -1,0 +1,56 @@
+// The SIMD levels that a build holds, and the one in use.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+namespace torchext {
+
+enum class SimdLevel : int { portable = 0, avx2 = 1, avx512 = 2 };
+
+inline const char* name(SimdLevel level) {
+  switch (level) {
+    case SimdLevel::avx512:
+      return "avx512";
+    case SimdLevel::avx2:
+      return "avx2";
+    default:
+      return "portable";
+  }
+}
+
+inline SimdLevel highest_simd_level() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return SimdLevel::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    return SimdLevel::avx2;
+#endif
+  return SimdLevel::portable;
+}
+
+// TORCHEXT_SIMD=portable|avx2|avx512 lowers the level; one that the machine lacks is not taken.
+// Read at each call (tens of nanoseconds), so that a level can be forced within a process.
+inline SimdLevel simd_level() {
+  static const SimdLevel highest = highest_simd_level();
+  const char* forced = std::getenv("TORCHEXT_SIMD");
+  if (forced == nullptr) return highest;
+  for (SimdLevel level : {SimdLevel::portable, SimdLevel::avx2, SimdLevel::avx512})
+    if (std::strcmp(forced, name(level)) == 0 && level <= highest) return level;
+  return highest;
+}
+
+}  // namespace torchext
+
+// Calls FUNCTION of the namespace of the level in use.
+#if defined(__x86_64__)
+#define TORCHEXT_AT_SIMD_LEVEL(FUNCTION)                                              \
+  (torchext::simd_level() == torchext::SimdLevel::avx512 ? torchext::avx512::FUNCTION \
+   : torchext::simd_level() == torchext::SimdLevel::avx2 ? torchext::avx2::FUNCTION   \
+                                                         : torchext::portable::FUNCTION)
+#else
+#define TORCHEXT_AT_SIMD_LEVEL(FUNCTION) torchext::portable::FUNCTION
+#endif

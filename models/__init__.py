@@ -1,0 +1,1 @@
+"""Reference implementations of published papers, built from `torchext.nn`."""

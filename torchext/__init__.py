@@ -1,0 +1,44 @@
+"""Fused kernels and drop-in layers for mask-aware image synthesis.
+
+`torchext.region_norm` and the other functions are stateless; `torchext.nn` holds the modules,
+`torchext.reference` the plain-PyTorch definitions, `torchext.backend` says which kernel runs.
+"""
+
+import importlib.metadata
+import importlib.util
+
+from ._version import __version__
+
+if any(name.metadata["Name"] == "torchext" for name in importlib.metadata.distributions(name="torchext")):
+    raise ImportError(
+        "another distribution named 'torchext', unrelated to this package, is installed and owns"
+        " the same folder: run `pip uninstall torchext`, then `pip install --force-reinstall"
+        " torchext-kernels`"
+    )
+if importlib.util.find_spec("torchext.kernels") is None:
+    raise ImportError(
+        "torchext was imported from a source checkout that is not installed: its folders kernels/"
+        " and models/ become torchext.kernels and torchext.models only by an installation. Run"
+        " `pip install -e . --no-build-isolation` in the checkout, or leave its folder"
+    )
+
+from . import backend, nn, reference
+from ._load import build_info
+from .ops import (
+    region_norm,
+    region_statistics,
+    self_aware_affine,
+    self_aware_region_norm,
+)
+
+__all__ = [
+    "__version__",
+    "backend",
+    "build_info",
+    "nn",
+    "reference",
+    "region_norm",
+    "region_statistics",
+    "self_aware_affine",
+    "self_aware_region_norm",
+]

@@ -1,0 +1,61 @@
+"""Finds and loads the native libraries, once, and remembers why one is missing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .ops import schema  # noqa: F401  the libraries implement ops that must exist already
+
+_FOLDER = Path(__file__).parent / "lib"
+
+
+def _left_out(part: str) -> str:
+    """What the build said about a library that it did not make."""
+    try:
+        reasons = json.loads((_FOLDER / "build.json").read_text())["left_out"]
+    except (OSError, ValueError, KeyError):
+        return "not built"
+    return f"not built: {reasons[part]}" if part in reasons else "not built"
+
+
+def _load(part: str) -> str:
+    """Load lib/libtorchext_PART.so. Returns "" or the reason why there is none."""
+    path = _FOLDER / f"libtorchext_{part}.so"
+    if not path.exists():
+        return _left_out(part)
+    if part == "cuda" and torch.version.cuda is None:
+        return "the installed torch is a CPU build"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        built = build_info_of_module().get("built_with_torch", "unknown")
+        return f"built with torch {built}, cannot be loaded by torch {torch.__version__}: {error}"
+    return ""
+
+
+def build_info_of_module() -> dict[str, Any]:
+    """What the compiled module says of its build; empty where it was not compiled."""
+    try:
+        from . import _C
+    except ImportError:
+        return {}
+    return _C.build_info()
+
+
+problems = {part: _load(part) for part in ("cpu", "cuda")}
+
+
+def build_info() -> dict[str, Any]:
+    """What this installation holds.
+
+    Returns:
+        `libraries` maps "cpu" and "cuda" to "loaded" or to the reason why it is missing; where the
+        package was compiled, also `built_with_torch`, `stable_abi` (the oldest torch that the
+        libraries run on), `compiler`, `cuda_version`, `cuda_architectures` ("80;90;120+PTX"),
+        `simd_highest` (what this processor could use) and `simd` (what is used; the environment
+        variable TORCHEXT_SIMD lowers it).
+    """
+    libraries = {part: problem or "loaded" for part, problem in problems.items()}
+    return {"libraries": libraries, **build_info_of_module()}

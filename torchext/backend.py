@@ -1,0 +1,206 @@
+"""Which kernel runs: the one place where a backend is chosen.
+
+A CPU tensor goes to the C++ kernels, a CUDA tensor to the CUDA kernels if they were compiled for
+its device, else to Triton; whatever is left goes to the reference in plain PyTorch, with one warning
+that says why. `use` or the environment variable TORCHEXT_BACKEND forces one backend; `which` and
+`explain` answer without running anything.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import _load
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of kernels.
+
+    Attributes:
+        name: what `use` and TORCHEXT_BACKEND call it.
+        namespace: where its ops are registered; empty for the reference, which is called directly.
+        problem: why it cannot take a tensor of a device type ("" if it can). Chooses, explains and
+            is the text of the error when the backend is forced.
+        automatic: False for a backend that runs only when it is forced.
+    """
+
+    name: str
+    namespace: str
+    problem: Callable[[str], str]
+    automatic: bool = True
+
+
+def _cpu_problem(device_type: str) -> str:
+    if device_type != "cpu":
+        return f"takes CPU tensors, got one on {device_type}"
+    return _load.problems["cpu"] and f"the CPU library is missing ({_load.problems['cpu']})"
+
+
+@functools.cache
+def _uncovered_devices() -> str:
+    """Which of the visible GPUs the compiled architectures do not cover."""
+    names = [item for item in _load.build_info()["cuda_architectures"].split(";") if item]
+    compiled = [int(name.removesuffix("+PTX")) for name in names]
+    portable = [int(name.removesuffix("+PTX")) for name in names if name.endswith("+PTX")]
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        capability = 10 * major + minor
+        # A cubin runs on the later minor versions of its major version, PTX on anything later.
+        covered = any(a // 10 == major and a <= capability for a in compiled)
+        if not covered and not any(a <= capability for a in portable):
+            return f"cuda:{index} has capability {major}.{minor}, compiled were {';'.join(names)}"
+    return ""
+
+
+def _cuda_problem(device_type: str) -> str:
+    if device_type != "cuda":
+        return f"takes CUDA tensors, got one on {device_type}"
+    if _load.problems["cuda"]:
+        return f"the CUDA library is missing ({_load.problems['cuda']})"
+    return _uncovered_devices()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_problem(device_type: str) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cuda" or (device_type == "cpu" and _interpreted()):
+        return ""
+    return f"takes CUDA tensors (CPU tensors with TRITON_INTERPRET=1), got one on {device_type}"
+
+
+REFERENCE = Backend("reference", "", lambda _device_type: "")
+_backends = {
+    "cpu": Backend("cpu", "torchext", _cpu_problem),
+    "cuda": Backend("cuda", "torchext", _cuda_problem),
+    "triton": Backend("triton", "torchext_triton", _triton_problem, automatic=not _interpreted()),
+    "reference": REFERENCE,
+}
+_forced: str | None = os.environ.get("TORCHEXT_BACKEND") or None
+_check_values = False
+
+
+def names() -> list[str]:
+    """The backends, in the order in which they are tried."""
+    return list(_backends)
+
+
+def register(backend: Backend) -> None:
+    """Add a backend whose ops are registered (`torchext.ops.install`) in its namespace."""
+    _backends[backend.name] = backend
+
+
+def explain(op: str, x: torch.Tensor) -> dict[str, str]:
+    """Why each backend can or cannot run an op on a tensor.
+
+    Args:
+        op: an op's name, as in `torchext.ops.schema.SCHEMAS`. All ops exist in every backend.
+        x: the tensor that the op would be called with.
+
+    Returns:
+        Backend name to reason, "" where the backend can run it.
+    """
+    _check_op(op)
+    return {name: backend.problem(x.device.type) for name, backend in _backends.items()}
+
+
+def which(op: str, x: torch.Tensor) -> str:
+    """The name of the backend that would run an op on a tensor.
+
+    Raises:
+        ValueError: no op has this name, or no backend has the forced name.
+        NotImplementedError: the forced backend cannot take the tensor.
+    """
+    _check_op(op)
+    return choose(op, x).name
+
+
+def choose(op: str, x: torch.Tensor) -> Backend:
+    """The backend that runs `op` on `x`; forced, or the first that can."""
+    device_type = x.device.type
+    if _forced is not None:
+        backend = _backends.get(_forced)
+        if backend is None:
+            raise ValueError(f"backend: expected one of {list(_backends)}, got {_forced!r}")
+        problem = backend.problem(device_type)
+        if problem:
+            raise NotImplementedError(f"{op}: the backend {_forced!r} was forced, but {problem}")
+        return backend
+    for backend in _backends.values():
+        if backend.automatic and not backend.problem(device_type):
+            if backend is REFERENCE and not torch.compiler.is_compiling():
+                _warn_of_reference(device_type)
+            return backend
+    raise AssertionError("the reference takes every tensor")
+
+
+@functools.cache
+def _warn_of_reference(device_type: str) -> None:
+    reasons = "; ".join(
+        f"{name}: {backend.problem(device_type)}"
+        for name, backend in _backends.items()
+        if backend is not REFERENCE and backend.automatic
+    )
+    warnings.warn(
+        f"torchext runs its slow reference on {device_type} tensors ({reasons})", stacklevel=5
+    )
+
+
+def _check_op(op: str) -> None:
+    from .ops.schema import SCHEMAS
+
+    if op not in SCHEMAS:
+        raise ValueError(f"op: expected one of {sorted(SCHEMAS)}, got {op!r}")
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Force a backend for everything inside the `with` block (in every thread).
+
+    Args:
+        name: one of `names()`.
+
+    Raises:
+        ValueError: no backend has this name.
+    """
+    global _forced
+    if name not in _backends:
+        raise ValueError(f"name: expected one of {list(_backends)}, got {name!r}")
+    before = _forced
+    _forced = name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@contextlib.contextmanager
+def check_values() -> Iterator[None]:
+    """Check mask values on CUDA tensors too, by asynchronous device asserts.
+
+    On CPU tensors values are always checked in eager mode; under `torch.compile` and export never.
+    """
+    global _check_values
+    before = _check_values
+    _check_values = True
+    try:
+        yield
+    finally:
+        _check_values = before
+
+
+def checks_values(x: torch.Tensor) -> bool:
+    """Whether the values of a mask on `x`'s device are checked now."""
+    if torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" or _check_values

@@ -1,0 +1,472 @@
+"""Region normalisation: "Region Normalization for Image Inpainting" (AAAI 2020)."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import backend, reference
+from .checks import (
+    MAX_REGIONS,
+    accumulate_dtype,
+    check_choice,
+    check_device,
+    check_feature_map,
+    check_integer,
+    check_parameter,
+    check_positive,
+    check_tensor,
+    memory_format,
+    native,
+)
+from .registration import call, operator, register
+
+Scope = Literal["batch", "instance"]
+EpsForm = Literal["published", "plain"]
+
+
+def region_norm(
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    num_regions: int = 2,
+    scope: Scope = "batch",
+    eps: float = 1e-5,
+    eps_form: EpsForm = "published",
+    spatial_weight: Tensor | None = None,
+    spatial_bias: Tensor | None = None,
+    ignore_holes: bool = False,
+    resize_mask: bool = False,
+    process_group: "dist.ProcessGroup | None" = None,
+) -> Tensor:
+    """Normalise every region of a feature map by its own mean and variance. Mask: 1 known, 0 hole.
+
+    For a pixel of region k: y = (x - mean_k) / sqrt(variance_k + eps_k) * weight_k + bias_k, with
+    the biased statistics of that region's pixels, per channel ("Region Normalization for Image
+    Inpainting", AAAI 2020, section 3). An empty region contributes nothing; a region of one pixel
+    gives `bias` and no gradient.
+
+    Args:
+        x: (N,C,H,W), float32, float64, float16 or bfloat16; contiguous or channels_last (other
+            strides are copied). Statistics of the halves are taken in float32.
+        mask: (N or 1,1,H,W) on x's device. A bool or floating-point mask is binary and its value is
+            the region: 0 the hole, 1 the known pixels. An integer mask holds labels 0..K-1. Gets no
+            gradient.
+        weight, bias: (K,C), both or none: an affine per region and channel.
+        num_regions: K, 1 to 64.
+        scope: "batch" takes statistics over (N,H,W), in training and evaluation alike: what the
+            published code and checkpoint do. "instance" takes them per image: what the paper says.
+        eps: added to the variance, positive.
+        eps_form: "published" uses eps_k = eps * M / S_k, with M pixels in all and S_k in region k,
+            the form that the published code amounts to; "plain" uses eps_k = eps.
+        spatial_weight, spatial_bias: (N,1,H,W), both or none, instead of weight and bias: one affine
+            per pixel, shared by all channels.
+        ignore_holes: never read the pixels of region 0 (they may hold NaN); y and the gradient are
+            exactly 0 there.
+        resize_mask: take a mask of any height and width and resize it to x's, by nearest neighbour
+            at index floor(i * in / out), as the published layer does.
+        process_group: take the statistics over all processes of the group, each holding part of
+            the batch; scope "batch" only. Gradients of weight and bias stay local, for DDP to
+            average. Differentiable once.
+
+    Returns:
+        y, with x's shape, dtype and memory format.
+
+    Memory beyond the result: one byte per pixel for the labels and (R,K,C) statistics; x, the
+    labels and the statistics are kept for backward.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit, or, in eager mode on the CPU (elsewhere
+            with `torchext.backend.check_values`), a mask holds other values than allowed.
+    """
+    check_feature_map("x", x)
+    check_integer("num_regions", num_regions, 1, MAX_REGIONS)
+    check_choice("scope", scope, ("batch", "instance"))
+    check_choice("eps_form", eps_form, ("published", "plain"))
+    check_positive("eps", eps)
+    mask = check_mask(x, mask, num_regions, resize_mask)
+    N, C, H, W = x.shape
+    _check_pair("weight", weight, "bias", bias, (num_regions, C), x)
+    _check_pair(
+        "spatial_weight", spatial_weight, "spatial_bias", spatial_bias, (N, 1, H, W), x
+    )
+    if weight is not None and spatial_weight is not None:
+        raise ValueError("weight, spatial_weight: expected at most one of the two, got both")
+    if process_group is not None and scope != "batch":
+        raise ValueError(f"process_group: expected scope 'batch' with it, got {scope!r}")
+
+    chosen = backend.choose("region_norm", x)
+    accumulate = accumulate_dtype(x.dtype)
+    affine = [
+        None if value is None else value.to(accumulate).contiguous()
+        for value in (weight, bias, spatial_weight, spatial_bias)
+    ]
+    labels = region_labels(x, mask, num_regions)
+    options = {
+        "num_regions": num_regions,
+        "per_instance": scope == "instance",
+        "eps": float(eps),
+        "scale_eps": eps_form == "published",
+        "ignore_holes": ignore_holes,
+    }
+    if chosen is backend.REFERENCE:
+        if process_group is not None:
+            options["all_reduce"] = _differentiable_all_reduce(process_group)
+        return reference.region_norm(x, labels, *affine, **options)
+    arguments = (native(x), labels, *affine, *options.values())
+    if process_group is not None:
+        return _SynchronizedRegionNorm.apply(chosen.namespace, process_group, *arguments)
+    return call(chosen.namespace, "region_norm", *arguments)[0]
+
+
+def region_statistics(
+    x: Tensor,
+    mask: Tensor,
+    *,
+    num_regions: int = 2,
+    scope: Scope = "batch",
+    ignore_holes: bool = False,
+    resize_mask: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel count, mean and biased variance of every region. Mask: 1 known, 0 hole.
+
+    Args: as for `region_norm`. Gets no gradient.
+
+    Returns:
+        count: int64 (R,K); R is N for scope "instance", 1 for "batch".
+        mean, variance: (R,K,C), float32 (float64 for a float64 x); 0 for an empty region, and for
+            region 0 with `ignore_holes`.
+
+    Raises: as `region_norm`.
+    """
+    check_feature_map("x", x)
+    check_integer("num_regions", num_regions, 1, MAX_REGIONS)
+    check_choice("scope", scope, ("batch", "instance"))
+    mask = check_mask(x, mask, num_regions, resize_mask)
+    chosen = backend.choose("region_statistics", x)
+    x = x.detach()
+    labels = region_labels(x, mask, num_regions)
+    options = {
+        "num_regions": num_regions,
+        "per_instance": scope == "instance",
+        "ignore_holes": ignore_holes,
+    }
+    if chosen is backend.REFERENCE:
+        return reference.region_statistics(x, labels, **options)
+    return call(chosen.namespace, "region_statistics", native(x), labels, *options.values())
+
+
+def check_mask(x: Tensor, mask: Tensor, num_regions: int, resize_mask: bool) -> Tensor:
+    """Raise what `region_norm` documents for a mask; returns it as (N or 1,1,H,W)."""
+    check_tensor("mask", mask)
+    if mask.dtype == torch.bool or mask.is_floating_point():
+        if num_regions != 2:
+            raise TypeError(
+                f"mask: expected integer labels for num_regions={num_regions}, got {mask.dtype}"
+            )
+    elif mask.is_complex() or mask.dtype not in _LABEL_DTYPES:
+        raise TypeError(f"mask: expected a bool, integer or floating-point mask, got {mask.dtype}")
+    check_device("mask", mask, x)
+    if mask.dim() == 4 and mask.shape[1] > 1 and mask.stride(1) == 0:
+        mask = mask[:, :1]  # one channel, expanded
+    N, _, H, W = x.shape
+    batches = f"{N} or 1" if N != 1 else "1"
+    fits = mask.dim() == 4 and mask.shape[0] in (1, N) and mask.shape[1] == 1
+    if resize_mask:
+        if not fits or 0 in mask.shape[2:]:
+            raise ValueError(
+                f"mask: expected the shape ({batches}, 1, any, any), got {tuple(mask.shape)}"
+            )
+    elif not fits or tuple(mask.shape[2:]) != (H, W):
+        raise ValueError(
+            f"mask: expected the shape ({batches}, 1, {H}, {W}) for x of {tuple(x.shape)},"
+            f" got {tuple(mask.shape)}"
+        )
+    return mask
+
+
+_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def region_labels(x: Tensor, mask: Tensor, num_regions: int) -> Tensor:
+    """uint8 labels of x's height and width from a checked mask."""
+    chosen = backend.choose("region_labels", x)
+    H, W = x.shape[2:]
+    if chosen is backend.REFERENCE:
+        return reference.region_labels(mask.detach(), H, W, num_regions)
+    check_values = backend.checks_values(x)
+    return call(
+        chosen.namespace,
+        "region_labels",
+        mask.detach().contiguous(),
+        H,
+        W,
+        num_regions,
+        check_values,
+    )
+
+
+def _check_pair(
+    first_name: str,
+    first: Tensor | None,
+    second_name: str,
+    second: Tensor | None,
+    shape: tuple[int, ...],
+    x: Tensor,
+) -> None:
+    if (first is None) != (second is None):
+        missing = first_name if first is None else second_name
+        raise ValueError(f"{missing}: expected both {first_name} and {second_name}, or none")
+    for name, value in ((first_name, first), (second_name, second)):
+        if value is not None:
+            check_parameter(name, value, shape, x)
+
+
+# --- statistics over processes ------------------------------------------------------------------
+
+
+def _differentiable_all_reduce(group: dist.ProcessGroup) -> Any:
+    from torch.distributed.nn.functional import all_reduce
+
+    return lambda value: all_reduce(value, group=group)
+
+
+class _SynchronizedRegionNorm(torch.autograd.Function):
+    """Region normalisation with the statistics of all processes of a group.
+
+    Two small all-reduces forward (counts with sums, then squared deviations from the common mean,
+    so that a large mean costs no accuracy), one backward (the gradient's region sums).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        namespace: str,
+        group: dist.ProcessGroup,
+        x: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        spatial_weight: Tensor | None,
+        spatial_bias: Tensor | None,
+        num_regions: int,
+        per_instance: bool,
+        eps: float,
+        scale_eps: bool,
+        ignore_holes: bool,
+    ) -> Tensor:
+        tail = (num_regions, per_instance, ignore_holes)
+        count, mean, variance = operator(namespace, "region_statistics")(x, labels, *tail)
+        local = count.double().unsqueeze(-1)
+        totals = torch.cat((local, local * mean), dim=-1)
+        dist.all_reduce(totals, group=group)
+        size = totals[..., :1].clamp(min=1)
+        common = totals[..., 1:] / size
+        squares = local * (variance + (mean - common).square())
+        dist.all_reduce(squares, group=group)
+        count = totals[..., 0].long()
+        region_eps = eps * count.sum() / size if scale_eps else eps
+        rstd = torch.rsqrt(squares / size + region_eps).to(mean.dtype)
+        mean = common.to(mean.dtype)
+        ctx.save_for_backward(x, labels, count, mean, rstd, weight, spatial_weight)
+        ctx.namespace, ctx.group, ctx.tail = namespace, group, tail
+        return operator(namespace, "region_norm_apply")(
+            x, labels, mean, rstd, weight, bias, spatial_weight, spatial_bias, *tail
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, labels, count, mean, rstd, weight, spatial_weight = ctx.saved_tensors
+        grad = _like(grad, x)
+        sums, grad_spatial_weight, grad_spatial_bias = operator(
+            ctx.namespace, "region_norm_backward_sums"
+        )(grad, x, labels, mean, rstd, spatial_weight, *ctx.tail)
+        grad_weight, grad_bias = _affine_gradients(sums, weight)
+        total = sums.clone()
+        dist.all_reduce(total, group=ctx.group)
+        grad_x = operator(ctx.namespace, "region_norm_backward_apply")(
+            grad, x, labels, count, mean, rstd, total, weight, spatial_weight, None, None, *ctx.tail
+        )
+        if spatial_weight is None:
+            grad_spatial_weight = grad_spatial_bias = None
+        gradients = (grad_weight, grad_bias, grad_spatial_weight, grad_spatial_bias)
+        return None, None, grad_x, None, *gradients, None, None, None, None, None
+
+
+# --- registration -------------------------------------------------------------------------------
+
+
+def _like(grad: Tensor, x: Tensor) -> Tensor:
+    """The incoming gradient in x's dtype and memory format."""
+    return grad.to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def _affine_gradients(sums: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight and bias (K,C) from the region sums (2,R,K,C)."""
+    if weight is None:
+        return None, None
+    total = sums[:, 0] if sums.shape[1] == 1 else sums.sum(dim=1)
+    return total[1], total[0]
+
+
+def _statistics_shape(x: Tensor, num_regions: int, per_instance: bool) -> tuple[int, int, int]:
+    return (x.shape[0] if per_instance else 1), num_regions, x.shape[1]
+
+
+def _fake_labels(mask: Tensor, height: int, width: int, num_regions: int, check: bool) -> Tensor:
+    return mask.new_empty((mask.shape[0], 1, height, width), dtype=torch.uint8)
+
+
+def _fake_statistics(
+    x: Tensor, labels: Tensor, num_regions: int, per_instance: bool, ignore_holes: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    R, K, C = _statistics_shape(x, num_regions, per_instance)
+    dtype = accumulate_dtype(x.dtype)
+    count = x.new_empty((R, K), dtype=torch.int64)
+    return count, x.new_empty((R, K, C), dtype=dtype), x.new_empty((R, K, C), dtype=dtype)
+
+
+def _fake_norm(
+    x: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    spatial_weight: Tensor | None,
+    spatial_bias: Tensor | None,
+    num_regions: int,
+    per_instance: bool,
+    eps: float,
+    scale_eps: bool,
+    ignore_holes: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *_fake_statistics(x, labels, num_regions, per_instance, False)
+
+
+def _fake_apply(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_sums(
+    grad: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    spatial_weight: Tensor | None,
+    num_regions: int,
+    per_instance: bool,
+    ignore_holes: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (2, *_statistics_shape(x, num_regions, per_instance))
+    N, _, H, W = x.shape
+    pixels = (0,) if spatial_weight is None else (N, 1, H, W)
+    return mean.new_empty(shape), mean.new_empty(pixels), mean.new_empty(pixels)
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    spatial_weight: Tensor | None,
+    *tail: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *_fake_sums(grad, x, labels, mean, rstd, spatial_weight, *tail)
+
+
+def _fake_backward_apply(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, labels, weight, bias, spatial_weight, spatial_bias, *options = inputs
+    _, count, mean, rstd = output
+    ctx.mark_non_differentiable(count, mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias
+    )
+    ctx.options = options
+
+
+def gradients_of_reference(function: Any, inputs: list[Any], grad: Tensor) -> list[Any]:
+    """Differentiable gradients of a reference, for backward passes that are differentiated again."""
+    wanted = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+    with torch.enable_grad():
+        output = function(*inputs)
+    gradients = iter(
+        torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True)
+    )
+    return [
+        next(gradients) if isinstance(value, Tensor) and value.requires_grad else None
+        for value in inputs
+    ]
+
+
+def _backward(namespace: str) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        tail = (None,) * 5
+        if grad is None:
+            return (None,) * 6 + tail
+        x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias = ctx.saved_tensors
+        num_regions, per_instance, eps, scale_eps, ignore_holes = ctx.options
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+
+            def function(x: Tensor, *affine: Tensor | None) -> Tensor:
+                return reference.region_norm(
+                    x,
+                    labels,
+                    *affine,
+                    num_regions=num_regions,
+                    per_instance=per_instance,
+                    eps=eps,
+                    scale_eps=scale_eps,
+                    ignore_holes=ignore_holes,
+                )
+
+            inputs = [x, weight, bias, spatial_weight, spatial_bias]
+            grad_x, *affine_gradients = gradients_of_reference(function, inputs, grad)
+            return grad_x, None, *affine_gradients, *tail
+        grad_x, sums, grad_spatial_weight, grad_spatial_bias = operator(
+            namespace, "region_norm_backward"
+        )(
+            _like(grad, x),
+            x,
+            labels,
+            count,
+            mean,
+            rstd,
+            weight,
+            spatial_weight,
+            num_regions,
+            per_instance,
+            ignore_holes,
+        )
+        if spatial_weight is None:
+            grad_spatial_weight = grad_spatial_bias = None
+        affine_gradients = (
+            *_affine_gradients(sums, weight),
+            grad_spatial_weight,
+            grad_spatial_bias,
+        )
+        return grad_x, None, *affine_gradients, *tail
+
+    return backward
+
+
+def register_ops(namespace: str) -> None:
+    register(namespace, "region_labels", _fake_labels)
+    register(namespace, "region_statistics", _fake_statistics)
+    register(namespace, "region_norm", _fake_norm, _setup_context, _backward(namespace))
+    register(namespace, "region_norm_apply", _fake_apply)
+    register(namespace, "region_norm_backward", _fake_backward)
+    register(namespace, "region_norm_backward_sums", _fake_sums)
+    register(namespace, "region_norm_backward_apply", _fake_backward_apply)

@@ -1,0 +1,18 @@
+"""The definition of every op in plain PyTorch: any dtype, any device, differentiable twice.
+
+Written to read like the formulas, not to be fast. The kernels are compared with these in float64.
+"""
+
+from .region_norm import region_labels, region_norm, region_statistics
+from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
+from .self_aware_region_norm import self_aware_region_norm
+
+__all__ = [
+    "channel_mean_max",
+    "region_labels",
+    "region_norm",
+    "region_statistics",
+    "self_aware_affine",
+    "self_aware_maps",
+    "self_aware_region_norm",
+]
