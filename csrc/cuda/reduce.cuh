@@ -11,7 +11,9 @@ constexpr int kWarpSize = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 
 // Count, mean and sum of squared deviations of a set of values. The count is a T because it only
-// weighs means here; an exact count beyond 2^24 is the caller's to keep in an integer.
+// weighs means here; an exact count beyond 2^24 is the caller's to keep in an integer. Where values
+// lie far from zero, let all sets hold means relative to one common value: a float mean of 1e4
+// deviations is itself only good to 1e-3 deviations, and merging compares means.
 template <typename T>
 struct Moments {
   T count;
