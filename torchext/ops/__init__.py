@@ -1,5 +1,9 @@
 """Functional API: checks, autograd and dispatch of every op."""
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
@@ -17,6 +21,19 @@ __all__ = [
 ]
 
 _FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm)
+# The Triton launchers of each file of torchext.kernels.
+_TRITON_LAUNCHERS = {
+    "region_norm": (
+        "region_labels",
+        "region_statistics",
+        "region_norm",
+        "region_norm_apply",
+        "region_norm_backward",
+        "region_norm_backward_sums",
+        "region_norm_backward_apply",
+    ),
+    "self_aware_affine": ("channel_mean_max", "self_aware_maps", "self_aware_maps_backward"),
+}
 
 
 def install(namespace: str) -> None:
@@ -26,4 +43,20 @@ def install(namespace: str) -> None:
         family.register_ops(namespace)
 
 
+def _triton_launcher(module: str, name: str) -> Callable[..., Any]:
+    def launcher(*args: Any) -> Any:  # triton is imported by the first call that needs it
+        return getattr(importlib.import_module(f"torchext.kernels.{module}"), name)(*args)
+
+    return launcher
+
+
+def _install_triton() -> None:
+    install("torchext_triton")
+    for module, names in _TRITON_LAUNCHERS.items():
+        for name in names:
+            for key in ("CUDA", "CPU"):  # CPU tensors run under Triton's interpreter
+                schema.implement("torchext_triton", name, _triton_launcher(module, name), key)
+
+
 install("torchext")
+_install_triton()
