@@ -17,7 +17,6 @@
 #include <cassert>
 #include <cmath>
 #include <tuple>
-#include <vector>
 
 #include "region_statistics.cuh"
 
@@ -680,20 +679,6 @@ __global__ void __launch_bounds__(kApplyThreads)
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  const std::vector<int64_t> shape(sizes);
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
-void expects_plain(const Tensor& tensor, ScalarType dtype, int64_t elements, const char* message) {
-  expects(tensor.scalar_type() == dtype && tensor.numel() == elements && tensor.is_contiguous(),
-          message);
-}
-void expects_plain(const std::optional<Tensor>& tensor, ScalarType dtype, int64_t elements,
-                   const char* message) {
-  if (tensor.has_value()) expects_plain(*tensor, dtype, elements, message);
-}
-
 RegionView describe(const Tensor& x, const Tensor& labels, int64_t num_regions, bool per_instance,
                     bool ignore_holes) {
   expects(x.dim() == 4, "x: expected a tensor of four dimensions");
@@ -973,10 +958,9 @@ void launch_spatial_sums(const RegionView& view, const Tensor& grad, const Tenso
   dispatch_apply<T>(
       view, channels_last,
       [&](auto width, auto format) {
-        const int64_t blocks = view.groups * split.slices * split.splits;
-        expects(blocks < (int64_t{1} << 31), "tensor too large for one launch");
         launch(spatial_sums_kernel<T, decltype(width)::value, decltype(format)::value>,
-               dim3(static_cast<unsigned>(blocks)), dim3(warps * kWarpSize), warps * warp_bytes,
+               grid_of(view.groups * split.slices * split.splits), dim3(warps * kWarpSize),
+               warps * warp_bytes,
                current_stream(x), view, split, data<const T>(grad), data<const T>(x),
                data<const uint8_t>(labels), data<const A>(mean), data<const A>(rstd),
                data<const A>(spatial_weight), partials, weight_parts, bias_parts);

@@ -20,9 +20,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../checks.h"
 #include "launch.cuh"
 #include "reduce.cuh"
+#include "tensors.cuh"
 #include "vec.cuh"
 
 namespace torchext::cuda {
@@ -66,11 +66,7 @@ struct Slicing {
     slices = (view.group_pixels() + length - 1) / length;
   }
 
-  dim3 grid(const RegionView& view) const {
-    const int64_t blocks = view.groups * slices * tiles;
-    expects(blocks < (int64_t{1} << 31), "tensor too large for one launch");
-    return dim3(static_cast<unsigned>(blocks));
-  }
+  dim3 grid(const RegionView& view) const { return grid_of(view.groups * slices * tiles); }
 };
 
 // Which slice, channel tile and group the block works on. Tiles run fastest: blocks that share a
@@ -540,48 +536,12 @@ __global__ void __launch_bounds__(kStatisticsThreads)
 
 // ---- host ---------------------------------------------------------------------------------------
 
-inline ScalarType accumulate_type(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// True for channels last, false for contiguous; anything else is an error. Where both fit the
-// tensor counts as contiguous, as everywhere in the package.
-inline bool is_channels_last(const Tensor& x) {
-  expects(x.dim() == 4, "expected a tensor of four dimensions");
-  if (x.is_contiguous()) return false;
-  int64_t stride = 1;
-  for (int64_t dim : {1, 3, 2, 0}) {
-    expects(x.size(dim) == 1 || x.stride(dim) == stride,
-            "expected a contiguous or channels_last tensor");
-    stride *= x.size(dim);
-  }
-  return true;
-}
-
 // Owns the memory of Partials, kept in PyTorch's caching allocator.
 template <typename A>
 struct PartialsBuffer {
   Tensor planes, counts;
   Partials<A> partials;
 };
-
-// Calls f(width tag, channels-last tag) with the widest access that x allows, or with 1.
-template <typename T, typename F>
-void dispatch_access(bool wide, bool channels_last, F&& f) {
-  constexpr int kWidest = kMaxAccessBytes / sizeof(T);
-  auto with_format = [&](auto width) {
-    if (channels_last) {
-      f(width, std::true_type{});
-    } else {
-      f(width, std::false_type{});
-    }
-  };
-  if (wide) {
-    with_format(std::integral_constant<int, kWidest>{});
-  } else {
-    with_format(std::integral_constant<int, 1>{});
-  }
-}
 
 // Launches the pass over x (and grad, if not null). Without grad: moments; with it: sums, for
 // which mean and rstd (groups, regions, channels) are needed.
@@ -615,11 +575,10 @@ PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Te
     const Slicing slicing(view, tiles, step, std::min({by_work, by_blocks, most}));
 
     const int64_t results = view.groups * view.regions * slicing.slices;
-    buffer.planes = torch::stable::new_empty(like, {{2 * results * view.channels}},
-                                             accumulate_type(like));
+    buffer.planes = new_tensor(like, {2 * results * view.channels}, accumulate_type(like));
     buffer.partials = {data<A>(buffer.planes), nullptr, slicing.slices};
     if (!kGradient) {
-      buffer.counts = torch::stable::new_empty(like, {{results}}, ScalarType::Long);
+      buffer.counts = new_tensor(like, {results}, ScalarType::Long);
       buffer.partials.counts = data<int64_t>(buffer.counts);
     }
     launch(region_partials_kernel<T, V, kChannelsLast, decltype(two_regions)::value, kGradient>,
