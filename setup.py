@@ -1,13 +1,14 @@
 """Builds the native parts: the CPU library, the CUDA library where nvcc is found, and _C.
 
-Metadata is in pyproject.toml. What a missing compiler leaves out is said at the end of the build and
-by `torchext.build_info()`; it is never an error, because Triton and the reference need none.
+Metadata is in pyproject.toml. What a missing compiler leaves out is said at the end of the build
+and by `torchext.build_info()`; it is never an error, because Triton and the reference need none.
 
 Environment:
     TORCH_CUDA_ARCH_LIST   architectures to compile, as in PyTorch ("8.0;9.0+PTX")
     TORCHEXT_CUDA          0: never build the CUDA library; 1: fail when it cannot be built
-    CXX, NVCC              the compilers (default g++ or c++, nvcc)
+    CXX, NVCC              the compilers (default g++ or c++, nvcc); nothing else is tried then
     MAX_JOBS               compilations that run at once
+    TORCHEXT_COVERAGE      1: count executed lines of the C++ sources, for gcov
 """
 
 import json
@@ -43,9 +44,10 @@ def find_cxx() -> str | None:
 
 
 def find_nvcc() -> str | None:
-    for candidate in (os.environ.get("NVCC"), "nvcc"):
-        if candidate and (path := shutil.which(candidate)):
-            return path
+    if "NVCC" in os.environ:
+        return shutil.which(os.environ["NVCC"])
+    if path := shutil.which("nvcc"):
+        return path
     for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
         if home and (path := shutil.which("nvcc", path=str(Path(home) / "bin"))):
             return path
@@ -144,20 +146,24 @@ class BuildNative(build_ext):
             self.warn(f"torchext: {part} was left out: {reason}")
 
     def build_native(self, module: Path, libraries: Path) -> dict[str, str]:
-        for stale in (module, libraries / "libtorchext_cpu.so", libraries / "libtorchext_cuda.so"):
-            stale.unlink(missing_ok=True)
+        """Build what can be built; returns what was left out, and why."""
+        cpu_library = libraries / "libtorchext_cpu.so"
+        cuda_library = libraries / "libtorchext_cuda.so"
         cxx = find_cxx()
         if cxx is None:
+            for stale in (module, cpu_library, cuda_library):
+                stale.unlink(missing_ok=True)
             reason = "no C++ compiler was found"
             return {"cpu": reason, "cuda": reason}
         left_out = {}
         ninja = NinjaFile(cxx, ROOT / "build" / f"native-{sys.implementation.cache_tag}")
-        self.add_cpu(ninja, libraries)
+        self.add_cpu(ninja, cpu_library)
         nvcc, reason = self.usable_nvcc(ninja)
         architectures = cuda_architectures(nvcc) if nvcc else []
         if nvcc:
-            self.add_cuda(ninja, nvcc, cxx, architectures, libraries)
+            self.add_cuda(ninja, nvcc, cxx, architectures, cuda_library)
         else:
+            cuda_library.unlink(missing_ok=True)
             left_out["cuda"] = reason
         self.add_module(ninja, module, nvcc, architectures)
         ninja.run()
@@ -178,7 +184,7 @@ class BuildNative(build_ext):
             raise RuntimeError(f"TORCHEXT_CUDA=1, but {reason}")
         return nvcc, reason
 
-    def add_cpu(self, ninja: NinjaFile, libraries: Path) -> None:
+    def add_cpu(self, ninja: NinjaFile, library: Path) -> None:
         objects = []
         for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
             if source.stem.endswith("_kernels"):
@@ -192,10 +198,10 @@ class BuildNative(build_ext):
                 flags = f"{ninja.host_flags} {ninja.includes}"
                 objects.append(ninja.objects("cxx", source, f"cpu/{source.stem}", flags))
         flags = f"-L{ninja.torch_library_folder} -ltorch_cpu -lm"
-        ninja.link(libraries / "libtorchext_cpu.so", objects, flags)
+        ninja.link(library, objects, flags)
 
     def add_cuda(
-        self, ninja: NinjaFile, nvcc: str, cxx: str, architectures: list[str], libraries: Path
+        self, ninja: NinjaFile, nvcc: str, cxx: str, architectures: list[str], library: Path
     ) -> None:
         ninja.add_nvcc(nvcc, cxx)
         includes = ninja.includes.replace("-isystem ", "-isystem=")
@@ -215,7 +221,7 @@ class BuildNative(build_ext):
             f"-L{ninja.torch_library_folder} -ltorch_cpu -ltorch_cuda"
             f" -L{toolkit}/lib64 -lcudart_static -ldl -lrt -lpthread"
         )
-        ninja.link(libraries / "libtorchext_cuda.so", objects, flags)
+        ninja.link(library, objects, flags)
 
     def add_module(
         self, ninja: NinjaFile, module: Path, nvcc: str | None, architectures: list[str]
