@@ -60,10 +60,11 @@ struct Slicing {
         step_images(step / view.pixels),
         step_pixels(step % view.pixels),
         tiles(static_cast<unsigned>(tiles)) {
-    const int64_t steps = (view.group_pixels() + step - 1) / step;
+    // an empty batch is one slice without pixels, so that its (empty) statistics are written
+    const int64_t steps = std::max<int64_t>(1, (view.group_pixels() + step - 1) / step);
     wanted_slices = std::max<int64_t>(1, std::min(wanted_slices, steps));
     length = (steps + wanted_slices - 1) / wanted_slices * step;
-    slices = (view.group_pixels() + length - 1) / length;
+    slices = std::max<int64_t>(1, (view.group_pixels() + length - 1) / length);
   }
 
   dim3 grid(const RegionView& view) const { return grid_of(view.groups * slices * tiles); }
@@ -328,7 +329,7 @@ struct Run {
 // labels may be null: then every pixel is of region 0. kTwoRegions holds both regions' runs in
 // registers; otherwise a thread has one run, of the region that it is in.
 template <typename T, int V, bool kChannelsLast, bool kTwoRegions, bool kGradient>
-__global__ void __launch_bounds__(kStatisticsThreads)
+__global__ void __launch_bounds__(kStatisticsThreads, 2)
     region_partials_kernel(RegionView view, Slicing slicing, const T* x, const T* grad,
                            const uint8_t* labels, const accumulate_t<T>* mean,
                            const accumulate_t<T>* rstd, Partials<accumulate_t<T>> partials) {
@@ -337,7 +338,7 @@ __global__ void __launch_bounds__(kStatisticsThreads)
   constexpr int kSums = Shape::kSums;
   constexpr int kPixels = Shape::kPixels;
   // accesses in flight; fewer where the sums already take many registers
-  constexpr int kUnroll = !kTwoRegions || kSums == 8 || (kGradient && kSums > 1) ? 2 : 4;
+  constexpr int kUnroll = !kTwoRegions || V == 8 || (kGradient && kSums > 1) ? 2 : 4;
   DYNAMIC_SHARED(A, shared);
 
   const int threads = blockDim.x;
