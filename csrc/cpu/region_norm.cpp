@@ -192,7 +192,9 @@ template <class Store>
 void for_each_region(const Problem& problem, const Moments* moments, int64_t stride, Store store) {
   for (int64_t k = 0; k < problem.regions; ++k) {
     const Moments& m = moments[k * stride];
-    store(k, m.mean, m.count > 0 ? m.squares / static_cast<double>(m.count) : 0.0);
+    // Rounding can leave the squares of a constant region below zero.
+    const double squares = m.squares < 0 ? 0.0 : m.squares;
+    store(k, m.mean, m.count > 0 ? squares / static_cast<double>(m.count) : 0.0);
   }
 }
 

@@ -1,0 +1,103 @@
+"""torchext.self_aware_region_norm (RN-L) against the float64 reference, on every backend."""
+
+import pytest
+import torch
+from ops.test_self_aware_affine import NAMES, feature_map, weights_of
+from support.backends import emulator, parameters, running
+from support.tolerance import assert_close
+
+import torchext
+from torchext import reference
+
+SHAPES = [(2, 5, 9, 13), (1, 40, 20, 17), (3, 1, 7, 7), (1, 3, 40, 41)]
+
+
+def threshold_of(x: torch.Tensor, weights: list[torch.Tensor]) -> float:
+    """A saliency that splits the pixels, as far as possible from any pixel's own."""
+    weights = [w.detach().double() for w in weights]
+    saliency = reference.self_aware_affine(x.detach().double(), *weights)[0].flatten().sort()[0]
+    middle = saliency[len(saliency) // 4 : 3 * len(saliency) // 4 + 2]
+    gap = middle.diff()
+    i = gap.argmax()
+    assert gap[i] > 1e-4
+    return ((middle[i] + middle[i + 1]) / 2).item()
+
+
+def evaluate(x: torch.Tensor, weights: list[torch.Tensor], function, grad, **options) -> list:
+    leaves = [t.clone().requires_grad_() for t in (x, *weights)]
+    y = function(*leaves, **options)
+    y.backward(grad.to(y.dtype))
+    return [y, *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("name", parameters())
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_backward(shape: tuple, dtype: torch.dtype, last: bool, name: str) -> None:
+    if name == "triton-interpreted" and dtype != torch.float32 and shape != SHAPES[0]:
+        pytest.skip("the interpreter runs one shape of the other dtypes")
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    scope = "instance" if shape[0] == 3 else "batch"
+    with running(name) as device:
+        x = feature_map(shape, dtype, device, last)
+        weights = weights_of(7, accumulate, device)
+        grad = feature_map(shape, dtype, device, last).flip(0)
+        options = {"threshold": threshold_of(x, weights)}
+        got = evaluate(x, weights, torchext.self_aware_region_norm, grad, scope=scope, **options)
+    assert got[0].dtype == got[1].dtype == dtype
+    weights64 = [w.double() for w in weights]
+    options["per_instance"] = scope == "instance"
+    expected = evaluate(x.double(), weights64, reference.self_aware_region_norm, grad, **options)
+    pixels = shape[0] * shape[2] * shape[3]
+    for key, g, e in zip(("y", "x", *NAMES), got, expected, strict=True):
+        rounding = dtype if key in ("y", "x") else accumulate
+        # Weight gradients are sums over all pixels of terms of either sign.
+        scale = max(e.abs().max().item(), pixels**0.5) if key in NAMES else None
+        assert_close(key, g, e, length=pixels * shape[1], dtype=rounding, scale=scale)
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
+def test_gradcheck(name: str) -> None:
+    with running(name) as device:
+        x = feature_map((2, 3, 4, 5), torch.float64, device, False).requires_grad_()
+        weights = [w.requires_grad_() for w in weights_of(3, torch.float64, device)]
+        threshold = threshold_of(x, weights)
+
+        def function(*leaves: torch.Tensor) -> torch.Tensor:
+            return torchext.self_aware_region_norm(*leaves, threshold=threshold)
+
+        fast = name == "triton-interpreted"
+        assert torch.autograd.gradcheck(function, (x, *weights), fast_mode=fast)
+        if name == "cpu":
+            assert torch.autograd.gradgradcheck(function, (x, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(requires_grad: bool) -> None:
+    x = feature_map((2, 3, 6, 7), torch.float32, "cpu", True)
+    weights = weights_of(7, torch.float32, "cpu")
+    leaves = [t.requires_grad_(requires_grad) for t in (x, *weights)]
+    ops = torch.ops.torchext
+    arguments = (*leaves, threshold_of(x, weights), False, 1e-5, True)
+    torch.library.opcheck(ops.self_aware_region_norm, arguments)
+    if not requires_grad:
+        y, *saved = ops.self_aware_region_norm(*arguments)
+        conv_weight, gamma_weight, _, beta_weight, _ = weights
+        arguments = (torch.randn_like(y), x, *saved, conv_weight, gamma_weight, beta_weight, False)
+        torch.library.opcheck(ops.self_aware_region_norm_backward, arguments)
+
+
+@pytest.mark.parametrize("name", parameters("cuda-emulated"))
+def test_thread_order(name: str) -> None:
+    x = feature_map((2, 6, 18, 21), torch.float32, "cpu", False)
+    weights = weights_of(7, torch.float32, "cpu")
+    results = []
+    with running(name):
+        for order in ("forward", "reverse", "shuffled:7"):
+            with emulator().order(order):
+                results.append(
+                    evaluate(x, weights, torchext.self_aware_region_norm, x, threshold=0.5)
+                )
+    for values in zip(*results, strict=True):
+        assert all(torch.equal(values[0], other) for other in values[1:])
