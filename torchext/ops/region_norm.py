@@ -196,9 +196,11 @@ def region_labels(x: Tensor, mask: Tensor, num_regions: int) -> Tensor:
     """uint8 labels of x's height and width from a checked mask."""
     chosen = backend.choose("region_labels", x)
     H, W = x.shape[2:]
-    if chosen is backend.REFERENCE:
-        return reference.region_labels(mask.detach(), H, W, num_regions)
     check_values = backend.checks_values(x)
+    if chosen is backend.REFERENCE:
+        if check_values:
+            _check_mask_values(mask, num_regions)
+        return reference.region_labels(mask.detach(), H, W, num_regions)
     return call(
         chosen.namespace,
         "region_labels",
@@ -208,6 +210,17 @@ def region_labels(x: Tensor, mask: Tensor, num_regions: int) -> Tensor:
         num_regions,
         check_values,
     )
+
+
+def _check_mask_values(mask: Tensor, num_regions: int) -> None:
+    """What the kernels check themselves."""
+    binary = mask.dtype == torch.bool or mask.is_floating_point()
+    allowed = (mask == 0) | (mask == 1) if binary else (mask >= 0) & (mask < num_regions)
+    if not allowed.all():
+        expected = "only the values 0 and 1" if binary else f"labels from 0 to {num_regions - 1}"
+        wrong = mask[~allowed][0].item()
+        shown = f"{wrong:f}" if binary else str(wrong)
+        raise ValueError(f"mask: expected {expected}, got {shown}")
 
 
 def _check_pair(
