@@ -11,6 +11,7 @@ DEVELOPMENT_ARCHITECTURES := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0;10.0+PTX)
 BIN := .venv/bin
 NATIVE_SOURCES := $(shell find csrc -type f)
 PYTHON_SOURCES := $(shell find torchext kernels models -name '*.py')
+PACKAGE_SOURCES := setup.py pyproject.toml MANIFEST.in README.md LICENSE csrc kernels models torchext
 CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 PYTEST := $(BIN)/pytest
 QUICK := not slow and not gpu and not packaging
@@ -74,16 +75,19 @@ test-sanitize: build
 	TORCHEXT_TEST_BACKENDS=cuda-emulated $(PYTEST) -m '$(QUICK)' tests/ops $(ARGUMENTS)
 
 # A second build, with counters, beside the development build, which stays as fast as it is.
-COVERAGE := build/coverage
+COVERAGE := $(CURDIR)/build/coverage
 coverage: build
-	rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
-	cp -r setup.py pyproject.toml MANIFEST.in README.md LICENSE csrc kernels models torchext $(COVERAGE)
+	rm -rf $(COVERAGE) build/cuda_emulator/objects/*.gcda
+	mkdir -p $(COVERAGE)
+	cp -r $(PACKAGE_SOURCES) $(COVERAGE)
 	rm -rf $(COVERAGE)/torchext/lib $(COVERAGE)/torchext/*.so
-	cd $(COVERAGE) && TORCHEXT_COVERAGE=1 TORCHEXT_CUDA=0 python -m pip install --quiet \
-	    --no-build-isolation --no-deps --target site .
-	PYTHONPATH=$(CURDIR)/$(COVERAGE)/site TORCHEXT_EMULATOR_COVERAGE=1 \
-	TORCHEXT_TEST_BACKENDS=reference,cpu,cuda-emulated \
-	$(PYTEST) -m '$(QUICK)' tests/ops tests/nn $(ARGUMENTS)
+	cd $(COVERAGE) && TORCHEXT_COVERAGE=1 TORCHEXT_CUDA=0 \
+	python -m pip install --quiet --no-build-isolation --no-deps --target site .
+	PYTHONPATH=$(COVERAGE)/site TORCHEXT_EMULATOR_COVERAGE=1 \
+	TORCHEXT_TEST_BACKENDS=reference,cpu,cuda-emulated COVERAGE_FILE=$(COVERAGE)/.coverage \
+	$(PYTEST) -q -m '$(QUICK)' --cov=torchext --cov-report=term tests/ops tests/nn $(ARGUMENTS)
+	gcovr --root $(COVERAGE) --filter '.*/csrc/' $(COVERAGE)/build
+	gcovr --root . --filter csrc/ build/cuda_emulator
 
 # --- the rest ----------------------------------------------------------------------------------
 
