@@ -126,13 +126,13 @@ constexpr int apply_channels() {
 }
 
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kApplyThreads)
+__global__ void __launch_bounds__(kApplyThreads, 4)
     region_norm_apply_kernel(RegionView view, Slicing slicing, const T* x, const uint8_t* labels,
                              T* y, Statistics<accumulate_t<T>> statistics,
                              Affine<accumulate_t<T>> affine) {
   using A = accumulate_t<T>;
   constexpr int kChannels = apply_channels<T, kChannelsLast>();
-  constexpr int kUnroll = 4;  // accesses in flight
+  constexpr int kUnroll = V == 8 ? 2 : 4;  // accesses in flight
   DYNAMIC_SHARED(A, shared);
   const Table<A, kChannels, kChannelsLast> table(shared, view.regions);
 
@@ -149,22 +149,23 @@ __global__ void __launch_bounds__(kApplyThreads)
     *table.at(kShift, region, channel) = affine.bias != nullptr ? load(affine.bias + at) : A(0);
   };
   if (statistics.partials.planes != nullptr) {
-    const A total = static_cast<A>(view.group_pixels());
-    combine_slices<Moments<A>>(
-        view, statistics.partials, work.group, first_channel, channels,
-        [&](int region, int channel, const Moments<A>& moments) {
-          const A count = moments.count > A(0) ? moments.count : A(1);
-          A eps = static_cast<A>(statistics.eps);
-          if (statistics.scale_eps) eps = static_cast<A>(statistics.eps * total) / count;
-          const A rstd = A(1) / sqrt(moments.m2 / count + eps);
-          set(region, channel, moments.mean, rstd);
-          if (work.slice == 0) {
-            const int64_t at =
-                (work.group * view.regions + region) * view.channels + first_channel + channel;
-            store(statistics.mean + at, moments.mean);
-            store(statistics.rstd + at, rstd);
-          }
-        });
+    const double total = view.group_pixels() > 0 ? view.group_pixels() : 1;
+    combine_slices<Moments<A>>(view, statistics.partials, work.group, first_channel, channels,
+                               [&](int region, int channel, const Moments<A>& moments) {
+                                 const A count = moments.count > A(0) ? moments.count : A(1);
+                                 A eps = static_cast<A>(statistics.eps);
+                                 if (statistics.scale_eps)
+                                   eps = static_cast<A>(statistics.eps * total) / count;
+                                 const A rstd = A(1) / sqrt(moments.m2 / count + eps);
+                                 set(region, channel, moments.mean, rstd);
+                                 if (work.slice == 0) {
+                                   const int64_t at =
+                                       (work.group * view.regions + region) * view.channels +
+                                       first_channel + channel;
+                                   store(statistics.mean + at, moments.mean);
+                                   store(statistics.rstd + at, rstd);
+                                 }
+                               });
     if (work.slice == 0 && work.tile == 0) {
       for (int region = threadIdx.x; region < view.regions; region += kApplyThreads) {
         store(statistics.count + work.group * view.regions + region,
@@ -224,8 +225,8 @@ __global__ void __launch_bounds__(kApplyThreads)
       }
     }
   } else {
-    for (Cursor<false> cursor(view, slicing, work, threadIdx.x * V, first_channel);
-         cursor.inside(); cursor.advance()) {
+    for (Cursor<false> cursor(view, slicing, work, threadIdx.x * V, first_channel); cursor.inside();
+         cursor.advance()) {
       const Vec<uint8_t, V> label = load<V>(labels + cursor.label());
       Vec<A, V> weight, bias;
       if (spatial) {
@@ -277,7 +278,7 @@ struct BackwardTerms {
 
 // kSpatial: with a spatial weight, a pooled gradient or both.
 template <typename T, int V, bool kChannelsLast, bool kSpatial>
-__global__ void __launch_bounds__(kApplyThreads)
+__global__ void __launch_bounds__(kApplyThreads, 4)
     region_norm_backward_apply_kernel(RegionView view, Slicing slicing, const T* grad, const T* x,
                                       const uint8_t* labels, T* grad_x,
                                       BackwardTerms<accumulate_t<T>> terms) {
@@ -361,8 +362,8 @@ __global__ void __launch_bounds__(kApplyThreads)
         for (int j = 0; j < V; ++j) {
           A gradient = to_accumulate(gradients[u][j]);
           if (kSpatial) gradient *= weights[u];
-          gradient = scale[j] * ((gradient - offset[j]) -
-                                 (to_accumulate(values[u][j]) - mean[j]) * slope[j]);
+          gradient = scale[j] *
+                     ((gradient - offset[j]) - (to_accumulate(values[u][j]) - mean[j]) * slope[j]);
           if (hole) gradient = A(0);
           if (pooled) {
             gradient += mean_parts[u];
@@ -374,8 +375,8 @@ __global__ void __launch_bounds__(kApplyThreads)
       }
     }
   } else {
-    for (Cursor<false> cursor(view, slicing, work, threadIdx.x * V, first_channel);
-         cursor.inside(); cursor.advance()) {
+    for (Cursor<false> cursor(view, slicing, work, threadIdx.x * V, first_channel); cursor.inside();
+         cursor.advance()) {
       const Vec<uint8_t, V> label = load<V>(labels + cursor.label());
       Vec<A, V> weight, mean_part, max_part;
       Vec<int32_t, V> largest;
@@ -433,22 +434,22 @@ constexpr int kTile = 32;
 constexpr int kTilePitch = kTile + 1;  // rows and columns both fall into different banks
 
 struct SpatialSplit {
-  int64_t image_tiles;      // tiles of pixels per image
-  int64_t slices, length;   // the group's tiles are cut into slices, length in steps of the block
-  int channel_warps;        // warps that share a tile of pixels; the others take further tiles
-  unsigned splits;          // blocks that share a tile of pixels
+  int64_t image_tiles;     // tiles of pixels per image
+  int64_t slices, length;  // the group's tiles are cut into slices, length in steps of the block
+  int channel_warps;       // warps that share a tile of pixels; the others take further tiles
+  unsigned splits;         // blocks that share a tile of pixels
 };
 
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 4)
     spatial_sums_kernel(RegionView view, SpatialSplit split, const T* grad, const T* x,
                         const uint8_t* labels, const accumulate_t<T>* mean,
                         const accumulate_t<T>* rstd, const accumulate_t<T>* spatial_weight,
                         Partials<accumulate_t<T>> partials, accumulate_t<T>* weight_parts,
                         accumulate_t<T>* bias_parts) {
   using A = accumulate_t<T>;
-  constexpr int kAccesses = kTile / V;  // per row of the tile; also per lane and tensor
-  constexpr int kUnroll = kAccesses < 4 ? kAccesses : 4;
+  constexpr int kAccesses = kTile / V;     // per row of the tile; also per lane and tensor
+  constexpr int kUnroll = V == 8 ? 2 : 4;  // accesses to each of two tensors in flight
   DYNAMIC_SHARED(A, shared);
   const int warps = blockDim.x / kWarpSize;
   const int warp = threadIdx.x / kWarpSize;
@@ -499,9 +500,8 @@ __global__ void __launch_bounds__(128)
         const int64_t c = first_channel + (kChannelsLast ? column : row);
         present[u] = inside && p < view.pixels && c < view.channels;
         if (present[u]) {
-          const int64_t offset = kChannelsLast
-                                     ? (image * view.pixels + p) * view.channels + c
-                                     : (image * view.channels + c) * view.pixels + p;
+          const int64_t offset = kChannelsLast ? (image * view.pixels + p) * view.channels + c
+                                               : (image * view.channels + c) * view.pixels + p;
           gradients[u] = load<V>(grad + offset);
           values[u] = load<V>(x + offset);
         }
@@ -512,16 +512,15 @@ __global__ void __launch_bounds__(128)
         const int column = ((base + u) * kWarpSize + lane) % kAccesses * V;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const int at = kChannelsLast ? (column + j) * kTilePitch + row
-                                       : row * kTilePitch + column + j;
+          const int at =
+              kChannelsLast ? (column + j) * kTilePitch + row : row * kTilePitch + column + j;
           tile_grad[at] = present[u] ? to_accumulate(gradients[u][j]) : A(0);
           tile_x[at] = present[u] ? to_accumulate(values[u][j]) : A(0);
         }
       }
     }
-    const int label = pixel_inside ? view.region(load(labels + (view.shared_labels ? pixel
-                                                                                   : map_index)))
-                                   : 0;
+    const int label =
+        pixel_inside ? view.region(load(labels + (view.shared_labels ? pixel : map_index))) : 0;
     const A weight = pixel_inside ? load(spatial_weight + map_index) : A(0);
     __syncwarp();
 
@@ -550,8 +549,7 @@ __global__ void __launch_bounds__(128)
         continue;
       }
       const A gradient = tile_grad[at];
-      const A normal =
-          channel < view.channels ? (tile_x[at] - channel_mean) * channel_rstd : A(0);
+      const A normal = channel < view.channels ? (tile_x[at] - channel_mean) * channel_rstd : A(0);
       tile_x[at] = gradient * normal;
       sum_grad += gradient * pixel_weight;
       sum_product += gradient * pixel_weight * normal;
@@ -626,8 +624,7 @@ __global__ void __launch_bounds__(kApplyThreads)
       static_cast<int>(partials.slices),
       [&](int row, int slice) -> Moments<A> {
         const int64_t result = first_row + row;
-        const auto count =
-            load(partials.counts + result / view.channels * partials.slices + slice);
+        const auto count = load(partials.counts + result / view.channels * partials.slices + slice);
         const int64_t at = result * partials.slices + slice;
         return {static_cast<A>(count), load(partials.planes + at),
                 load(partials.planes + plane + at)};
@@ -691,10 +688,9 @@ RegionView describe(const Tensor& x, const Tensor& labels, int64_t num_regions, 
   view.images_per_group = per_instance ? 1 : view.images;
   view.regions = static_cast<int>(num_regions);
   view.ignore_holes = ignore_holes;
-  expects(view.pixels > 0, "x: expected a height and width of at least 1");
+  expects(view.channels > 0 && view.pixels > 0, "x: expected C, H and W of at least 1");
   expects(labels.dim() == 4 && labels.size(1) == 1 && labels.size(2) == x.size(2) &&
-              labels.size(3) == x.size(3) &&
-              (labels.size(0) == 1 || labels.size(0) == view.images),
+              labels.size(3) == x.size(3) && (labels.size(0) == 1 || labels.size(0) == view.images),
           "labels: expected the shape (N or 1, 1, H, W) of x");
   expects_plain(labels, ScalarType::Byte, labels.size(0) * view.pixels,
                 "labels: expected a contiguous uint8 tensor");
@@ -707,8 +703,8 @@ void expects_like(const Tensor& grad, const Tensor& x) {
   expects(grad.scalar_type() == x.scalar_type() && grad.dim() == 4, "grad: expected x's dtype");
   int64_t matching = 0;
   for (int64_t dim = 0; dim < 4; ++dim) {
-    matching += grad.size(dim) == x.size(dim) &&
-                (x.size(dim) == 1 || grad.stride(dim) == x.stride(dim));
+    matching +=
+        grad.size(dim) == x.size(dim) && (x.size(dim) == 1 || grad.stride(dim) == x.stride(dim));
   }
   expects(matching == 4 || (x.numel() == 0 && grad.numel() == 0),
           "grad: expected x's shape and memory format");
@@ -845,14 +841,13 @@ std::tuple<Tensor, Tensor, Tensor> region_statistics_cuda(const Tensor& x, const
   dispatch_floating(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const auto buffer =
-        region_partials<T>(view, x, is_channels_last(x), data<const T>(x), nullptr,
-                           data<const uint8_t>(labels), nullptr, nullptr);
+    const auto buffer = region_partials<T>(view, x, is_channels_last(x), data<const T>(x), nullptr,
+                                           data<const uint8_t>(labels), nullptr, nullptr);
     const int64_t rows_per_block = kApplyThreads / kWarpSize;
     launch(combine_moments_kernel<A>,
            dim3(static_cast<unsigned>((mean.numel() + rows_per_block - 1) / rows_per_block)),
-           dim3(kApplyThreads), 0, current_stream(x), view, buffer.partials,
-           data<int64_t>(count), data<A>(mean), data<A>(variance));
+           dim3(kApplyThreads), 0, current_stream(x), view, buffer.partials, data<int64_t>(count),
+           data<A>(mean), data<A>(variance));
   });
   return {count, mean, variance};
 }
@@ -872,11 +867,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_cuda(
   dispatch_floating(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const auto affine =
-        describe_affine<A>(view, dtype, weight, bias, spatial_weight, spatial_bias);
-    const auto buffer =
-        region_partials<T>(view, x, is_channels_last(x), data<const T>(x), nullptr,
-                           data<const uint8_t>(labels), nullptr, nullptr);
+    const auto affine = describe_affine<A>(view, dtype, weight, bias, spatial_weight, spatial_bias);
+    const auto buffer = region_partials<T>(view, x, is_channels_last(x), data<const T>(x), nullptr,
+                                           data<const uint8_t>(labels), nullptr, nullptr);
     launch_apply<T>(view, x, labels, y,
                     Statistics<A>{buffer.partials, data<int64_t>(count), data<A>(mean),
                                   data<A>(rstd), eps, scale_eps},
@@ -901,12 +894,15 @@ Tensor region_norm_apply_cuda(const Tensor& x, const Tensor& labels, const Tenso
   dispatch_floating(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const auto affine =
-        describe_affine<A>(view, dtype, weight, bias, spatial_weight, spatial_bias);
+    const auto affine = describe_affine<A>(view, dtype, weight, bias, spatial_weight, spatial_bias);
     // the kernel writes mean and rstd only where it combined them from partial results
     launch_apply<T>(view, x, labels, y,
-                    Statistics<A>{{}, nullptr, const_cast<A*>(data<const A>(mean)),
-                                  const_cast<A*>(data<const A>(rstd)), 0.0, false},
+                    Statistics<A>{{},
+                                  nullptr,
+                                  const_cast<A*>(data<const A>(mean)),
+                                  const_cast<A*>(data<const A>(rstd)),
+                                  0.0,
+                                  false},
                     affine);
   });
   return y;
@@ -931,15 +927,16 @@ void launch_spatial_sums(const RegionView& view, const Tensor& grad, const Tenso
   while (split.channel_warps < warps && split.channel_warps < channel_tiles) {
     split.channel_warps *= 2;
   }
-  split.splits = static_cast<unsigned>((channel_tiles + split.channel_warps - 1) /
-                                       split.channel_warps);
+  split.splits =
+      static_cast<unsigned>((channel_tiles + split.channel_warps - 1) / split.channel_warps);
   split.image_tiles = (view.pixels + kTile - 1) / kTile;
   const int64_t per_step = warps / split.channel_warps;
-  const int64_t steps = (split.image_tiles * view.images_per_group + per_step - 1) / per_step;
+  const int64_t steps =
+      std::max<int64_t>(1, (split.image_tiles * view.images_per_group + per_step - 1) / per_step);
   const int64_t wanted =
       std::max<int64_t>(1, 1024 / std::max<int64_t>(1, view.groups * split.splits));
   split.length = (steps + wanted - 1) / wanted;
-  split.slices = (steps + split.length - 1) / std::max<int64_t>(1, split.length);
+  split.slices = (steps + split.length - 1) / split.length;
 
   const int64_t results = view.groups * view.regions * view.channels;
   const int64_t pixels = view.images * view.pixels;
@@ -950,8 +947,7 @@ void launch_spatial_sums(const RegionView& view, const Tensor& grad, const Tenso
   Tensor parts = final_maps ? grad_spatial_weight
                             : new_tensor(x, {2 * split.splits * pixels}, accumulate_type(x));
   A* weight_parts = data<A>(parts);
-  A* bias_parts =
-      final_maps ? data<A>(grad_spatial_bias) : weight_parts + split.splits * pixels;
+  A* bias_parts = final_maps ? data<A>(grad_spatial_bias) : weight_parts + split.splits * pixels;
   const Partials<A> partials{data<A>(partial_sums), nullptr, split.slices};
 
   const bool channels_last = is_channels_last(x);
@@ -960,10 +956,10 @@ void launch_spatial_sums(const RegionView& view, const Tensor& grad, const Tenso
       [&](auto width, auto format) {
         launch(spatial_sums_kernel<T, decltype(width)::value, decltype(format)::value>,
                grid_of(view.groups * split.slices * split.splits), dim3(warps * kWarpSize),
-               warps * warp_bytes,
-               current_stream(x), view, split, data<const T>(grad), data<const T>(x),
-               data<const uint8_t>(labels), data<const A>(mean), data<const A>(rstd),
-               data<const A>(spatial_weight), partials, weight_parts, bias_parts);
+               warps * warp_bytes, current_stream(x), view, split, data<const T>(grad),
+               data<const T>(x), data<const uint8_t>(labels), data<const A>(mean),
+               data<const A>(rstd), data<const A>(spatial_weight), partials, weight_parts,
+               bias_parts);
       },
       data<const T>(x), data<const T>(grad), static_cast<const T*>(nullptr));
   if (final_sums && final_maps) return;
@@ -1011,8 +1007,7 @@ PartialsBuffer<accumulate_t<T>> partial_sums(const RegionView& view, const Tenso
                                              const Tensor& mean, const Tensor& rstd) {
   using A = accumulate_t<T>;
   return region_partials<T>(view, x, is_channels_last(x), data<const T>(x), data<const T>(grad),
-                            data<const uint8_t>(labels), data<const A>(mean),
-                            data<const A>(rstd));
+                            data<const uint8_t>(labels), data<const A>(mean), data<const A>(rstd));
 }
 
 std::tuple<Tensor, Tensor, Tensor> region_norm_backward_sums_cuda(
@@ -1033,8 +1028,8 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_sums_cuda(
     }
     const auto buffer = partial_sums<T>(view, grad, x, labels, mean, rstd);
     if (buffer.partials.slices == 1) {
-      result.sums = torch::stable::view(
-          buffer.planes, {{2, view.groups, view.regions, view.channels}});
+      result.sums =
+          torch::stable::view(buffer.planes, {{2, view.groups, view.regions, view.channels}});
       return;
     }
     const int64_t results = view.groups * view.regions * view.channels;
@@ -1074,12 +1069,13 @@ void launch_backward_apply(const RegionView& view, const Tensor& grad, const Ten
       terms.spatial_weight, terms.pooled_gradient, terms.argmax);
 }
 
-Tensor region_norm_backward_apply_cuda(
-    const Tensor& grad, const Tensor& x, const Tensor& labels, const Tensor& count,
-    const Tensor& mean, const Tensor& rstd, const Tensor& sums,
-    const std::optional<Tensor>& weight, const std::optional<Tensor>& spatial_weight,
-    const std::optional<Tensor>& pooled_gradient, const std::optional<Tensor>& argmax,
-    int64_t num_regions, bool per_instance, bool ignore_holes) {
+Tensor region_norm_backward_apply_cuda(const Tensor& grad, const Tensor& x, const Tensor& labels,
+                                       const Tensor& count, const Tensor& mean, const Tensor& rstd,
+                                       const Tensor& sums, const std::optional<Tensor>& weight,
+                                       const std::optional<Tensor>& spatial_weight,
+                                       const std::optional<Tensor>& pooled_gradient,
+                                       const std::optional<Tensor>& argmax, int64_t num_regions,
+                                       bool per_instance, bool ignore_holes) {
   const RegionView view = describe(x, labels, num_regions, per_instance, ignore_holes);
   const DeviceGuard guard(x);
   expects_backward(view, grad, x, mean, rstd, spatial_weight);
@@ -1129,9 +1125,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_cuda(
   dispatch_floating(x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    BackwardTerms<A> terms{data<const int64_t>(count), data<const A>(mean), data<const A>(rstd),
-                           {},       nullptr, data<const A>(weight),
-                           data<const A>(spatial_weight), nullptr, nullptr};
+    BackwardTerms<A> terms{data<const int64_t>(count),
+                           data<const A>(mean),
+                           data<const A>(rstd),
+                           {},
+                           nullptr,
+                           data<const A>(weight),
+                           data<const A>(spatial_weight),
+                           nullptr,
+                           nullptr};
     PartialsBuffer<A> buffer;
     if (spatial_weight.has_value()) {
       launch_spatial_sums<T>(view, grad, x, labels, mean, rstd, *spatial_weight, result.sums,

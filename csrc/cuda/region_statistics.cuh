@@ -209,8 +209,7 @@ struct Partials {
   __device__ int64_t plane(const RegionView& view) const {
     return view.groups * view.regions * view.channels * slices;
   }
-  __device__ const int64_t* region_counts(const RegionView& view, int64_t group,
-                                          int region) const {
+  __device__ const int64_t* region_counts(const RegionView& view, int64_t group, int region) const {
     return counts + (group * view.regions + region) * slices;
   }
   __device__ int64_t count(const RegionView& view, int64_t group, int region) const {
@@ -329,7 +328,9 @@ struct Run {
 // labels may be null: then every pixel is of region 0. kTwoRegions holds both regions' runs in
 // registers; otherwise a thread has one run, of the region that it is in.
 template <typename T, int V, bool kChannelsLast, bool kTwoRegions, bool kGradient>
-__global__ void __launch_bounds__(kStatisticsThreads, 2)
+__global__ void __launch_bounds__(kStatisticsThreads,
+                                  Threading<T, V, kChannelsLast>::kSums == 8 || sizeof(T) == 8 ? 2
+                                                                                               : 3)
     region_partials_kernel(RegionView view, Slicing slicing, const T* x, const T* grad,
                            const uint8_t* labels, const accumulate_t<T>* mean,
                            const accumulate_t<T>* rstd, Partials<accumulate_t<T>> partials) {
@@ -350,9 +351,8 @@ __global__ void __launch_bounds__(kStatisticsThreads, 2)
   slots.clear(view.regions);
   // a thread folds into its own slots, cleared by itself: no barrier needed before the reduction
 
-  Cursor<kChannelsLast> cursor(view, slicing, work,
-                               static_cast<int64_t>(threadIdx.x / Shape::kLanes) * kPixels,
-                               channel);
+  Cursor<kChannelsLast> cursor(
+      view, slicing, work, static_cast<int64_t>(threadIdx.x / Shape::kLanes) * kPixels, channel);
   const bool active = channel < view.channels;
   const bool two_regions = kTwoRegions && view.regions == 2;
   if (!active) cursor.stop();
@@ -424,8 +424,7 @@ __global__ void __launch_bounds__(kStatisticsThreads, 2)
           second[j] = two_regions && regions[u][j] != 0;
           seconds += second[j];
         }
-        if (!kGradient &&
-            ((other.count == 0 && seconds > 0) || (run.count == 0 && seconds < V))) {
+        if (!kGradient && ((other.count == 0 && seconds > 0) || (run.count == 0 && seconds < V))) {
 #pragma unroll
           for (int j = V - 1; j >= 0; --j) {  // backwards: the first of each region stays
             const A value = to_accumulate(values[u][j]);
@@ -527,8 +526,7 @@ __global__ void __launch_bounds__(kStatisticsThreads, 2)
       }
       count = warp_sum(count);
       if (lane == 0) {
-        store(partials.counts + (work.group * view.regions + region) * partials.slices +
-                  work.slice,
+        store(partials.counts + (work.group * view.regions + region) * partials.slices + work.slice,
               count);
       }
     }
@@ -549,8 +547,7 @@ struct PartialsBuffer {
 template <typename T>
 PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Tensor& like,
                                                 bool channels_last, const T* x, const T* grad,
-                                                const uint8_t* labels,
-                                                const accumulate_t<T>* mean,
+                                                const uint8_t* labels, const accumulate_t<T>* mean,
                                                 const accumulate_t<T>* rstd) {
   using A = accumulate_t<T>;
   constexpr int kWidest = kMaxAccessBytes / sizeof(T);

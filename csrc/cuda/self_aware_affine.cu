@@ -1,7 +1,7 @@
 // The self-aware affine of RN-L: "Region Normalization for Image Inpainting" (AAAI 2020).
 //
-//   saliency = sigmoid(conv(mean over C, max over C)),  gamma = conv(saliency), beta = conv(saliency)
-//   labels = saliency >= threshold
+//   saliency = sigmoid(conv(mean over C, max over C)),  labels = saliency >= threshold
+//   gamma = conv(saliency),  beta = conv(saliency)
 //
 // Passes over memory (T = the feature map) and launches:
 //   channel_mean_max           T in 1 (the floor): mean and maximum together.
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kMapThreads)
                            uint8_t* labels) {
   const Fields fields(kSize > 0 ? kSize : run_time_size);
   DYNAMIC_SHARED(A, shared);
-  A* const pooled_field = shared;                             // two outer fields
+  A* const pooled_field = shared;                               // two outer fields
   A* const saliency_field = pooled_field + 2 * fields.outer();  // inner
   A* const conv_weight = saliency_field + fields.inner();
   A* const map_weights = conv_weight + 2 * fields.taps();  // gamma's, beta's
@@ -304,8 +304,8 @@ __global__ void __launch_bounds__(kMapThreads)
   const TilePlace place(shape, blockIdx.x);
   for (int channel = 0; channel < 2; ++channel) {
     load_field(pooled_field + channel * fields.outer(),
-               pooled + (2 * place.image + channel) * shape.pixels(), shape, place,
-               2 * fields.half, fields.outer_width, fields.outer_height);
+               pooled + (2 * place.image + channel) * shape.pixels(), shape, place, 2 * fields.half,
+               fields.outer_width, fields.outer_height);
   }
   load_weights(conv_weight, weights.conv, 2 * fields.taps());
   load_weights(map_weights, weights.gamma, fields.taps());
@@ -318,15 +318,15 @@ __global__ void __launch_bounds__(kMapThreads)
     const int row = i / fields.inner_width * kStrip;
     A sums[kStrip] = {};
     for (int channel = 0; channel < 2; ++channel) {
-      correlate<kSize>(
-          sums, pooled_field + channel * fields.outer() + row * fields.outer_width + column,
-          fields.outer_width, conv_weight + channel * fields.taps(), fields.size);
+      correlate<kSize>(sums,
+                       pooled_field + channel * fields.outer() + row * fields.outer_width + column,
+                       fields.outer_width, conv_weight + channel * fields.taps(), fields.size);
     }
 #pragma unroll
     for (int s = 0; s < kStrip; ++s) {
       // the convolutions that follow pad the saliency, not the logits, with zeros
-      const bool inside = shape.inside(place.y - fields.half + row + s,
-                                       place.x - fields.half + column);
+      const bool inside =
+          shape.inside(place.y - fields.half + row + s, place.x - fields.half + column);
       saliency_field[(row + s) * fields.inner_width + column] =
           inside ? A(1) / (A(1) + exp(-sums[s])) : A(0);
     }
@@ -341,10 +341,11 @@ __global__ void __launch_bounds__(kMapThreads)
   A results[kStrip];
 #pragma unroll
   for (int s = 0; s < kStrip; ++s) {
-    results[s] = role == 0   ? load(weights.gamma_bias)
-                 : role == 1 ? load(weights.beta_bias)
-                             : saliency_field[(row + s + fields.half) * fields.inner_width +
-                                              column + fields.half];
+    results[s] =
+        role == 0 ? load(weights.gamma_bias)
+        : role == 1
+            ? load(weights.beta_bias)
+            : saliency_field[(row + s + fields.half) * fields.inner_width + column + fields.half];
   }
   if (role < 2) {
     correlate<kSize>(results, saliency_field + row * fields.inner_width + column,
@@ -367,8 +368,9 @@ struct MapGradients {
   const A *saliency, *gamma, *beta;
 };
 
-// A block takes tiles blockIdx.x, blockIdx.x + gridDim.x, ... and writes its share of every weight's
-// gradient to parts [weight][block], in the order conv (two channels), gamma, beta, biases.
+// A block takes tiles blockIdx.x, blockIdx.x + gridDim.x, ... and writes its share of every
+// weight's gradient to parts [weight][block], in the order conv (two channels), gamma, beta,
+// biases.
 template <typename A, int kSize>
 __global__ void __launch_bounds__(kMapThreads)
     self_aware_maps_backward_kernel(MapShape shape, int run_time_size, MapGradients<A> gradients,
@@ -377,11 +379,11 @@ __global__ void __launch_bounds__(kMapThreads)
   const Fields fields(kSize > 0 ? kSize : run_time_size);
   const int taps = fields.taps();
   DYNAMIC_SHARED(A, shared);
-  A* const gamma_field = shared;                          // outer, then beta's
+  A* const gamma_field = shared;                            // outer, then beta's
   A* const logit_field = gamma_field + 2 * fields.outer();  // inner: gradient of the logits
   A* const saliency_field = logit_field + fields.inner();   // inner
   A* const pooled_field = saliency_field + fields.inner();  // two inner fields
-  A* const flipped = pooled_field + 2 * fields.inner();     // weights, for the transposed convolution
+  A* const flipped = pooled_field + 2 * fields.inner();     // for the transposed convolutions
   A* const shares = flipped + 4 * taps;                     // each entry is one thread's own
 
   load_weights(flipped, weights.conv, taps, true);
@@ -395,8 +397,8 @@ __global__ void __launch_bounds__(kMapThreads)
     const int64_t image = place.image * shape.pixels();
     load_field(gamma_field, gradients.gamma + image, shape, place, 2 * fields.half,
                fields.outer_width, fields.outer_height);
-    load_field(gamma_field + fields.outer(), gradients.beta + image, shape, place,
-               2 * fields.half, fields.outer_width, fields.outer_height);
+    load_field(gamma_field + fields.outer(), gradients.beta + image, shape, place, 2 * fields.half,
+               fields.outer_width, fields.outer_height);
     load_field(logit_field, gradients.saliency + image, shape, place, fields.half,
                fields.inner_width, fields.inner_height);
     load_field(saliency_field, saliency + image, shape, place, fields.half, fields.inner_width,
@@ -432,8 +434,8 @@ __global__ void __launch_bounds__(kMapThreads)
       const int column = i % kTileWidth;
       const int row = i % kUnits / kTileWidth * kStrip;
       A results[kStrip] = {};
-      correlate<kSize>(results, logit_field + row * fields.inner_width + column,
-                       fields.inner_width, flipped + channel * taps, fields.size);
+      correlate<kSize>(results, logit_field + row * fields.inner_width + column, fields.inner_width,
+                       flipped + channel * taps, fields.size);
 #pragma unroll
       for (int s = 0; s < kStrip; ++s) {
         const int64_t y = place.y + row + s;
@@ -448,10 +450,9 @@ __global__ void __launch_bounds__(kMapThreads)
     // pixels outside the image carry no gradient: their entries of the fields are 0
     for (int i = threadIdx.x; i < 4 * taps + 2; i += kMapThreads) {
       const int map = i < 4 * taps ? i / taps : i - 4 * taps + 2;  // conv, conv, gamma, beta
-      const A* gradient =
-          map < 2 ? logit_field + fields.half * (fields.inner_width + 1)
-                  : gamma_field + (map - 2) * fields.outer() +
-                        2 * fields.half * (fields.outer_width + 1);
+      const A* gradient = map < 2 ? logit_field + fields.half * (fields.inner_width + 1)
+                                  : gamma_field + (map - 2) * fields.outer() +
+                                        2 * fields.half * (fields.outer_width + 1);
       const int pitch = map < 2 ? fields.inner_width : fields.outer_width;
       A share = A(0);
       if (i < 4 * taps) {
@@ -524,23 +525,25 @@ std::tuple<Tensor, Tensor> channel_mean_max_cuda(const Tensor& x) {
     A* maps = data<A>(pooled);
     int32_t* index = data<int32_t>(argmax);
     const int width = vector_width(channels_last ? channels : pixels, source);
-    dispatch_access<T>(width == kMaxAccessBytes / sizeof(T), channels_last, [&](auto v, auto format) {
-      constexpr int V = decltype(v)::value;
-      if constexpr (decltype(format)::value) {
-        int lanes = 1;
-        while (lanes < kWarpSize && lanes * V < channels) lanes *= 2;
-        const int64_t block_pixels = kPoolThreads / lanes * kPixelsPerGroup;
-        launch(pixel_mean_max_kernel<T, V>,
-               grid_of((images * pixels + block_pixels - 1) / block_pixels), dim3(kPoolThreads),
-               0, current_stream(x), source, maps, index, images, channels, pixels, lanes);
-      } else {
-        // fewer pixels per block, more threads along channels, where there are few pixels
-        const int lanes = images * pixels < 256 * kWarpSize * V ? 8 : kWarpSize;
-        const int64_t image_blocks = (pixels + lanes * V - 1) / (lanes * V);
-        launch(plane_mean_max_kernel<T, V>, grid_of(images * image_blocks), dim3(kPoolThreads), 0,
-               current_stream(x), source, maps, index, channels, pixels, image_blocks, lanes);
-      }
-    });
+    dispatch_access<T>(
+        width == kMaxAccessBytes / sizeof(T), channels_last, [&](auto v, auto format) {
+          constexpr int V = decltype(v)::value;
+          if constexpr (decltype(format)::value) {
+            int lanes = 1;
+            while (lanes < kWarpSize && lanes * V < channels) lanes *= 2;
+            const int64_t block_pixels = kPoolThreads / lanes * kPixelsPerGroup;
+            launch(pixel_mean_max_kernel<T, V>,
+                   grid_of((images * pixels + block_pixels - 1) / block_pixels), dim3(kPoolThreads),
+                   0, current_stream(x), source, maps, index, images, channels, pixels, lanes);
+          } else {
+            // fewer pixels per block, more threads along channels, where there are few pixels
+            const int lanes = images * pixels < 256 * kWarpSize * V ? 8 : kWarpSize;
+            const int64_t image_blocks = (pixels + lanes * V - 1) / (lanes * V);
+            launch(plane_mean_max_kernel<T, V>, grid_of(images * image_blocks), dim3(kPoolThreads),
+                   0, current_stream(x), source, maps, index, channels, pixels, image_blocks,
+                   lanes);
+          }
+        });
   });
   return {pooled, argmax};
 }
