@@ -57,8 +57,9 @@ _COMPILE = (
     "-DTORCHEXT_EMULATED", "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )  # fmt: skip
 _LINK = (f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-Bsymbolic")
-_SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
-             "-fno-sanitize=vptr", "-fno-sanitize-recover=all")  # fmt: skip
+# not optimised: with these checks g++ takes several times longer for -O1
+_SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr",
+             "-fno-sanitize-recover=all")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The emulator itself: does it do what a GPU does, and does it notice what a GPU would not?"""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -291,7 +290,7 @@ def test_an_access_out_of_bounds_ends_a_sanitized_process():
         for where in ("static", "dynamic", "tensor")
     }
     expected = {
-        "static": "runtime error: store to address .* with insufficient space",
+        "static": "AddressSanitizer: global-buffer-overflow",
         "dynamic": "AddressSanitizer: heap-buffer-overflow",
         "tensor": "AddressSanitizer: heap-buffer-overflow",
     }
@@ -299,7 +298,7 @@ def test_an_access_out_of_bounds_ends_a_sanitized_process():
         output, errors = process.communicate(timeout=120)
         assert output == "in bounds\n", errors
         assert process.returncode != 0
-        assert re.search(expected[where], errors), errors
+        assert expected[where] in errors
         assert "overflow.cu:" in errors
 
 
