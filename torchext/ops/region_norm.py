@@ -411,17 +411,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def gradients_of_reference(function: Any, inputs: list[Any], grad: Tensor) -> list[Any]:
-    """Differentiable gradients of a reference, for backward passes that are differentiated again."""
-    wanted = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
-    with torch.enable_grad():
-        output = function(*inputs)
-    gradients = iter(
-        torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True)
-    )
-    return [
-        next(gradients) if isinstance(value, Tensor) and value.requires_grad else None
-        for value in inputs
-    ]
+    """Gradients of a reference that can be differentiated again, by autograd or torch.func."""
+    given = [value is not None for value in inputs]
+
+    def of_tensors(*tensors: Tensor) -> Tensor:
+        values = iter(tensors)
+        return function(*(next(values) if there else None for there in given))
+
+    _, pullback = torch.func.vjp(of_tensors, *(value for value in inputs if value is not None))
+    gradients = iter(pullback(grad))
+    return [next(gradients) if there else None for there in given]
 
 
 def _backward(namespace: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 SCHEMAS = {
     "region_labels": (
-        "(Tensor mask, int height, int width, int num_regions, bool check_values) -> Tensor"
+        "(Tensor mask, SymInt height, SymInt width, int num_regions, bool check_values) -> Tensor"
     ),
     "region_statistics": (
         "(Tensor x, Tensor labels, int num_regions, bool per_instance, bool ignore_holes)"
