@@ -305,8 +305,7 @@ struct Run {
         slots.second[slot] += second[i];
         first[i] = second[i] = A(0);
       }
-    } else {
-      if (count == 0) return;
+    } else if (count > 0) {
       int& total = slots.count[region * threads + threadIdx.x];
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {
@@ -319,14 +318,14 @@ struct Run {
         center[i] = first[i] = second[i] = A(0);
       }
       total += count;
-      count = 0;
     }
+    count = 0;
   }
 };
 
 // Moments of x (kGradient false), or sums of grad and grad * (x - mean) * rstd, of a slice.
-// labels may be null: then every pixel is of region 0. kTwoRegions holds both regions' runs in
-// registers; otherwise a thread has one run, of the region that it is in.
+// labels may be null: then every pixel is of region 0. kTwoRegions (at most two) holds both
+// regions' runs in registers; otherwise a thread has one run, of the region that it is in.
 template <typename T, int V, bool kChannelsLast, bool kTwoRegions, bool kGradient>
 __global__ void __launch_bounds__(kStatisticsThreads,
                                   Threading<T, V, kChannelsLast>::kSums == 8 || sizeof(T) == 8 ? 2
@@ -338,8 +337,6 @@ __global__ void __launch_bounds__(kStatisticsThreads,
   using Shape = Threading<T, V, kChannelsLast>;
   constexpr int kSums = Shape::kSums;
   constexpr int kPixels = Shape::kPixels;
-  // accesses in flight; fewer where the sums already take many registers
-  constexpr int kUnroll = !kTwoRegions || V == 8 || (kGradient && kSums > 1) ? 2 : 4;
   DYNAMIC_SHARED(A, shared);
 
   const int threads = blockDim.x;
@@ -372,112 +369,116 @@ __global__ void __launch_bounds__(kStatisticsThreads,
     load_means(run, 0);
     if (two_regions) load_means(other, 1);
   }
-  int pixels_in_run = 0;
-
-  while (cursor.inside()) {
-    Vec<T, V> values[kUnroll], gradients[kUnroll];
-    Vec<uint8_t, kPixels> regions[kUnroll];
-    bool inside[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      inside[u] = cursor.inside();
-      if (inside[u]) {
-        values[u] = load<V>(x + cursor.offset());
-        if constexpr (kGradient) gradients[u] = load<V>(grad + cursor.offset());
-        if (labels != nullptr) {
-          regions[u] = load<kPixels>(labels + cursor.label());
-        } else {
-#pragma unroll
-          for (int j = 0; j < kPixels; ++j) regions[u][j] = 0;
-        }
-        cursor.advance();
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      if (!inside[u]) continue;
-      if constexpr (kTwoRegions && kChannelsLast) {
-        auto add = [&](Run<A, kSums, kGradient>& to) {
-          if (!kGradient && to.count == 0) {
-#pragma unroll
-            for (int i = 0; i < V; ++i) to.center[i] = to_accumulate(values[u][i]);
-          }
-          ++to.count;
-#pragma unroll
-          for (int i = 0; i < V; ++i) {
-            to.add(i, to_accumulate(values[u][i]),
-                   kGradient ? to_accumulate(gradients[u][i]) : A(0));
-          }
-        };
-        if (two_regions && regions[u][0] != 0) {
-          add(other);
-        } else if (view.ignore_holes) {
-          ++run.count;
-        } else {
-          add(run);
-        }
-      } else if constexpr (kTwoRegions) {
-        bool second[V];
-        int seconds = 0;
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          second[j] = two_regions && regions[u][j] != 0;
-          seconds += second[j];
-        }
-        if (!kGradient && ((other.count == 0 && seconds > 0) || (run.count == 0 && seconds < V))) {
-#pragma unroll
-          for (int j = V - 1; j >= 0; --j) {  // backwards: the first of each region stays
-            const A value = to_accumulate(values[u][j]);
-            if (second[j]) {
-              if (other.count == 0) other.center[0] = value;
-            } else if (run.count == 0 && !view.ignore_holes) {
-              run.center[0] = value;
-            }
-          }
-        }
-        other.count += seconds;
-        run.count += V - seconds;
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const A value = to_accumulate(values[u][j]);
-          const A gradient = kGradient ? to_accumulate(gradients[u][j]) : A(0);
-          if (second[j]) {
-            other.add(0, value, gradient);
-          } else if (!view.ignore_holes) {
-            run.add(0, value, gradient);
-          }
-        }
+  struct Access {
+    Vec<T, V> values, gradients;
+    Vec<uint8_t, kPixels> regions;
+    bool inside;
+  };
+  auto fetch = [&] {
+    Access access;
+    access.inside = cursor.inside();
+    if (access.inside) {
+      access.values = load<V>(x + cursor.offset());
+      if constexpr (kGradient) access.gradients = load<V>(grad + cursor.offset());
+      if (labels != nullptr) {
+        access.regions = load<kPixels>(labels + cursor.label());
       } else {
 #pragma unroll
-        for (int j = 0; j < kPixels; ++j) {
-          const int region = view.region(regions[u][j]);
-          if (region != current) {
-            run.fold(slots, current);
-            current = region;
-            load_means(run, region);
-          }
-          const bool hole = view.is_hole(region);
-          if (!kGradient && run.count == 0 && !hole) {
+        for (int j = 0; j < kPixels; ++j) access.regions[j] = 0;
+      }
+      cursor.advance();
+    }
+    return access;
+  };
+  // Adds what the access holds of its j-th pixel, opening the run with it if it is the first.
+  auto add_pixel = [&](Run<A, kSums, kGradient>& to, const Access& access, int j) {
 #pragma unroll
-            for (int i = 0; i < kSums; ++i) {
-              run.center[i] = to_accumulate(values[u][kChannelsLast ? i : j]);
+    for (int i = 0; i < kSums; ++i) {
+      const A value = to_accumulate(access.values[kChannelsLast ? i : j]);
+      if (!kGradient && to.count == 0) to.center[i] = value;
+      to.add(i, value, kGradient ? to_accumulate(access.gradients[kChannelsLast ? i : j]) : A(0));
+    }
+    ++to.count;
+  };
+
+  if constexpr (kTwoRegions) {
+    constexpr int kUnroll = V == 8 || (kGradient && kSums > 1) ? 2 : 4;  // accesses in flight
+    for (int pixels = 0; cursor.inside();) {
+      Access accesses[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) accesses[u] = fetch();
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (!accesses[u].inside) continue;
+        if constexpr (kChannelsLast) {
+          if (two_regions && accesses[u].regions[0] != 0) {
+            add_pixel(other, accesses[u], 0);
+          } else if (view.ignore_holes) {
+            ++run.count;
+          } else {
+            add_pixel(run, accesses[u], 0);
+          }
+        } else {
+          // as add_pixel, but with the tests for a run's first value once per access
+          bool second[V];
+          int seconds = 0;
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            second[j] = two_regions && accesses[u].regions[j] != 0;
+            seconds += second[j];
+          }
+          if (!kGradient &&
+              ((other.count == 0 && seconds > 0) || (run.count == 0 && seconds < V))) {
+#pragma unroll
+            for (int j = V - 1; j >= 0; --j) {  // backwards: the first of each region stays
+              const A value = to_accumulate(accesses[u].values[j]);
+              if (second[j]) {
+                if (other.count == 0) other.center[0] = value;
+              } else if (run.count == 0 && !view.ignore_holes) {
+                run.center[0] = value;
+              }
             }
           }
-          ++run.count;
-          if (hole) continue;
+          other.count += seconds;
+          run.count += V - seconds;
 #pragma unroll
-          for (int i = 0; i < kSums; ++i) {
-            run.add(i, to_accumulate(values[u][kChannelsLast ? i : j]),
-                    kGradient ? to_accumulate(gradients[u][kChannelsLast ? i : j]) : A(0));
+          for (int j = 0; j < V; ++j) {
+            const A value = to_accumulate(accesses[u].values[j]);
+            const A gradient = kGradient ? to_accumulate(accesses[u].gradients[j]) : A(0);
+            if (second[j]) {
+              other.add(0, value, gradient);
+            } else if (!view.ignore_holes) {
+              run.add(0, value, gradient);
+            }
           }
         }
       }
+      pixels += kUnroll * kPixels;
+      if (pixels >= kRunLength) {
+        run.fold(slots, 0);
+        if (two_regions) other.fold(slots, 1);
+        pixels = 0;
+      }
     }
-    pixels_in_run += kUnroll * kPixels;
-    if (pixels_in_run >= kRunLength) {
-      run.fold(slots, current);
-      if (two_regions) other.fold(slots, 1);
-      pixels_in_run = 0;
+  } else {
+    Access next = fetch();  // one ahead of the one that is added
+    while (next.inside) {
+      const Access access = next;
+      next = fetch();
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) {
+        const int region = view.region(access.regions[j]);
+        if (region != current || run.count >= kRunLength) {
+          run.fold(slots, current);
+          current = region;
+          load_means(run, region);
+        }
+        if (view.is_hole(region)) {
+          ++run.count;
+        } else {
+          add_pixel(run, access, j);
+        }
+      }
     }
   }
   run.fold(slots, current);
@@ -597,11 +598,10 @@ PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Te
         launch_partials(width, format, two_regions, std::false_type{});
       }
     };
-    if (view.regions <= 2) {
-      with_regions(std::true_type{});
-    } else {
-      with_regions(std::false_type{});
+    if constexpr (decltype(width)::value > 1) {
+      if (view.regions <= 2) return with_regions(std::true_type{});
     }
+    with_regions(std::false_type{});
   });
   return buffer;
 }
