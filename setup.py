@@ -27,7 +27,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on every torch from 2.10 on
-WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas"
+# GCC 12 takes the deliberately undefined registers of its own AVX headers for uninitialized ones.
+WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized"
 # A kernel file is compiled once per level (csrc/cpu/simd.h); the level is chosen at run time.
 SIMD_LEVELS = {"portable": ""}
 if platform.machine() in ("x86_64", "AMD64"):
