@@ -241,7 +241,7 @@ def test_fuzz(name: str) -> None:
     dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int32])
     masks = st.sampled_from([torch.bool, torch.uint8, torch.int64, torch.float32])
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         st.tuples(sizes, sizes, sizes, sizes),
         st.tuples(sizes, st.integers(1, 3), sizes, sizes),
@@ -271,6 +271,10 @@ def test_fuzz(name: str) -> None:
                 )
         except (TypeError, ValueError) as error:
             assert str(error).split(":")[0] in ("x", "mask", "num_regions", "scope")
+            return
+        except RuntimeError as error:  # a mask value, by a device assert
+            assert name == "cuda-emulated"
+            assert "assertion `label" in str(error)
             return
         assert y.shape == x.shape
         assert y.dtype == x.dtype
