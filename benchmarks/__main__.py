@@ -119,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bar.update(len(new))
         bar.set_postfix_str("")
 
-    print(f"\n{report.table(rows)}\n\n{report.NOTES}\n{report.noise(rows)}\n")
+    notes = filter(None, (report.NOTES, report.noise(rows), report.failures(rows)))
+    print(f"\n{report.table(rows)}\n\n" + "\n".join(notes) + "\n")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     data, picture = (options.output.with_suffix(end) for end in (".json", ".png"))
     report.write_json(data, machine, rows)

@@ -73,6 +73,7 @@ class Row:
     ms: dict[str, float | None] = field(default_factory=dict)  # by column
     peak_bytes: dict[str, int] = field(default_factory=dict)
     error: float = 0.0  # ours against float64, as a share of the largest value
+    compile_failure: str = ""  # what torch.compile of the published form ended with
     spread: float = 0.0
     other_load: float = 0.0
 
@@ -325,6 +326,20 @@ def relative_spread(values: list[float]) -> float:
     return (high - low) / middle
 
 
+def compile_failure(
+    modules: dict[str, Callable[..., Tensor]], problem: Problem, direction: str
+) -> str:
+    """Compile; if the compiler fails, take its column out and say how."""
+    if "compile" not in modules:
+        return ""
+    try:
+        runner(modules["compile"], problem, direction)()
+    except torch._dynamo.exc.TorchDynamoException as error:
+        del modules["compile"]
+        return type(error).__name__
+    return ""
+
+
 def measure_case(
     op: Op,
     case: Case,
@@ -345,10 +360,12 @@ def measure_case(
     for direction in directions:
         row = Row(case, dtype, device, direction)
         progress(f"{row.label}: compiling, checking")
+        usable = dict(modules)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of the compiler to its user
-            row.error = check(problem, modules, dtype, direction)
-        calls = {name: runner(module, problem, direction) for name, module in modules.items()}
+            row.compile_failure = compile_failure(usable, problem, direction)
+            row.error = check(problem, usable, dtype, direction)
+        calls = {name: runner(module, problem, direction) for name, module in usable.items()}
         for name in ("published", "ours"):
             row.peak_bytes[name] = peak_bytes(calls[name], device)
         calls["floor"] = floor(problem, direction)

@@ -106,12 +106,25 @@ def noise(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def failures(rows: Sequence[Row]) -> str:
+    """Rows whose published form torch.compile could not compile; empty if there are none."""
+    failed = [row for row in rows if row.compile_failure]
+    if not failed:
+        return ""
+    lines = [f"  {row.label}: {row.compile_failure}" for row in failed]
+    return "\n".join(["torch.compile of the published form failed in:", *lines])
+
+
 def as_json(machine: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     def rounded(value: float | None) -> float | None:
         return None if value is None else float(f"{value:.4g}")
 
     return {
-        "machine": machine | {"noisy_rows": [row.label for row in rows if row.noisy]},
+        "machine": {
+            **machine,
+            "noisy_rows": [row.label for row in rows if row.noisy],
+            "compile_failures": [row.label for row in rows if row.compile_failure],
+        },
         "rows": [
             {
                 "op": row.case.op,

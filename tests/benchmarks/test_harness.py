@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_disagreement_is_an_error(op: harness.Op) -> None:
     modules = {"published": problem.published, "ours": problem.ours}
     with pytest.raises(harness.DisagreementError, match="ours: y differs from float64"):
         harness.check(problem, modules, torch.float32, "forward")
+
+
+def test_failing_compiler_only_empties_its_column(
+    op: harness.Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no such luck")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    plan = replace(INSTANT, compile=True)
+    (row,) = harness.measure_case(op, SMALL, torch.float32, "cpu", plan, ["forward"])
+    assert row.ms["compile"] is None
+    assert row.ms["ours"] > 0
+    assert "RN_B 2x4x16x24 float32 forward: TorchDynamoException" in report.failures([row])
 
 
 def test_json_and_table_and_charts(rows: list[Row], tmp_path: Path) -> None:
