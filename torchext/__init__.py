@@ -9,7 +9,10 @@ import importlib.util
 
 from ._version import __version__
 
-if any(name.metadata["Name"] == "torchext" for name in importlib.metadata.distributions(name="torchext")):
+if any(
+    name.metadata["Name"] == "torchext"
+    for name in importlib.metadata.distributions(name="torchext")
+):
     raise ImportError(
         "another distribution named 'torchext', unrelated to this package, is installed and owns"
         " the same folder: run `pip uninstall torchext`, then `pip install --force-reinstall"

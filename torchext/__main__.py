@@ -86,7 +86,9 @@ def check() -> Iterator[str]:
         "region_norm": lambda module, t, f: module.region_norm(
             t["x"], t["mask"], t["weight"], t["bias"]
         ),
-        "region_statistics": lambda module, t, f: module.region_statistics(t["x"].detach(), t["mask"])[2],
+        "region_statistics": lambda module, t, f: module.region_statistics(
+            t["x"].detach(), t["mask"]
+        )[2],
         "self_aware_affine": lambda module, t, f: torch.cat(
             module.self_aware_affine(t["x"], *f)[:3], dim=1
         ),

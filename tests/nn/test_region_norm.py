@@ -101,9 +101,7 @@ def test_rn_b_is_the_published_form(size: tuple[int, int], name: str) -> None:
     expected.backward(grad.double())
     assert_close("y", y, expected, length=2 * 12 * 16)
     assert_close("x", leaf.grad, leaf64.grad, length=2 * 12 * 16)
-    for (key, ours), theirs in zip(
-        layer.named_parameters(), published.parameters(), strict=True
-    ):
+    for (key, ours), theirs in zip(layer.named_parameters(), published.parameters(), strict=True):
         assert_close(key, ours.grad, theirs.grad, length=2 * 12 * 16, scale=20)
     assert torch.equal(layer.foreground_beta.grad, layer.background_beta.grad)
 

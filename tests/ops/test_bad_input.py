@@ -180,8 +180,7 @@ SELF_AWARE: list[tuple[int, Any, type[Exception], str]] = [
         1,
         torch.zeros(1, 2, 4, 4),
         ValueError,
-        "conv_weight: expected the shape (1, 2, k, k) with k odd and at most 15,"
-        " got (1, 2, 4, 4)",
+        "conv_weight: expected the shape (1, 2, k, k) with k odd and at most 15, got (1, 2, 4, 4)",
     ),
     (
         1,
@@ -266,9 +265,7 @@ def test_fuzz(name: str) -> None:
             x.requires_grad_()
         try:
             with running(name):
-                y = torchext.region_norm(
-                    x, mask, num_regions=K, scope=scope, resize_mask=resize
-                )
+                y = torchext.region_norm(x, mask, num_regions=K, scope=scope, resize_mask=resize)
         except (TypeError, ValueError) as error:
             assert str(error).split(":")[0] in ("x", "mask", "num_regions", "scope")
             return

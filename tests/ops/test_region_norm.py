@@ -184,7 +184,9 @@ def test_half_overflow(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", parameters())
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64]
+)
 @pytest.mark.parametrize("size", [(8, 12), (16, 24), (48, 7), (5, 40)], ids=str)
 def test_mask_dtypes_and_resize(name: str, dtype: torch.dtype, size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -205,9 +207,11 @@ def test_other_strides_are_made_contiguous(name: str) -> None:
     views = [whole[:, ::2], whole[..., ::3], whole.transpose(2, 3), whole[:, :, 1:, :-1]]
     with running(name) as device:
         for view in views:
-            own = mask.transpose(2, 3) if view.shape[2] == 24 else mask[..., : view.shape[2], :][
-                ..., : view.shape[3]
-            ]
+            own = (
+                mask.transpose(2, 3)
+                if view.shape[2] == 24
+                else mask[..., : view.shape[2], :][..., : view.shape[3]]
+            )
             y = torchext.region_norm(view.to(device), own.to(device))
             expected = reference.region_norm(view.double(), own.to(torch.uint8))
             assert_close("y", y, expected, length=1000)

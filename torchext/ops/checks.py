@@ -34,7 +34,9 @@ def check_device(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
         raise ValueError(f"{name}: expected the device of x, {x.device}, got {value.device}")
 
 
-def check_parameter(name: str, value: torch.Tensor, shape: tuple[int, ...], x: torch.Tensor) -> None:
+def check_parameter(
+    name: str, value: torch.Tensor, shape: tuple[int, ...], x: torch.Tensor
+) -> None:
     """A floating-point tensor of an exact shape on x's device."""
     check_tensor(name, value)
     if value.dtype not in FLOATING:

@@ -91,9 +91,7 @@ def region_norm(
     mask = check_mask(x, mask, num_regions, resize_mask)
     N, C, H, W = x.shape
     _check_pair("weight", weight, "bias", bias, (num_regions, C), x)
-    _check_pair(
-        "spatial_weight", spatial_weight, "spatial_bias", spatial_bias, (N, 1, H, W), x
-    )
+    _check_pair("spatial_weight", spatial_weight, "spatial_bias", spatial_bias, (N, 1, H, W), x)
     if weight is not None and spatial_weight is not None:
         raise ValueError("weight, spatial_weight: expected at most one of the two, got both")
     if process_group is not None and scope != "batch":
@@ -404,9 +402,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, count, mean, rstd = output
     ctx.mark_non_differentiable(count, mean, rstd)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(
-        x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias
-    )
+    ctx.save_for_backward(x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias)
     ctx.options = options
 
 

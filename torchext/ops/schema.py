@@ -92,5 +92,3 @@ def implement(namespace: str, name: str, function: Callable[..., Any], key: str)
     library = torch.library.Library(namespace, "IMPL")
     library.impl(name, function, key)
     _libraries.append(library)
-
-

@@ -182,9 +182,7 @@ def _fake(
     )
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def _fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     conv_weight, gamma_weight, beta_weight, _ = rest[-4:]
     return (
         torch.empty_like(x),

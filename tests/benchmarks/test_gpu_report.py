@@ -1,0 +1,49 @@
+"""The compiler report's zeroes and the traffic ledger's limits hold."""
+
+import pytest
+from benchmarks import gpu_report
+
+import torchext
+
+CUDA = torchext.build_info()["libraries"]["cuda"]
+
+
+@pytest.fixture(scope="module")
+def ledger() -> tuple[list[gpu_report.Row], dict[str, int]]:
+    return gpu_report.traffic()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CUDA != "loaded", reason=f"the CUDA library is {CUDA}")
+def test_no_spills_and_wide_accesses(ledger: tuple) -> None:
+    rows = gpu_report.cuda_kernels(ledger[1])
+    assert {row["target"] for row in rows} == set(gpu_report.TARGETS)
+    for row in rows:
+        assert row["spill_bytes"] == row["stack_bytes"] == 0, row
+        assert row["occupancy"] >= 0.25, row
+    streaming = ("apply_kernel", "partials_kernel", "sums_kernel", "mean_max_kernel")
+    wide = [row for row in rows if row["kernel"].endswith(streaming)]
+    assert len(wide) >= 4 * len(gpu_report.TARGETS)
+    for row in wide:
+        if not row["kernel"].startswith("combine"):
+            assert row["widest_access_bits"] == 128, row
+
+
+@pytest.mark.slow
+def test_traffic_and_launches(ledger: tuple) -> None:
+    rows = {row["op"]: row for row in ledger[0]}
+    for layout in ("contiguous", "channels_last"):
+        for direction in ("forward", "backward"):
+            row = rows[f"region_norm {direction} {layout}"]
+            assert row["launches"] <= 3
+            assert row["bytes"] <= 1.1 * row["floor_bytes"]
+            row = rows[f"self_aware_region_norm {direction} {layout}"]
+            assert row["launches"] <= 5
+            assert row["bytes"] <= 1.1 * row["floor_bytes"]
+
+
+def test_occupancy() -> None:
+    assert gpu_report.occupancy(32, 0, 256, "sm_90") == 1.0
+    assert gpu_report.occupancy(64, 0, 256, "sm_90") == 0.5
+    assert gpu_report.occupancy(128, 0, 256, "sm_80") == 0.25
+    assert gpu_report.occupancy(32, 100 * 1024, 256, "sm_80") == 0.125
