@@ -1,10 +1,12 @@
-// torchext._C: what this build holds. Ops live in Python-free libraries; nothing else is bound here.
+// torchext._C: what this build holds. Ops live in Python-free libraries; nothing else is bound
+// here.
 #include <pybind11/pybind11.h>
 
 #include "cpu/simd_level.h"
 
 #ifndef TORCHEXT_TORCH_VERSION
-#error "setup.py defines TORCHEXT_TORCH_VERSION, TORCHEXT_CUDA_ARCHITECTURES and TORCHEXT_CUDA_VERSION"
+#error \
+    "setup.py defines TORCHEXT_TORCH_VERSION, TORCHEXT_CUDA_ARCHITECTURES and TORCHEXT_CUDA_VERSION"
 #endif
 
 PYBIND11_MODULE(_C, module) {

@@ -18,8 +18,10 @@ def versions() -> Iterator[str]:
 
     import torchext
 
-    yield f"torchext {torchext.__version__}, Python {platform.python_version()}, {platform.platform()}"
-    yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, threads {torch.get_num_threads()}"
+    yield f"torchext {torchext.__version__}"
+    yield f"Python {platform.python_version()}, {platform.platform()}"
+    yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    yield f"threads: {torch.get_num_threads()}"
     try:
         import triton
 

@@ -2,10 +2,10 @@
 //
 //   y = (x - mean_k) * rstd_k * weight_k + bias_k,   k = the pixel's region
 //
-// Passes over memory (T = one tensor). Contiguous: a thread takes a whole channel, so statistics and
-// application share the cache: forward reads T and writes T when a channel fits (floor 2T; 3T if
-// not), backward reads 2T and writes T (floor 3T; 5T if not). Channels last, and the backward of a
-// spatial affine (whose sums run over channels as well): 3T and 5T, over chunks of pixels.
+// Passes over memory (T = one tensor). Contiguous: a thread takes a whole channel, so statistics
+// and application share the cache: forward reads T and writes T when a channel fits (floor 2T; 3T
+// if not), backward reads 2T and writes T (floor 3T; 5T if not). Channels last, and the backward of
+// a spatial affine (whose sums run over channels as well): 3T and 5T, over chunks of pixels.
 //
 // The split of the work never depends on the number of threads, so neither does the result.
 #include "region_norm_kernels.h"
@@ -207,7 +207,8 @@ struct Affine {
   const A* bias;
   PixelMaps<A> maps;
 
-  // The scale and offset of y = (x - float(mean)) * scale + offset; `rounding` = mean - float(mean).
+  // The scale and offset of y = (x - float(mean)) * scale + offset; `rounding` = mean -
+  // float(mean).
   void constants(const Problem& problem, int64_t region, int64_t channel, double rounding, A rstd,
                  A* scale, A* offset) const {
     const int64_t i = region * problem.channels + channel;
@@ -248,8 +249,8 @@ Affine<T> affine_of(const Problem& problem, const Tensor& x, const std::optional
 
 template <class T>
 void apply_channel(const Problem& problem, const LabelPlanes& planes, const T* x, int64_t group,
-                   int64_t channel, const RegionAffine<accumulate_t<T>>& k,
-                   const Affine<T>& affine, T* y) {
+                   int64_t channel, const RegionAffine<accumulate_t<T>>& k, const Affine<T>& affine,
+                   T* y) {
   for (int64_t n = problem.first_image(group); n < problem.last_image(group); ++n) {
     const int64_t plane = (n * problem.channels + channel) * problem.pixels;
     TORCHEXT_AT_SIMD_LEVEL(plane_apply<T>)(x + plane, planes.plane(n), k, problem.regions,
@@ -260,8 +261,8 @@ void apply_channel(const Problem& problem, const LabelPlanes& planes, const T* x
 
 // Applies per-(group, region, channel) constants to a channels-last tensor.
 template <class T>
-void apply_channels_last(const Problem& problem, const T* x,
-                         const RegionAffine<accumulate_t<T>>& k, const Affine<T>& affine, T* y) {
+void apply_channels_last(const Problem& problem, const T* x, const RegionAffine<accumulate_t<T>>& k,
+                         const Affine<T>& affine, T* y) {
   const std::vector<Chunk> chunks = chunks_of(problem, problem.pixels, 64);
   parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -290,13 +291,13 @@ struct Gradient {
   const T* x;
   const A* mean;
   const A* rstd;
-  const A* weight;            // (K, C) or null
-  const A* spatial_weight;    // (N, 1, H, W) or null
-  const int64_t* count;       // (R, K)
-  A* sums;                    // (2, R, K, C)
+  const A* weight;          // (K, C) or null
+  const A* spatial_weight;  // (N, 1, H, W) or null
+  const int64_t* count;     // (R, K)
+  A* sums;                  // (2, R, K, C)
   A* spatial_weight_gradient;
   A* spatial_bias_gradient;
-  PixelMaps<A> pooled;        // of the whole batch: (N, P) share, (N, P) max gradient, argmax
+  PixelMaps<A> pooled;  // of the whole batch: (N, P) share, (N, P) max gradient, argmax
   T* grad_x;
 };
 
@@ -307,7 +308,8 @@ const A* offset_or_null(const A* pointer, int64_t offset) {
 
 // Writes sums (double, [region][sum, product]) of one group and channel into the output tensor.
 template <class A>
-void store_sums(const Problem& problem, const double* sums, int64_t group, int64_t channel, A* out) {
+void store_sums(const Problem& problem, const double* sums, int64_t group, int64_t channel,
+                A* out) {
   const int64_t half = problem.groups * problem.regions * problem.channels;
   for (int64_t k = 0; k < problem.regions; ++k) {
     out[at(problem, group, k, channel)] = static_cast<A>(sums[2 * k]);
@@ -327,9 +329,9 @@ void channel_gradient_sums(const Problem& problem, const LabelPlanes& planes, co
   }
   for (int64_t n = problem.first_image(group); n < problem.last_image(group); ++n) {
     const int64_t plane = (n * problem.channels + channel) * problem.pixels;
-    TORCHEXT_AT_SIMD_LEVEL(plane_gradient_sums<T>)(
-        g.grad + plane, g.x + plane, planes.plane(n), mean, rstd, problem.regions, nullptr,
-        problem.ignore_holes, sums, nullptr, nullptr);
+    TORCHEXT_AT_SIMD_LEVEL(plane_gradient_sums<T>)(g.grad + plane, g.x + plane, planes.plane(n),
+                                                   mean, rstd, problem.regions, nullptr,
+                                                   problem.ignore_holes, sums, nullptr, nullptr);
   }
   store_sums(problem, sums, group, channel, g.sums);
 }
@@ -420,10 +422,9 @@ void gradient_constants(const Problem& problem, const Gradient<T>& g, int64_t gr
   using A = accumulate_t<T>;
   const int64_t i = at(problem, group, region, channel);
   const int64_t half = problem.groups * problem.regions * problem.channels;
-  const A count =
-      static_cast<A>(std::max<int64_t>(g.count[group * problem.regions + region], 1));
-  *scale = g.weight != nullptr ? g.rstd[i] * g.weight[region * problem.channels + channel]
-                               : g.rstd[i];
+  const A count = static_cast<A>(std::max<int64_t>(g.count[group * problem.regions + region], 1));
+  *scale =
+      g.weight != nullptr ? g.rstd[i] * g.weight[region * problem.channels + channel] : g.rstd[i];
   *mean_gradient = g.sums[i] / count;  // exactly g where the region is one pixel
   *slope = *scale * g.rstd[i] * (g.sums[half + i] / count);
 }
@@ -630,8 +631,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_cpu(
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const Affine<T> affine =
-        affine_of<T>(problem, x, weight, bias, spatial_weight, spatial_bias);
+    const Affine<T> affine = affine_of<T>(problem, x, weight, bias, spatial_weight, spatial_bias);
     A* means = mutable_data<A>(mean);
     A* rstds = mutable_data<A>(rstd);
     const T* in = data<T>(x);
@@ -686,8 +686,7 @@ Tensor region_norm_apply_cpu(const Tensor& x, const Tensor& labels, const Tensor
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const Affine<T> affine =
-        affine_of<T>(problem, x, weight, bias, spatial_weight, spatial_bias);
+    const Affine<T> affine = affine_of<T>(problem, x, weight, bias, spatial_weight, spatial_bias);
     const A* means = data<A>(mean);
     const A* rstds = data<A>(rstd);
     const T* in = data<T>(x);
@@ -750,8 +749,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensors& t, in
   Tensor sums = t.sums.has_value() ? *t.sums : empty(t.x, {2, R, K, C}, type);
   const bool wants_maps = wants_sums && t.spatial_weight.has_value();
   const int64_t N = problem.images, H = t.x.size(2), W = t.x.size(3);
-  Tensor grad_spatial_weight =
-      wants_maps ? empty(t.x, {N, 1, H, W}, type) : empty(t.x, {0}, type);
+  Tensor grad_spatial_weight = wants_maps ? empty(t.x, {N, 1, H, W}, type) : empty(t.x, {0}, type);
   Tensor grad_spatial_bias = torch::stable::empty_like(grad_spatial_weight);
 
   dispatch_floating(t.x.scalar_type(), [&](auto zero) {
@@ -790,8 +788,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensors& t, in
     } else {
       if (wants_maps) spatial_gradient_sums(problem, planes, g);
       for_each_channel(problem, [&](int64_t group, int64_t channel) {
-        if (wants_sums && !wants_maps)
-          channel_gradient_sums(problem, planes, g, group, channel);
+        if (wants_sums && !wants_maps) channel_gradient_sums(problem, planes, g, group, channel);
         if (wants_grad_x) channel_gradient_apply(problem, planes, g, group, channel);
       });
     }
@@ -820,15 +817,16 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_backward_sums_cpu(
   return {sums, grad_spatial_weight, grad_spatial_bias};
 }
 
-Tensor region_norm_backward_apply_cpu(
-    const Tensor& grad, const Tensor& x, const Tensor& labels, const Tensor& count,
-    const Tensor& mean, const Tensor& rstd, const Tensor& sums, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& spatial_weight, const std::optional<Tensor>& pooled_gradient,
-    const std::optional<Tensor>& argmax, int64_t num_regions, bool per_instance,
-    bool ignore_holes) {
-  return std::get<0>(backward({grad, x, labels, mean, rstd, count, sums, weight, spatial_weight,
-                               pooled_gradient, argmax},
-                              num_regions, per_instance, ignore_holes, false, true));
+Tensor region_norm_backward_apply_cpu(const Tensor& grad, const Tensor& x, const Tensor& labels,
+                                      const Tensor& count, const Tensor& mean, const Tensor& rstd,
+                                      const Tensor& sums, const std::optional<Tensor>& weight,
+                                      const std::optional<Tensor>& spatial_weight,
+                                      const std::optional<Tensor>& pooled_gradient,
+                                      const std::optional<Tensor>& argmax, int64_t num_regions,
+                                      bool per_instance, bool ignore_holes) {
+  return std::get<0>(backward(
+      {grad, x, labels, mean, rstd, count, sums, weight, spatial_weight, pooled_gradient, argmax},
+      num_regions, per_instance, ignore_holes, false, true));
 }
 
 }  // namespace

@@ -10,7 +10,9 @@ namespace torchext {
 namespace TORCHEXT_SIMD {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 inline void merge(int64_t count, double mean, double squares, Moments& into) {
   const int64_t total = into.count + count;
@@ -41,9 +43,7 @@ struct TwoRegions {
   };
   const uint8_t* labels;
   uint8_t first, second;
-  Lookup operator()(const A* table) const {
-    return {labels, second, table[first], table[second]};
-  }
+  Lookup operator()(const A* table) const { return {labels, second, table[first], table[second]}; }
 };
 template <class A>
 struct ManyRegions {
@@ -634,28 +634,27 @@ void pixels_gradient_apply(const T* grad, const T* x, const uint8_t* labels, int
   }
 }
 
-#define TORCHEXT_INSTANTIATE(T)                                                                  \
-  template void plane_moments<T>(const T*, const LabelPlane&, bool, Moments*);                   \
+#define TORCHEXT_INSTANTIATE(T)                                                                   \
+  template void plane_moments<T>(const T*, const LabelPlane&, bool, Moments*);                    \
   template void plane_apply<T>(const T*, const LabelPlane&, const RegionAffine<accumulate_t<T>>&, \
-                               int64_t, const PixelMaps<accumulate_t<T>>&, bool, T*);            \
-  template void plane_gradient_sums<T>(const T*, const T*, const LabelPlane&,                    \
-                                       const accumulate_t<T>*, const accumulate_t<T>*, int64_t,  \
-                                       const accumulate_t<T>*, bool, double*, accumulate_t<T>*,  \
-                                       accumulate_t<T>*);                                        \
-  template void plane_gradient_apply<T>(const T*, const T*, const LabelPlane&,                   \
-                                        const RegionGradient<accumulate_t<T>>&, int64_t,         \
-                                        const PixelMaps<accumulate_t<T>>&, int32_t, bool, T*);   \
-  template void pixels_moments<T>(const T*, const uint8_t*, int64_t, int64_t, int64_t, bool,     \
-                                  int64_t*, double*, double*);                                   \
-  template void pixels_apply<T>(const T*, const uint8_t*, int64_t, int64_t,                      \
-                                const RegionAffine<accumulate_t<T>>&,                            \
-                                const PixelMaps<accumulate_t<T>>&, bool, T*);                    \
-  template void pixels_gradient_sums<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,    \
-                                        int64_t, const accumulate_t<T>*, const accumulate_t<T>*, \
-                                        const accumulate_t<T>*, bool, double*, accumulate_t<T>*, \
-                                        accumulate_t<T>*);                                       \
-  template void pixels_gradient_apply<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,   \
-                                         const RegionGradient<accumulate_t<T>>&,                 \
+                               int64_t, const PixelMaps<accumulate_t<T>>&, bool, T*);             \
+  template void plane_gradient_sums<T>(                                                           \
+      const T*, const T*, const LabelPlane&, const accumulate_t<T>*, const accumulate_t<T>*,      \
+      int64_t, const accumulate_t<T>*, bool, double*, accumulate_t<T>*, accumulate_t<T>*);        \
+  template void plane_gradient_apply<T>(const T*, const T*, const LabelPlane&,                    \
+                                        const RegionGradient<accumulate_t<T>>&, int64_t,          \
+                                        const PixelMaps<accumulate_t<T>>&, int32_t, bool, T*);    \
+  template void pixels_moments<T>(const T*, const uint8_t*, int64_t, int64_t, int64_t, bool,      \
+                                  int64_t*, double*, double*);                                    \
+  template void pixels_apply<T>(const T*, const uint8_t*, int64_t, int64_t,                       \
+                                const RegionAffine<accumulate_t<T>>&,                             \
+                                const PixelMaps<accumulate_t<T>>&, bool, T*);                     \
+  template void pixels_gradient_sums<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,     \
+                                        int64_t, const accumulate_t<T>*, const accumulate_t<T>*,  \
+                                        const accumulate_t<T>*, bool, double*, accumulate_t<T>*,  \
+                                        accumulate_t<T>*);                                        \
+  template void pixels_gradient_apply<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,    \
+                                         const RegionGradient<accumulate_t<T>>&,                  \
                                          const PixelMaps<accumulate_t<T>>&, bool, T*);
 TORCHEXT_INSTANTIATE(float)
 TORCHEXT_INSTANTIATE(double)

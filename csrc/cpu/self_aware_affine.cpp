@@ -1,6 +1,7 @@
 // The self-aware affine of region normalisation's RN-L on the CPU (AAAI 2020, its learnable form):
 //
-//   saliency = sigmoid(conv(mean over C, max over C)),  gamma = conv(saliency), beta = conv(saliency)
+//   saliency = sigmoid(conv(mean over C, max over C)),  gamma = conv(saliency), beta =
+//   conv(saliency)
 //
 // channel_mean_max reads x once (T, the floor) and writes two maps of T / C. Everything else works
 // on maps of one channel: each is copied once into a zero-bordered buffer and convolved row by row.
@@ -57,7 +58,10 @@ template <class A>
 class PaddedBatch {
  public:
   PaddedBatch(int64_t maps, int64_t height, int64_t width, int64_t half)
-      : height_(height), width_(width), half_(half), stride_(width + 2 * half),
+      : height_(height),
+        width_(width),
+        half_(half),
+        stride_(width + 2 * half),
         values_(maps * (height + 2 * half) * stride_) {}
 
   A* row(int64_t map, int64_t y) { return values_.data() + offset(map, y + half_) + half_; }
@@ -65,8 +69,7 @@ class PaddedBatch {
 
   // Copies an unpadded map in.
   void fill(int64_t map, const A* from) {
-    for (int64_t y = 0; y < height_; ++y)
-      std::copy_n(from + y * width_, width_, row(map, y));
+    for (int64_t y = 0; y < height_; ++y) std::copy_n(from + y * width_, width_, row(map, y));
   }
 
  private:
@@ -175,9 +178,9 @@ void tap_gradients(const Maps& maps, const A* gradient, const PaddedBatch<A>& in
       const int64_t n = i / chunks_per_image, first = i % chunks_per_image * kChunkRows;
       const PaddedMap<A> map = inputs.map(n * inputs_per_image + input);
       for (int64_t y = first; y < std::min(first + kChunkRows, maps.height); ++y)
-        TORCHEXT_AT_SIMD_LEVEL(tap_gradient_row<A>)(
-            gradient + n * maps.pixels() + y * maps.width, map, maps.kernel, y, maps.width,
-            &lanes[i * size]);
+        TORCHEXT_AT_SIMD_LEVEL(tap_gradient_row<A>)(gradient + n * maps.pixels() + y * maps.width,
+                                                    map, maps.kernel, y, maps.width,
+                                                    &lanes[i * size]);
     }
   });
   for (int64_t tap = 0; tap < maps.taps(); ++tap) {

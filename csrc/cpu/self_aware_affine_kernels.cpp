@@ -5,7 +5,9 @@ namespace torchext {
 namespace TORCHEXT_SIMD {
 namespace {
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
 
 // Outputs convolved at a time: they stay in registers over all taps.
 constexpr int64_t kOutputs = 64;
@@ -125,11 +127,11 @@ void tap_gradient_row(const A* gradient, const PaddedMap<A>& map, int64_t kernel
     }
 }
 
-#define TORCHEXT_INSTANTIATE_POOL(T)                                                         \
-  template void plane_mean_max<T>(const T*, int64_t, int64_t, int64_t, accumulate_t<T>*,     \
-                                  accumulate_t<T>*, int32_t*);                               \
-  template void pixels_mean_max<T>(const T*, int64_t, int64_t, accumulate_t<T>*,             \
-                                   accumulate_t<T>*, int32_t*);
+#define TORCHEXT_INSTANTIATE_POOL(T)                                                               \
+  template void plane_mean_max<T>(const T*, int64_t, int64_t, int64_t, accumulate_t<T>*,           \
+                                  accumulate_t<T>*, int32_t*);                                     \
+  template void pixels_mean_max<T>(const T*, int64_t, int64_t, accumulate_t<T>*, accumulate_t<T>*, \
+                                   int32_t*);
 TORCHEXT_INSTANTIATE_POOL(float)
 TORCHEXT_INSTANTIATE_POOL(double)
 TORCHEXT_INSTANTIATE_POOL(Half)

@@ -77,7 +77,8 @@ static inline float widen(BFloat16 value) {
 }
 static inline BFloat16 narrow_bfloat16(float value) {
   const uint32_t bits = bits_from_float(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const uint32_t rounded =
+      (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
@@ -113,8 +114,8 @@ static inline void widen(const Half* from, float* to, int64_t count) {
   int64_t i = 0;
 #if defined(__F16C__)
   for (; i + 8 <= count; i += 8)
-    _mm256_storeu_ps(
-        to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+    _mm256_storeu_ps(to + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
 #endif
   for (; i < count; ++i) to[i] = widen(from[i]);
 }

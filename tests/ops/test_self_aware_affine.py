@@ -54,7 +54,7 @@ def test_forward_and_backward(shape: tuple, dtype: torch.dtype, last: bool, name
     assert_close("x", x.grad, x64.grad, length=length)
     pixels = max(1, shape[0]) * shape[2] * shape[3]
     for key, got, want in zip(NAMES, weights, weights64, strict=True):
-        # Sums over all pixels of terms of either sign: their size, not the result's, sets the scale.
+        # Sums over all pixels of terms of either sign: their size sets the scale.
         scale = max(want.grad.abs().max().item(), pixels**0.5)
         assert_close(key, got.grad, want.grad, length=pixels, scale=scale)
 

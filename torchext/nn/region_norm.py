@@ -77,7 +77,7 @@ class RegionNorm2d(nn.Module):
 
 
 class RN_binarylabel(nn.Module):
-    """The published core: both regions of a binary label normalised, no affine. Label: 1 foreground.
+    """The published core: both regions of a label normalised, no affine. Label: 1 foreground.
 
     Statistics over the batch, eps 1e-5 in the published form. Has no parameters.
 

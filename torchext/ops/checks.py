@@ -1,4 +1,4 @@
-"""Argument checks that every function shares, and the memory format that every op is called with."""
+"""Argument checks that every function shares, and the memory format that every op takes."""
 
 from collections.abc import Collection
 

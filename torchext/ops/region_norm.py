@@ -62,8 +62,8 @@ def region_norm(
         eps: added to the variance, positive.
         eps_form: "published" uses eps_k = eps * M / S_k, with M pixels in all and S_k in region k,
             the form that the published code amounts to; "plain" uses eps_k = eps.
-        spatial_weight, spatial_bias: (N,1,H,W), both or none, instead of weight and bias: one affine
-            per pixel, shared by all channels.
+        spatial_weight, spatial_bias: (N,1,H,W), both or none, instead of weight and bias: one
+            affine per pixel, shared by all channels.
         ignore_holes: never read the pixels of region 0 (they may hold NaN); y and the gradient are
             exactly 0 there.
         resize_mask: take a mask of any height and width and resize it to x's, by nearest neighbour

@@ -15,8 +15,8 @@ def operator(namespace: str, name: str) -> Callable[..., Any]:
 def call(namespace: str, name: str, *args: Any) -> Any:
     """Call an op, also under torch.func transforms.
 
-    Ops with `register_autograd` fail under torch.func (PyTorch 2.14), so while a transform is active
-    the same formulas run through an autograd.Function.
+    Ops with `register_autograd` fail under torch.func (PyTorch 2.14), so while a transform is
+    active the same formulas run through an autograd.Function.
     """
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _functions[namespace, name].apply(*args)

@@ -31,7 +31,8 @@ def self_aware_affine(
     """A feature map's saliency, affine maps and regions, as RN-L finds them.
 
     saliency = sigmoid(conv(mean over C, max over C)); gamma = conv(saliency) + gamma_bias; beta =
-    conv(saliency) + beta_bias; labels = 1 where saliency >= threshold. Convolutions are zero padded.
+    conv(saliency) + beta_bias; labels = 1 where saliency >= threshold. Convolutions are zero
+    padded.
 
     Args:
         x: (N,C,H,W), float32, float64, float16 or bfloat16.
