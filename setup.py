@@ -196,7 +196,7 @@ class BuildNative(build_ext):
                     name = f"cpu/{source.stem}_{level}"
                     objects.append(ninja.objects("cxx", source, name, flags))
             else:
-                flags = f"{ninja.host_flags} {ninja.includes}"
+                flags = f"{ninja.host_flags} -O3 {ninja.includes}"
                 objects.append(ninja.objects("cxx", source, f"cpu/{source.stem}", flags))
         flags = f"-L{ninja.torch_library_folder} -ltorch_cpu -lm"
         ninja.link(library, objects, flags)

@@ -2,8 +2,8 @@
 
 A CPU tensor goes to the C++ kernels, a CUDA tensor to the CUDA kernels if they were compiled for
 its device, else to Triton; whatever is left goes to the reference in plain PyTorch, with one
-warning that says why. `use` or the environment variable TORCHEXT_BACKEND forces one backend; `which` and
-`explain` answer without running anything.
+warning that says why. `use` or the environment variable TORCHEXT_BACKEND forces one backend;
+`which` and `explain` answer without running anything.
 """
 
 import contextlib

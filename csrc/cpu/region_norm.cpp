@@ -14,6 +14,7 @@
 #include <cmath>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "tensors.h"
@@ -496,37 +497,56 @@ void for_each_channel(const Problem& problem, Body body) {
 
 // --- entry points -------------------------------------------------------------------------------
 
+// A floating-point or boolean mask is binary: anything but zero is region 1.
+template <class T>
+constexpr bool is_binary = std::is_floating_point_v<T> || std::is_same_v<T, bool>;
+
+template <class T>
+bool is_label(T value, int64_t regions) {
+  if constexpr (is_binary<T>)
+    return value == T(0) || value == T(1);
+  else
+    return value >= T(0) && static_cast<int64_t>(value) < regions;
+}
+
+template <class T>
+void check_labels(const T* mask, int64_t count, int64_t regions) {
+  int invalid = 0;
+  for (int64_t i = 0; i < count; ++i) invalid |= !is_label(mask[i], regions);
+  if (invalid == 0) return;
+  const T wrong =
+      *std::find_if_not(mask, mask + count, [&](T value) { return is_label(value, regions); });
+  throw std::invalid_argument("mask: expected " +
+                              (is_binary<T> ? std::string("only the values 0 and 1")
+                                            : "labels from 0 to " + std::to_string(regions - 1)) +
+                              ", got " + std::to_string(wrong));
+}
+
+template <class T>
+uint8_t label_of(T value, int64_t regions) {
+  if constexpr (is_binary<T>)
+    return value != T(0);
+  else
+    return static_cast<uint8_t>(
+        std::min<int64_t>(std::max<int64_t>(static_cast<int64_t>(value), 0), regions - 1));
+}
+
 template <class T>
 void nearest_labels(const Tensor& mask, int64_t regions, bool check, int64_t height, int64_t width,
                     uint8_t* out) {
   const T* in = data<T>(mask);
   const int64_t in_height = mask.size(2), in_width = mask.size(3);
-  // A floating-point or boolean mask is binary: anything but zero is region 1.
-  constexpr bool binary = std::is_floating_point_v<T> || std::is_same_v<T, bool>;
-  if (check && !std::is_same_v<T, bool>)
-    for (int64_t i = 0; i < mask.numel(); ++i) {
-      const bool valid = binary ? in[i] == T(0) || in[i] == T(1)
-                                : in[i] >= T(0) && static_cast<int64_t>(in[i]) < regions;
-      if (!valid)
-        throw std::invalid_argument("mask: expected " +
-                                    (binary ? std::string("only the values 0 and 1")
-                                            : "labels from 0 to " + std::to_string(regions - 1)) +
-                                    ", got " + std::to_string(in[i]));
-    }
+  if (check) check_labels(in, mask.numel(), regions);
   const bool resized = height != in_height || width != in_width;
   parallel_for(0, mask.size(0) * height, 64, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t image = row / height, y = row % height;
       const T* from = in + (image * in_height + y * in_height / height) * in_width;
       uint8_t* to = out + row * width;
-      for (int64_t x = 0; x < width; ++x) {
-        const T value = from[resized ? x * in_width / width : x];
-        if constexpr (binary)
-          to[x] = value != T(0);
-        else
-          to[x] = static_cast<uint8_t>(
-              std::min<int64_t>(std::max<int64_t>(static_cast<int64_t>(value), 0), regions - 1));
-      }
+      if (resized)
+        for (int64_t x = 0; x < width; ++x) to[x] = label_of(from[x * in_width / width], regions);
+      else
+        for (int64_t x = 0; x < width; ++x) to[x] = label_of(from[x], regions);
     }
   });
 }
