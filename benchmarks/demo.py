@@ -280,7 +280,7 @@ def draw(result: Result, path: Path) -> None:
     white = photo * (1 - hole[..., None]) + hole[..., None]
     ratio = photo.shape[0] / photo.shape[1]
     figure, axes = pyplot.subplots(
-        2, 3, figsize=(12, 2.0 + 7.4 * min(max(ratio, 0.5), 2)), layout="constrained"
+        2, 3, figsize=(12, 1.5 + 7.4 * min(max(ratio, 0.5), 2)), layout="constrained"
     )
     # One scale, centred on 0, for both feature maps: what differs between them is the layer.
     limit = float(result.region.abs().quantile(0.98))

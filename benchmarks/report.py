@@ -213,7 +213,7 @@ def chart(path: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None:
     axes[0].set_yticks(range(len(groups)), names)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"Region normalisation layers\n{_subtitle(machine)}", fontsize=11)
+    figure.suptitle(f"torchext against PyTorch\n{_subtitle(machine)}", fontsize=11)
     figure.savefig(path, dpi=110, facecolor="white")
 
 
