@@ -30,10 +30,8 @@ def test_op_tests_pass(artifacts, requirement, tmp_path):
 
     # The tests without the checkout: an import of the wrong torchext cannot happen.
     copy = tmp_path / "copy"
-    for name in ("conftest.py", "support", "ops"):
-        source, target = ROOT / "tests" / name, copy / "tests" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    ignored = shutil.ignore_patterns("golden", "packaging", "__pycache__")
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", copy)
     output = environment.run(
         *(
