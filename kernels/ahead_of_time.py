@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from . import region_norm, self_aware_affine
-from .common import Variant
+from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -49,8 +49,11 @@ def compile_variant(variant: Variant, target: str) -> dict:
         variant.kernel, variant.signature, variant.constexprs, variant.attributes
     )
     options = {"num_warps": variant.num_warps, "debug": variant.debug}
+    hip = TARGETS[target].backend == "hip"
+    if not hip:
+        options |= CUDA_OPTIONS
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    inspect = _inspect_hip if TARGETS[target].backend == "hip" else _inspect_cuda
+    inspect = _inspect_hip if hip else _inspect_cuda
     return {
         "kernel": variant.kernel.__name__,
         "target": target,

@@ -15,6 +15,10 @@ import triton.language as tl
 
 INTERPRETED = triton.knobs.runtime.interpret
 
+# Left to itself, ptxas spills a few bytes to reach the next step of occupancy; given a limit it
+# uses the registers it needs. The launches below take at most 256 threads, so all may have 255.
+CUDA_OPTIONS = {"maxnreg": 255}
+
 
 class Variant(NamedTuple):
     """One compilation of a kernel: what `triton.compiler.ASTSource` takes, and `num_warps`."""
@@ -94,8 +98,11 @@ def launch(
         if _recorded is not None:
             _recorded.append(_variant(kernel, arguments, constexprs, num_warps, debug))
     elif programs:
+        options = {"num_warps": num_warps, "debug": debug}
+        if not torch.version.hip:
+            options |= CUDA_OPTIONS
         with torch.cuda.device_of(arguments[0]):
-            kernel[(programs,)](*arguments, num_warps=num_warps, debug=debug, **constexprs)
+            kernel[(programs,)](*arguments, **constexprs, **options)
 
 
 def unique(variants: list[Variant]) -> list[Variant]:

@@ -1,9 +1,9 @@
 """The compiler report's zeroes and the traffic ledger's limits hold."""
 
 import pytest
-from benchmarks import gpu_report
 
 import torchext
+from benchmarks import gpu_report
 
 CUDA = torchext.build_info()["libraries"]["cuda"]
 
