@@ -23,12 +23,97 @@ inline void merge(int64_t count, double mean, double squares, Moments& into) {
   into.count = total;
 }
 
+// Loops over a tile's pixels are written once, over an index that stands for one pixel or, with
+// AVX-512, for sixteen: `get`, `put` and the lookups below answer with a number or a vector, and
+// arithmetic is the same. On its own the compiler widens the byte labels anew for every constant
+// that it selects; as a vector, one comparison gives a mask register that serves them all.
+struct Pixel {
+  int64_t i;
+};
+template <class A>
+inline A get(const A* from, Pixel at) {
+  return from[at.i];
+}
+template <class A>
+inline void put(A* to, Pixel at, A value) {
+  to[at.i] = value;
+}
+template <class A>
+inline A nonzero_only(A keep, A value) {
+  return keep != A(0) ? value : A(0);
+}
+template <class A>
+inline A where_equal(const int32_t* index, int32_t wanted, Pixel at, A value) {
+  return index[at.i] == wanted ? value : A(0);
+}
+template <class A>
+inline A chosen(const uint8_t* labels, uint8_t second, A first_value, A second_value, Pixel at) {
+  return labels[at.i] == second ? second_value : first_value;
+}
+template <class A>
+inline A looked_up(const A* table, const uint8_t* labels, Pixel at) {
+  return table[labels[at.i]];
+}
+template <class A>
+inline A everywhere(A value, Pixel) {
+  return value;
+}
+
+#if defined(__AVX512BW__)
+struct Sixteen {
+  int64_t i;
+};
+inline __m512 get(const float* from, Sixteen at) {
+  return _mm512_loadu_ps(from + at.i);
+}
+inline void put(float* to, Sixteen at, __m512 value) {
+  _mm512_storeu_ps(to + at.i, value);
+}
+inline __m512 nonzero_only(__m512 keep, __m512 value) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(keep, _mm512_setzero_ps(), _CMP_NEQ_UQ), value);
+}
+inline __m512 where_equal(const int32_t* index, int32_t wanted, Sixteen at, __m512 value) {
+  const __m512i found = _mm512_loadu_si512(index + at.i);
+  return _mm512_maskz_mov_ps(_mm512_cmpeq_epi32_mask(found, _mm512_set1_epi32(wanted)), value);
+}
+inline __m128i sixteen_labels(const uint8_t* labels, Sixteen at) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(labels + at.i));
+}
+inline __m512 chosen(const uint8_t* labels, uint8_t second, float first_value, float second_value,
+                     Sixteen at) {
+  const __m128i wanted = _mm_set1_epi8(static_cast<char>(second));
+  const __mmask16 mask = _mm_cmpeq_epi8_mask(sixteen_labels(labels, at), wanted);
+  return _mm512_mask_blend_ps(mask, _mm512_set1_ps(first_value), _mm512_set1_ps(second_value));
+}
+inline __m512 looked_up(const float* table, const uint8_t* labels, Sixteen at) {
+  return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(sixteen_labels(labels, at)), table, 4);
+}
+inline __m512 everywhere(float value, Sixteen) {
+  return _mm512_set1_ps(value);
+}
+
+template <class Body>
+inline void for_each_pixel(float, int64_t count, Body body) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) body(Sixteen{i});
+  for (; i < count; ++i) body(Pixel{i});
+}
+#endif
+template <class A, class Body>
+inline void for_each_pixel(A, int64_t count, Body body) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) body(Pixel{i});
+}
+
 // How a tile's pixels look up a per-region constant: the tile lies in one region, in two, or more.
 template <class A>
 struct OneRegion {
   struct Lookup {
     A value;
-    A operator()(int64_t) const { return value; }
+    template <class Index>
+    auto operator()(Index at) const {
+      return everywhere(value, at);
+    }
   };
   uint8_t region;
   Lookup operator()(const A* table) const { return {table[region]}; }
@@ -39,7 +124,10 @@ struct TwoRegions {
     const uint8_t* labels;
     uint8_t second;
     A first_value, second_value;
-    A operator()(int64_t i) const { return labels[i] == second ? second_value : first_value; }
+    template <class Index>
+    auto operator()(Index at) const {
+      return chosen(labels, second, first_value, second_value, at);
+    }
   };
   const uint8_t* labels;
   uint8_t first, second;
@@ -50,7 +138,10 @@ struct ManyRegions {
   struct Lookup {
     const uint8_t* labels;
     const A* table;
-    A operator()(int64_t i) const { return table[labels[i]]; }
+    template <class Index>
+    auto operator()(Index at) const {
+      return looked_up(table, labels, at);
+    }
   };
   const uint8_t* labels;
   Lookup operator()(const A* table) const { return {labels, table}; }
@@ -318,14 +409,17 @@ void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumul
     if (maps.weight != nullptr) {
       const A* __restrict weight = maps.weight + begin;
       const A* __restrict bias = maps.bias + begin;
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = ((in[i] - mean(i)) * scale(i) + offset(i)) * weight[i] + bias[i];
+      for_each_pixel(A{}, count, [&](auto i) {
+        const auto normal = (get(in, i) - mean(i)) * scale(i) + offset(i);
+        put(out, i, normal * get(weight, i) + get(bias, i));
+      });
     } else {
-      for (int64_t i = 0; i < count; ++i) out[i] = (in[i] - mean(i)) * scale(i) + offset(i);
+      for_each_pixel(A{}, count,
+                     [&](auto i) { put(out, i, (get(in, i) - mean(i)) * scale(i) + offset(i)); });
     }
     if (ignore_holes) {
       const auto keep = lookup(kept.table);
-      for (int64_t i = 0; i < count; ++i) out[i] = keep(i) != A(0) ? out[i] : A(0);
+      for_each_pixel(A{}, count, [&](auto i) { put(out, i, nonzero_only(keep(i), get(out, i))); });
     }
     output.commit(y + begin, count);
   });
@@ -351,11 +445,13 @@ void plane_gradient_sums(const T* grad, const T* x, const LabelPlane& plane,
       A* __restrict weight_sum = weight_gradient + begin;
       A* __restrict bias_sum = bias_gradient + begin;
       const auto centre = lookup(mean), scale = lookup(rstd), keep = lookup(kept.table);
-      for (int64_t i = 0; i < count; ++i) {
-        weight_sum[i] += keep(i) != A(0) ? g[i] * ((in[i] - centre(i)) * scale(i)) : A(0);
-        bias_sum[i] += keep(i) != A(0) ? g[i] : A(0);
-        weighted[i] = g[i] * weight[i];
-      }
+      for_each_pixel(A{}, count, [&](auto i) {
+        const auto gradient = get(g, i);
+        const auto product = gradient * ((get(in, i) - centre(i)) * scale(i));
+        put(weight_sum, i, get(weight_sum, i) + nonzero_only(keep(i), product));
+        put(bias_sum, i, get(bias_sum, i) + nonzero_only(keep(i), gradient));
+        put(weighted, i, gradient * get(weight, i));
+      });
       g = weighted;
     }
     const TileRegion* present = plane.present + plane.first[tile];
@@ -393,22 +489,28 @@ void plane_gradient_apply(const T* grad, const T* x, const LabelPlane& plane,
     const auto mean_gradient = lookup(k.mean_gradient);
     if (maps.weight != nullptr) {
       const A* __restrict weight = maps.weight + begin;
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = scale(i) * (g[i] * weight[i] - mean_gradient(i)) - (in[i] - mean(i)) * slope(i);
+      for_each_pixel(A{}, count, [&](auto i) {
+        put(out, i,
+            scale(i) * (get(g, i) * get(weight, i) - mean_gradient(i)) -
+                (get(in, i) - mean(i)) * slope(i));
+      });
     } else {
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = scale(i) * (g[i] - mean_gradient(i)) - (in[i] - mean(i)) * slope(i);
+      for_each_pixel(A{}, count, [&](auto i) {
+        put(out, i, scale(i) * (get(g, i) - mean_gradient(i)) - (get(in, i) - mean(i)) * slope(i));
+      });
     }
     if (ignore_holes) {
       const auto keep = lookup(kept.table);
-      for (int64_t i = 0; i < count; ++i) out[i] = keep(i) != A(0) ? out[i] : A(0);
+      for_each_pixel(A{}, count, [&](auto i) { put(out, i, nonzero_only(keep(i), get(out, i))); });
     }
     if (maps.argmax != nullptr) {
       const A* __restrict share = maps.mean_gradient + begin;
       const A* __restrict max_gradient = maps.max_gradient + begin;
       const int32_t* __restrict argmax = maps.argmax + begin;
-      for (int64_t i = 0; i < count; ++i)
-        out[i] += share[i] + (argmax[i] == channel ? max_gradient[i] : A(0));
+      for_each_pixel(A{}, count, [&](auto i) {
+        const auto largest = where_equal(argmax, channel, i, get(max_gradient, i));
+        put(out, i, get(out, i) + (get(share, i) + largest));
+      });
     }
     output.commit(grad_x + begin, count);
   });
@@ -481,15 +583,19 @@ void pixels_moments(const T* x, const uint8_t* labels, int64_t pixels, int64_t c
       for_each_region(
           labels + begin, block, ignore_holes,
           [&](uint8_t region, const int64_t* members, int64_t size) {
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) centre[c] = sum[c] = square[c] = A(0);
             for (int64_t m = 0; m < size; ++m) {
               const A* __restrict row = rows.row[members[m]];
+#pragma omp simd
               for (int64_t c = 0; c < width; ++c) centre[c] += row[c];
             }
             const A inverse = A(1) / static_cast<A>(size);
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) centre[c] *= inverse;
             for (int64_t m = 0; m < size; ++m) {
               const A* __restrict row = rows.row[members[m]];
+#pragma omp simd
               for (int64_t c = 0; c < width; ++c) {
                 const A d = row[c] - centre[c];
                 sum[c] += d;
@@ -501,6 +607,7 @@ void pixels_moments(const T* x, const uint8_t* labels, int64_t pixels, int64_t c
             const double cross = share * before, per_pixel = 1.0 / static_cast<double>(size);
             double* __restrict means = mean + region * channels + c0;
             double* __restrict total = squares + region * channels + c0;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) {
               const double correction = static_cast<double>(sum[c]) * per_pixel;
               const double exact =
@@ -528,6 +635,7 @@ void pixels_apply(const T* x, const uint8_t* labels, int64_t pixels, int64_t cha
       T* to = y + p * channels + c0;
       A* __restrict out = output(to);
       if (ignore_holes && labels[p] == 0) {
+#pragma omp simd
         for (int64_t c = 0; c < width; ++c) out[c] = A(0);
       } else {
         const int64_t table = labels[p] * channels + c0;
@@ -537,6 +645,7 @@ void pixels_apply(const T* x, const uint8_t* labels, int64_t pixels, int64_t cha
         const A* __restrict offset = k.offset + table;
         const A weight = maps.weight != nullptr ? maps.weight[p] : A(1);
         const A bias = maps.weight != nullptr ? maps.bias[p] : A(0);
+#pragma omp simd
         for (int64_t c = 0; c < width; ++c)
           out[c] = ((in[c] - mean[c]) * scale[c] + offset[c]) * weight + bias;
       }
@@ -565,11 +674,13 @@ void pixels_gradient_sums(const T* grad, const T* x, const uint8_t* labels, int6
           [&](uint8_t region, const int64_t* members, int64_t size) {
             const A* __restrict centre = mean + region * channels + c0;
             const A* __restrict scale = rstd + region * channels + c0;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) sum[c] = product[c] = A(0);
             for (int64_t m = 0; m < size; ++m) {
               const A* __restrict row = x_rows.row[members[m]];
               const A* __restrict g = grad_rows.row[members[m]];
               const A weight = weight_map != nullptr ? weight_map[begin + members[m]] : A(1);
+#pragma omp simd
               for (int64_t c = 0; c < width; ++c) {
                 const A weighted = g[c] * weight;
                 sum[c] += weighted;
@@ -588,6 +699,7 @@ void pixels_gradient_sums(const T* grad, const T* x, const uint8_t* labels, int6
             }
             double* __restrict sum_total = sums + region * channels + c0;
             double* __restrict product_total = sums + (num_regions + region) * channels + c0;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) {
               sum_total[c] += static_cast<double>(sum[c]);
               product_total[c] += static_cast<double>(product[c]) * static_cast<double>(scale[c]);
@@ -610,6 +722,7 @@ void pixels_gradient_apply(const T* grad, const T* x, const uint8_t* labels, int
       T* to = grad_x + p * channels + c0;
       A* __restrict out = output(to);
       if (ignore_holes && labels[p] == 0) {
+#pragma omp simd
         for (int64_t c = 0; c < width; ++c) out[c] = A(0);
       } else {
         const int64_t table = labels[p] * channels + c0;
@@ -620,11 +733,13 @@ void pixels_gradient_apply(const T* grad, const T* x, const uint8_t* labels, int
         const A* __restrict mean_gradient = k.mean_gradient + table;
         const A* __restrict slope = k.slope + table;
         const A weight = maps.weight != nullptr ? maps.weight[p] : A(1);
+#pragma omp simd
         for (int64_t c = 0; c < width; ++c)
           out[c] = scale[c] * (g[c] * weight - mean_gradient[c]) - (in[c] - mean[c]) * slope[c];
       }
       if (maps.argmax != nullptr) {
         const A share = maps.mean_gradient[p];
+#pragma omp simd
         for (int64_t c = 0; c < width; ++c) out[c] += share;
         const int64_t largest = maps.argmax[p] - c0;
         if (largest >= 0 && largest < width) out[largest] += maps.max_gradient[p];
