@@ -199,15 +199,13 @@ def region_labels(x: Tensor, mask: Tensor, num_regions: int) -> Tensor:
         if check_values:
             _check_mask_values(mask, num_regions)
         return reference.region_labels(mask.detach(), H, W, num_regions)
-    return call(
-        chosen.namespace,
-        "region_labels",
-        mask.detach().contiguous(),
-        H,
-        W,
-        num_regions,
-        check_values,
-    )
+    arguments = (mask.detach().contiguous(), H, W, num_regions, check_values)
+    try:
+        return call(chosen.namespace, "region_labels", *arguments)
+    except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
+        if check_values:
+            _check_mask_values(mask, num_regions)
+        raise
 
 
 def _check_mask_values(mask: Tensor, num_regions: int) -> None:
