@@ -87,32 +87,29 @@ struct Statistics {
 };
 
 // Normalising a pixel: (value - mean) * scale + shift.
-enum Coefficient { kMean, kScale, kShift };
+enum Coefficient { kMean, kScale, kShift, kForwardCoefficients };
 // Its gradient: scale * ((grad - offset) - (value - mean) * slope).
-enum BackwardCoefficient { kGradMean, kGradScale, kOffset, kSlope };
-constexpr int kCoefficients = 4;
+enum BackwardCoefficient { kGradMean, kGradScale, kOffset, kSlope, kBackwardCoefficients };
 
-// The coefficients of a tile of channels, in shared memory, so that one address serves all four:
-// contiguous [channel][region][coefficient], a pixel's in one access; channels last
-// [region][coefficient][channel], V channels in one access, with a row of padding that keeps
-// neighbouring regions in different banks.
+// The coefficients of a tile of channels, in shared memory: [coefficient][region and channel], so
+// placed that a warp's reads fall into different banks: neighbouring lanes differ in region when
+// contiguous, in channel in channels last.
 template <typename A, int kChannels, bool kChannelsLast>
 class Table {
  public:
   __device__ Table(A* shared, int regions) : values_(shared), regions_(regions) {}
-  static size_t bytes(int regions) {
-    return sizeof(A) * regions * kChannels * (kCoefficients + (kChannelsLast ? 1 : 0));
+  static size_t bytes(int regions, int coefficients) {
+    return sizeof(A) * coefficients * regions * kChannels;
+  }
+  __device__ int index(int region, int channel) const {
+    return kChannelsLast ? region * kChannels + channel : channel * regions_ + region;
   }
   __device__ A* at(int coefficient, int region, int channel) const {
-    return values_ + (kChannelsLast
-                          ? (region * (kCoefficients + 1) + coefficient) * kChannels + channel
-                          : (channel * regions_ + region) * kCoefficients + coefficient);
+    return values_ + coefficient * regions_ * kChannels + index(region, channel);
   }
-  // contiguous: all coefficients of a region and channel
-  __device__ Vec<A, kCoefficients> get(int region, int channel) const {
-    return *reinterpret_cast<const Vec<A, kCoefficients>*>(at(0, region, channel));
+  __device__ A get(int coefficient, int region, int channel) const {
+    return *at(coefficient, region, channel);
   }
-  // channels last: one coefficient of V channels
   template <int V>
   __device__ Vec<A, V> get(int coefficient, int region, int channel) const {
     return *reinterpret_cast<const Vec<A, V>*>(at(coefficient, region, channel));
@@ -250,8 +247,9 @@ __global__ void __launch_bounds__(kApplyThreads, 4)
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             const int region = view.region(label[j]);
-            const auto c = table.get(region, channel + u);
-            A normal = (to_accumulate(values[u][j]) - c[kMean]) * c[kScale] + c[kShift];
+            A normal = (to_accumulate(values[u][j]) - table.get(kMean, region, channel + u)) *
+                           table.get(kScale, region, channel + u) +
+                       table.get(kShift, region, channel + u);
             if (spatial) normal = normal * weight[j] + bias[j];
             result[j] = from_accumulate<T>(view.is_hole(region) ? A(0) : normal);
           }
@@ -278,10 +276,9 @@ struct BackwardTerms {
   const int32_t* argmax;
 };
 
-// kSpatial: with a spatial weight, a pooled gradient or both. Eight pixels' values of those take
-// many registers.
+// kSpatial: with a spatial weight, a pooled gradient or both.
 template <typename T, int V, bool kChannelsLast, bool kSpatial>
-__global__ void __launch_bounds__(kApplyThreads, V == 8 && kSpatial && !kChannelsLast ? 3 : 4)
+__global__ void __launch_bounds__(kApplyThreads, 4)
     region_norm_backward_apply_kernel(RegionView view, Slicing slicing, const T* grad, const T* x,
                                       const uint8_t* labels, T* grad_x,
                                       BackwardTerms<accumulate_t<T>> terms) {
@@ -407,15 +404,17 @@ __global__ void __launch_bounds__(kApplyThreads, V == 8 && kSpatial && !kChannel
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             const int region = view.region(label[j]);
-            const auto c = table.get(region, channel + u);
+            const int c = channel + u;
             A gradient = to_accumulate(gradients[u][j]);
             if (weighted) gradient *= weight[j];
-            gradient = c[kGradScale] * ((gradient - c[kOffset]) -
-                                        (to_accumulate(values[u][j]) - c[kGradMean]) * c[kSlope]);
+            gradient = table.get(kGradScale, region, c) *
+                       ((gradient - table.get(kOffset, region, c)) -
+                        (to_accumulate(values[u][j]) - table.get(kGradMean, region, c)) *
+                            table.get(kSlope, region, c));
             if (view.is_hole(region)) gradient = A(0);
             if (pooled) {
               gradient += mean_part[j] * channel_share;
-              if (first_channel + channel + u == largest[j]) gradient += max_part[j];
+              if (first_channel + c == largest[j]) gradient += max_part[j];
             }
             result[j] = from_accumulate<T>(gradient);
           }
@@ -752,7 +751,8 @@ void launch_apply(const RegionView& view, const Tensor& x, const Tensor& labels,
         const Slicing slicing =
             apply_slicing<T, V, kChannelsLast>(view, given ? 1 : statistics.partials.slices);
         launch(region_norm_apply_kernel<T, V, kChannelsLast>, slicing.grid(view),
-               dim3(kApplyThreads), Table<A, kChannels, kChannelsLast>::bytes(view.regions),
+               dim3(kApplyThreads),
+               Table<A, kChannels, kChannelsLast>::bytes(view.regions, kForwardCoefficients),
                current_stream(x), view, slicing, data<const T>(x), data<const uint8_t>(labels),
                data<T>(y), statistics, affine);
       },
@@ -1061,9 +1061,9 @@ void launch_backward_apply(const RegionView& view, const Tensor& grad, const Ten
         launch(spatial ? region_norm_backward_apply_kernel<T, V, kChannelsLast, true>
                        : region_norm_backward_apply_kernel<T, V, kChannelsLast, false>,
                slicing.grid(view), dim3(kApplyThreads),
-               Table<A, kChannels, kChannelsLast>::bytes(view.regions), current_stream(x), view,
-               slicing, data<const T>(grad), data<const T>(x), data<const uint8_t>(labels),
-               data<T>(grad_x), terms);
+               Table<A, kChannels, kChannelsLast>::bytes(view.regions, kBackwardCoefficients),
+               current_stream(x), view, slicing, data<const T>(grad), data<const T>(x),
+               data<const uint8_t>(labels), data<T>(grad_x), terms);
       },
       data<const T>(x), data<const T>(grad), data<const T>(grad_x), data<const uint8_t>(labels),
       terms.spatial_weight, terms.pooled_gradient, terms.argmax);
