@@ -1,4 +1,4 @@
-"""The option --golden-dir, a test for each file and backend, a summary for each paper."""
+"""A test for each file and backend, and a summary for each paper."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -14,17 +14,10 @@ BACKENDS = ("cpu", "reference", "cuda", "triton") if WANTED == ALL else WANTED
 SLOW = 5_000_000  # parameters
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--golden-dir", type=Path, default=DATA, metavar="DIR", help="run the golden files in DIR"
-    )
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_file" not in metafunc.fixturenames:
         return
-    # A run from the repository's root meets this file too late for the option to exist.
-    folder = metafunc.config.getoption("golden_dir", default=DATA)
+    folder = metafunc.config.getoption("golden_dir") or DATA
     files = sorted(folder.glob("*.npz"))
     if not files:
         raise pytest.UsageError(f"--golden-dir: no golden file (*.npz) in {folder}")

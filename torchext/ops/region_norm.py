@@ -113,7 +113,7 @@ def region_norm(
     }
     if chosen is backend.REFERENCE:
         if process_group is not None:
-            options["all_reduce"] = _differentiable_all_reduce(process_group)
+            options["all_reduce"] = lambda value: _AllReduce.apply(value, process_group)
         return reference.region_norm(x, labels, *affine, **options)
     arguments = (native(x), labels, *affine, *options.values())
     if process_group is not None:
@@ -238,10 +238,23 @@ def _check_pair(
 # --- statistics over processes ------------------------------------------------------------------
 
 
-def _differentiable_all_reduce(group: dist.ProcessGroup) -> Any:
-    from torch.distributed.nn.functional import all_reduce
+class _AllReduce(torch.autograd.Function):
+    """The sum over a group's processes; its gradient is the sum of all processes' gradients.
 
-    return lambda value: all_reduce(value, group=group)
+    Not torch.distributed.nn's: that one is deprecated, and importing it after the default group
+    exists keeps the group alive past destroy_process_group, which aborts the process at exit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = value.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _AllReduce.apply(grad, ctx.group), None
 
 
 class _SynchronizedRegionNorm(torch.autograd.Function):
