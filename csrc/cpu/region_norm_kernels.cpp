@@ -181,17 +181,46 @@ struct Kept {
 template <class A>
 struct Deviations {
   A sum, squares;
+  // The centre is more than 8 deviations off the mean.
+  bool cancels(A count) const { return sum * sum > squares * count * (A(63) / A(64)); }
+};
+// The sums of one region's tiles around the same centre: no tile waits for the one before.
+template <class A>
+struct RunningSums {
+  A centre;
+  double sum = 0, squares = 0;
+  int64_t count = 0;
+
+  void add(const Deviations<A>& tile, int64_t members) {
+    sum += static_cast<double>(tile.sum);
+    squares += static_cast<double>(tile.squares);
+    count += members;
+  }
+  void merge_into(Moments& moments) const {
+    if (count == 0) return;
+    const double offset = sum / static_cast<double>(count);
+    merge(count, static_cast<double>(centre) + offset, squares - sum * offset, moments);
+  }
 };
 template <class A>
 inline Deviations<A> deviations(const A* x, A centre, int64_t count) {
-  A s = 0, q = 0;
-#pragma omp simd reduction(+ : s, q)
-  for (int64_t i = 0; i < count; ++i) {
+  constexpr int64_t lanes = vector_lanes<A>;
+  vector_t<A> s[4] = {}, q[4] = {};  // one sum's additions would wait for each other
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes)
+    for (int64_t u = 0; u < 4; ++u) {
+      const vector_t<A> d = load_vector(x + i + u * lanes) - centre;
+      s[u] += d;
+      q[u] += d * d;
+    }
+  A tail_sum = 0, tail_squares = 0;
+  for (; i < count; ++i) {
     const A d = x[i] - centre;
-    s += d;
-    q += d * d;
+    tail_sum += d;
+    tail_squares += d * d;
   }
-  return {s, q};
+  return {add_lanes<A>((s[0] + s[1]) + (s[2] + s[3])) + tail_sum,
+          add_lanes<A>((q[0] + q[1]) + (q[2] + q[3])) + tail_squares};
 }
 template <class A>
 inline Deviations<A> deviations(const A* x, const uint8_t* labels, uint8_t region, A centre,
@@ -255,13 +284,22 @@ struct GradientSums {
 };
 template <class A>
 inline GradientSums<A> gradient_sums(const A* g, const A* x, A mean, int64_t count) {
-  A s = 0, p = 0;
-#pragma omp simd reduction(+ : s, p)
-  for (int64_t i = 0; i < count; ++i) {
-    s += g[i];
-    p += g[i] * (x[i] - mean);
+  constexpr int64_t lanes = vector_lanes<A>;
+  vector_t<A> s[4] = {}, p[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes)
+    for (int64_t u = 0; u < 4; ++u) {
+      const vector_t<A> gradient = load_vector(g + i + u * lanes);
+      s[u] += gradient;
+      p[u] += gradient * (load_vector(x + i + u * lanes) - mean);
+    }
+  A tail_sum = 0, tail_product = 0;
+  for (; i < count; ++i) {
+    tail_sum += g[i];
+    tail_product += g[i] * (x[i] - mean);
   }
-  return {s, p};
+  return {add_lanes<A>((s[0] + s[1]) + (s[2] + s[3])) + tail_sum,
+          add_lanes<A>((p[0] + p[1]) + (p[2] + p[3])) + tail_product};
 }
 template <class A>
 inline GradientSums<A> gradient_sums(const A* g, const A* x, const uint8_t* labels, uint8_t region,
@@ -351,6 +389,8 @@ template <class T>
 void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Moments* moments) {
   using A = accumulate_t<T>;
   InputTile<T> input;
+  RunningSums<A> running[kMaxRegions];
+  bool seen[kMaxRegions] = {};
   A centre[kMaxRegions];
   Deviations<A> found[kMaxRegions];
   for (int64_t tile = 0, begin = 0; begin < plane.pixels; ++tile, begin += kTile) {
@@ -360,10 +400,14 @@ void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Momen
     const TileRegion* present = plane.present + plane.first[tile];
     const int32_t regions = plane.first[tile + 1] - plane.first[tile];
     const auto ignored = [&](int32_t i) { return ignore_holes && present[i].region == 0; };
-    for (int32_t i = 0; i < regions; ++i)
-      centre[i] = static_cast<A>(moments[present[i].region].mean);
-    // One sweep around the mean so far; again around the tile's own where that mean is so far off
-    // that squares - sum^2 / count would cancel.
+    for (int32_t i = 0; i < regions; ++i) {
+      const uint8_t region = present[i].region;
+      if (!seen[region]) running[region] = {static_cast<A>(moments[region].mean)};
+      seen[region] = true;
+      centre[i] = running[region].centre;
+    }
+    // One sweep around the region's centre; again around the tile's own mean where the centre is so
+    // far off that squares - sum^2 / count would cancel.
     for (int attempt = 0; attempt < 3; ++attempt) {
       if (regions == 1) {
         if (!ignored(0)) found[0] = deviations(values, centre[0], count);
@@ -376,22 +420,25 @@ void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Momen
       }
       bool again = false;
       for (int32_t i = 0; i < regions && attempt < 2; ++i) {
-        if (ignored(i)) continue;
-        const A offset = found[i].sum / static_cast<A>(present[i].count);
-        if (found[i].squares - found[i].sum * offset < found[i].squares / 64) {
-          centre[i] += offset;
-          again = true;
-        }
+        const A members = static_cast<A>(present[i].count);
+        if (ignored(i) || !found[i].cancels(members)) continue;
+        centre[i] += found[i].sum / members;
+        again = true;
       }
       if (!again) break;
     }
     for (int32_t i = 0; i < regions; ++i) {
       if (ignored(i)) continue;
-      const double sum = found[i].sum, offset = sum / present[i].count;
-      merge(present[i].count, centre[i] + offset, found[i].squares - sum * offset,
-            moments[present[i].region]);
+      const uint8_t region = present[i].region;
+      if (centre[i] != running[region].centre) {
+        running[region].merge_into(moments[region]);
+        running[region] = {centre[i]};
+      }
+      running[region].add(found[i], present[i].count);
     }
   }
+  for (int64_t region = 0; region < kMaxRegions; ++region)
+    if (seen[region]) running[region].merge_into(moments[region]);
 }
 
 template <class T>
@@ -571,54 +618,71 @@ void pixels_moments(const T* x, const uint8_t* labels, int64_t pixels, int64_t c
                     int64_t num_regions, bool ignore_holes, int64_t* count, double* mean,
                     double* squares) {
   using A = accumulate_t<T>;
-  (void)num_regions;
-  Rows<T> rows;
-  A centre[kChannels], sum[kChannels], square[kChannels];
-  for (int64_t begin = 0; begin < pixels; begin += kPixels) {
-    const int64_t block = smaller(kPixels, pixels - begin);
-    for (int64_t c0 = 0; c0 < channels; c0 += kChannels) {
-      const int64_t width = smaller(kChannels, channels - c0);
-      const bool last = c0 + kChannels >= channels;
-      rows.fill(x + begin * channels + c0, channels, block, width);
-      for_each_region(
-          labels + begin, block, ignore_holes,
-          [&](uint8_t region, const int64_t* members, int64_t size) {
+  constexpr int64_t kBlock = 256, kWidth = 64;  // pixels and channels of a block
+  InputTile<T> input;
+  A centre[kMaxRegions * kWidth], sum[kMaxRegions * kWidth], square[kMaxRegions * kWidth];
+  for (int64_t begin = 0; begin < pixels; begin += kBlock) {
+    const int64_t block = smaller(kBlock, pixels - begin);
+    const uint8_t* region = labels + begin;
+    int64_t size[kMaxRegions] = {};
+    for (int64_t p = 0; p < block; ++p) ++size[region[p]];
+    if (ignore_holes) size[0] = 0;
+    for (int64_t c0 = 0; c0 < channels; c0 += kWidth) {
+      const int64_t width = smaller(kWidth, channels - c0);
+      for (int64_t k = 0; k < num_regions; ++k)
+        for (int64_t c = 0; c < width && size[k] > 0; ++c)
+          centre[k * kWidth + c] = static_cast<A>(mean[k * channels + c0 + c]);
+      // As in plane_moments: again where the mean so far is too far off.
+      for (int attempt = 0; attempt < 3; ++attempt) {
+        for (int64_t i = 0; i < num_regions * kWidth; ++i) sum[i] = square[i] = A(0);
+        for (int64_t p = 0; p < block; ++p) {
+          if (size[region[p]] == 0) continue;
+          const A* __restrict row = input(x + (begin + p) * channels + c0, width);
+          const A* __restrict middle = centre + region[p] * kWidth;
+          A* __restrict s = sum + region[p] * kWidth;
+          A* __restrict q = square + region[p] * kWidth;
 #pragma omp simd
-            for (int64_t c = 0; c < width; ++c) centre[c] = sum[c] = square[c] = A(0);
-            for (int64_t m = 0; m < size; ++m) {
-              const A* __restrict row = rows.row[members[m]];
+          for (int64_t c = 0; c < width; ++c) {
+            const A d = row[c] - middle[c];
+            s[c] += d;
+            q[c] += d * d;
+          }
+        }
+        int32_t again = 0;
+        for (int64_t k = 0; k < num_regions && attempt < 2; ++k) {
+          if (size[k] == 0) continue;
+          const A inverse = A(1) / static_cast<A>(size[k]);
+          A* middle = centre + k * kWidth;
+          const A *s = sum + k * kWidth, *q = square + k * kWidth;
+#pragma omp simd reduction(| : again)
+          for (int64_t c = 0; c < width; ++c) {
+            const A offset = s[c] * inverse;
+            const bool far = q[c] - s[c] * offset < q[c] / 64;
+            middle[c] += far ? offset : A(0);
+            again |= far;
+          }
+        }
+        if (again == 0) break;
+      }
+      for (int64_t k = 0; k < num_regions; ++k) {
+        if (size[k] == 0) continue;
+        const double before = static_cast<double>(count[k]);
+        const double share = static_cast<double>(size[k]) / (before + size[k]);
+        const double cross = share * before, per_pixel = 1.0 / static_cast<double>(size[k]);
+        const A *middle = centre + k * kWidth, *s = sum + k * kWidth, *q = square + k * kWidth;
+        double* __restrict means = mean + k * channels + c0;
+        double* __restrict total = squares + k * channels + c0;
 #pragma omp simd
-              for (int64_t c = 0; c < width; ++c) centre[c] += row[c];
-            }
-            const A inverse = A(1) / static_cast<A>(size);
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) centre[c] *= inverse;
-            for (int64_t m = 0; m < size; ++m) {
-              const A* __restrict row = rows.row[members[m]];
-#pragma omp simd
-              for (int64_t c = 0; c < width; ++c) {
-                const A d = row[c] - centre[c];
-                sum[c] += d;
-                square[c] += d * d;
-              }
-            }
-            const double before = static_cast<double>(count[region]);
-            const double share = static_cast<double>(size) / (before + static_cast<double>(size));
-            const double cross = share * before, per_pixel = 1.0 / static_cast<double>(size);
-            double* __restrict means = mean + region * channels + c0;
-            double* __restrict total = squares + region * channels + c0;
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) {
-              const double correction = static_cast<double>(sum[c]) * per_pixel;
-              const double exact =
-                  static_cast<double>(square[c]) - correction * static_cast<double>(sum[c]);
-              const double delta = static_cast<double>(centre[c]) + correction - means[c];
-              means[c] += delta * share;
-              total[c] += exact + delta * delta * cross;
-            }
-            if (last) count[region] += size;
-          });
+        for (int64_t c = 0; c < width; ++c) {
+          const double offset = static_cast<double>(s[c]) * per_pixel;
+          const double exact = static_cast<double>(q[c]) - offset * static_cast<double>(s[c]);
+          const double delta = static_cast<double>(middle[c]) + offset - means[c];
+          means[c] += delta * share;
+          total[c] += exact + delta * delta * cross;
+        }
+      }
     }
+    for (int64_t k = 0; k < num_regions; ++k) count[k] += size[k];
   }
 }
 

@@ -61,6 +61,48 @@ constexpr int64_t kTile = 1024;
 #if defined(TORCHEXT_SIMD)
 namespace TORCHEXT_SIMD {
 
+// A vector register, for sums that a plain loop's vectorisation would fold lane by lane too often.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using vector_t = typename VectorOf<A>::type;
+template <class A>
+constexpr int64_t vector_lanes = kVectorBytes / sizeof(A);
+
+static inline vector_t<float> load_vector(const float* from) {
+  vector_t<float> value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+static inline vector_t<double> load_vector(const double* from) {
+  vector_t<double> value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+template <class A>
+static inline A add_lanes(vector_t<A> value) {
+  A lanes[vector_lanes<A>];
+  memcpy(lanes, &value, sizeof lanes);
+  for (int64_t width = vector_lanes<A> / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
 static inline float float_from_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
