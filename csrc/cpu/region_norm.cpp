@@ -27,9 +27,13 @@ using torch::stable::parallel_for;
 // Chunks of pixels that sums over a whole image are split into, at most: bounds partial results.
 constexpr int64_t kMaxChunks = 32;
 
+// Of float32: 8 MiB, which are no longer cached when all of it is written.
+constexpr int64_t kStreamElements = int64_t{2} << 20;
+
 struct Problem {
   int64_t images, channels, pixels, regions, groups;  // groups of statistics: images, or 1
   bool per_instance, ignore_holes, channels_last;
+  bool stream;  // results do not stay in the cache
   const uint8_t* labels;
   bool shared_labels;  // one label map for every image
 
@@ -52,6 +56,7 @@ Problem describe(const Tensor& x, const Tensor& labels, int64_t num_regions, boo
   problem.per_instance = per_instance;
   problem.groups = per_instance ? problem.images : 1;
   problem.ignore_holes = ignore_holes;
+  problem.stream = x.scalar_type() == ScalarType::Float && x.numel() >= kStreamElements;
   expects(num_regions >= 1 && num_regions <= kMaxRegions, "num_regions: expected 1 to 64");
   expects(labels.dim() == 4 && labels.size(1) == 1 && labels.size(2) == x.size(2) &&
               labels.size(3) == x.size(3) &&
@@ -256,7 +261,7 @@ void apply_channel(const Problem& problem, const LabelPlanes& planes, const T* x
     const int64_t plane = (n * problem.channels + channel) * problem.pixels;
     TORCHEXT_AT_SIMD_LEVEL(plane_apply<T>)(x + plane, planes.plane(n), k, problem.regions,
                                            affine.image(problem, n), problem.ignore_holes,
-                                           y + plane);
+                                           problem.stream, y + plane);
   }
 }
 
@@ -454,7 +459,7 @@ void channel_gradient_apply(const Problem& problem, const LabelPlanes& planes, c
     TORCHEXT_AT_SIMD_LEVEL(plane_gradient_apply<T>)(
         g.grad + plane, g.x + plane, planes.plane(n), {mean, scale, mean_gradient, slope},
         problem.regions, gradient_maps(g, n * problem.pixels), static_cast<int32_t>(channel),
-        problem.ignore_holes, g.grad_x + plane);
+        problem.ignore_holes, problem.stream, g.grad_x + plane);
   }
 }
 

@@ -38,6 +38,12 @@ template <class A>
 inline void put(A* to, Pixel at, A value) {
   to[at.i] = value;
 }
+// Around the cache, where the machine can: for results too large to stay there, it saves reading
+// the lines that are about to be overwritten.
+template <class A>
+inline void put_around_cache(A* to, Pixel at, A value) {
+  to[at.i] = value;
+}
 template <class A>
 inline A nonzero_only(A keep, A value) {
   return keep != A(0) ? value : A(0);
@@ -68,6 +74,9 @@ inline __m512 get(const float* from, Sixteen at) {
 }
 inline void put(float* to, Sixteen at, __m512 value) {
   _mm512_storeu_ps(to + at.i, value);
+}
+inline void put_around_cache(float* to, Sixteen at, __m512 value) {
+  _mm512_stream_ps(to + at.i, value);
 }
 inline __m512 nonzero_only(__m512 keep, __m512 value) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(keep, _mm512_setzero_ps(), _CMP_NEQ_UQ), value);
@@ -103,6 +112,25 @@ template <class A, class Body>
 inline void for_each_pixel(A, int64_t count, Body body) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) body(Pixel{i});
+}
+
+// Streamed stores take whole, aligned vectors, and wait to be seen by other threads.
+inline bool can_stream(const void* to) {
+  return reinterpret_cast<uintptr_t>(to) % 64 == 0;
+}
+inline void finish_streaming() {
+#if defined(__AVX512BW__)
+  _mm_sfence();
+#endif
+}
+
+// Writes value(i) for every pixel.
+template <class A, class Value>
+inline void put_each(A* to, int64_t count, bool stream, Value value) {
+  if (stream && can_stream(to))
+    for_each_pixel(A{}, count, [&](auto i) { put_around_cache(to, i, value(i)); });
+  else
+    for_each_pixel(A{}, count, [&](auto i) { put(to, i, value(i)); });
 }
 
 // How a tile's pixels look up a per-region constant: the tile lies in one region, in two, or more.
@@ -444,8 +472,9 @@ void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Momen
 template <class T>
 void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumulate_t<T>>& k,
                  int64_t num_regions, const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes,
-                 T* y) {
+                 bool stream, T* y) {
   using A = accumulate_t<T>;
+  if (ignore_holes) stream = false;  // the result is read again
   InputTile<T> input;
   OutputTile<T> output;
   const Kept<A> kept(num_regions, ignore_holes);
@@ -456,13 +485,13 @@ void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumul
     if (maps.weight != nullptr) {
       const A* __restrict weight = maps.weight + begin;
       const A* __restrict bias = maps.bias + begin;
-      for_each_pixel(A{}, count, [&](auto i) {
+      put_each(out, count, stream, [&](auto i) {
         const auto normal = (get(in, i) - mean(i)) * scale(i) + offset(i);
-        put(out, i, normal * get(weight, i) + get(bias, i));
+        return normal * get(weight, i) + get(bias, i);
       });
     } else {
-      for_each_pixel(A{}, count,
-                     [&](auto i) { put(out, i, (get(in, i) - mean(i)) * scale(i) + offset(i)); });
+      put_each(out, count, stream,
+               [&](auto i) { return (get(in, i) - mean(i)) * scale(i) + offset(i); });
     }
     if (ignore_holes) {
       const auto keep = lookup(kept.table);
@@ -470,6 +499,7 @@ void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumul
     }
     output.commit(y + begin, count);
   });
+  if (stream) finish_streaming();
 }
 
 template <class T>
@@ -523,8 +553,9 @@ template <class T>
 void plane_gradient_apply(const T* grad, const T* x, const LabelPlane& plane,
                           const RegionGradient<accumulate_t<T>>& k, int64_t num_regions,
                           const PixelMaps<accumulate_t<T>>& maps, int32_t channel,
-                          bool ignore_holes, T* grad_x) {
+                          bool ignore_holes, bool stream, T* grad_x) {
   using A = accumulate_t<T>;
+  if (ignore_holes || maps.argmax != nullptr) stream = false;  // the result is read again
   InputTile<T> x_input, grad_input;
   OutputTile<T> output;
   const Kept<A> kept(num_regions, ignore_holes);
@@ -536,14 +567,13 @@ void plane_gradient_apply(const T* grad, const T* x, const LabelPlane& plane,
     const auto mean_gradient = lookup(k.mean_gradient);
     if (maps.weight != nullptr) {
       const A* __restrict weight = maps.weight + begin;
-      for_each_pixel(A{}, count, [&](auto i) {
-        put(out, i,
-            scale(i) * (get(g, i) * get(weight, i) - mean_gradient(i)) -
-                (get(in, i) - mean(i)) * slope(i));
+      put_each(out, count, stream, [&](auto i) {
+        return scale(i) * (get(g, i) * get(weight, i) - mean_gradient(i)) -
+               (get(in, i) - mean(i)) * slope(i);
       });
     } else {
-      for_each_pixel(A{}, count, [&](auto i) {
-        put(out, i, scale(i) * (get(g, i) - mean_gradient(i)) - (get(in, i) - mean(i)) * slope(i));
+      put_each(out, count, stream, [&](auto i) {
+        return scale(i) * (get(g, i) - mean_gradient(i)) - (get(in, i) - mean(i)) * slope(i);
       });
     }
     if (ignore_holes) {
@@ -561,6 +591,7 @@ void plane_gradient_apply(const T* grad, const T* x, const LabelPlane& plane,
     }
     output.commit(grad_x + begin, count);
   });
+  if (stream) finish_streaming();
 }
 
 // Channels last: a pixel's channels are contiguous, so they are the vector, and a pixel's region
@@ -816,13 +847,13 @@ void pixels_gradient_apply(const T* grad, const T* x, const uint8_t* labels, int
 #define TORCHEXT_INSTANTIATE(T)                                                                   \
   template void plane_moments<T>(const T*, const LabelPlane&, bool, Moments*);                    \
   template void plane_apply<T>(const T*, const LabelPlane&, const RegionAffine<accumulate_t<T>>&, \
-                               int64_t, const PixelMaps<accumulate_t<T>>&, bool, T*);             \
+                               int64_t, const PixelMaps<accumulate_t<T>>&, bool, bool, T*);       \
   template void plane_gradient_sums<T>(                                                           \
       const T*, const T*, const LabelPlane&, const accumulate_t<T>*, const accumulate_t<T>*,      \
       int64_t, const accumulate_t<T>*, bool, double*, accumulate_t<T>*, accumulate_t<T>*);        \
-  template void plane_gradient_apply<T>(const T*, const T*, const LabelPlane&,                    \
-                                        const RegionGradient<accumulate_t<T>>&, int64_t,          \
-                                        const PixelMaps<accumulate_t<T>>&, int32_t, bool, T*);    \
+  template void plane_gradient_apply<T>(                                                          \
+      const T*, const T*, const LabelPlane&, const RegionGradient<accumulate_t<T>>&, int64_t,     \
+      const PixelMaps<accumulate_t<T>>&, int32_t, bool, bool, T*);                                \
   template void pixels_moments<T>(const T*, const uint8_t*, int64_t, int64_t, int64_t, bool,      \
                                   int64_t*, double*, double*);                                    \
   template void pixels_apply<T>(const T*, const uint8_t*, int64_t, int64_t,                       \

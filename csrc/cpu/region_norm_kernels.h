@@ -56,6 +56,7 @@ struct PixelMaps {
   const int32_t* argmax = nullptr;
 };
 
+// `stream`: the result is too large to stay in the cache, so write around it.
 #define TORCHEXT_REGION_NORM_KERNELS                                                               \
   /* Writes the regions that occur in a tile; returns how many, or -1 for a label out of range. */ \
   int32_t tile_regions(const uint8_t* labels, int64_t count, int64_t num_regions,                  \
@@ -65,7 +66,7 @@ struct PixelMaps {
   template <class T>                                                                               \
   void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumulate_t<T>>& k,    \
                    int64_t num_regions, const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes, \
-                   T* y);                                                                          \
+                   bool stream, T* y);                                                             \
   template <class T>                                                                               \
   void plane_gradient_sums(const T* grad, const T* x, const LabelPlane& plane,                     \
                            const accumulate_t<T>* mean, const accumulate_t<T>* rstd,               \
@@ -76,7 +77,7 @@ struct PixelMaps {
   void plane_gradient_apply(const T* grad, const T* x, const LabelPlane& plane,                    \
                             const RegionGradient<accumulate_t<T>>& k, int64_t num_regions,         \
                             const PixelMaps<accumulate_t<T>>& maps, int32_t channel,               \
-                            bool ignore_holes, T* grad_x);                                         \
+                            bool ignore_holes, bool stream, T* grad_x);                            \
   template <class T>                                                                               \
   void pixels_moments(const T* x, const uint8_t* labels, int64_t pixels, int64_t channels,         \
                       int64_t num_regions, bool ignore_holes, int64_t* count, double* mean,        \

@@ -94,6 +94,20 @@ def test_sizes_around_tiles(case: Case, name: str) -> None:
     check(case, name, torch.float32)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("aligned", (1, 9, 512, 512), affine="region"),
+        Case("not aligned", (2, 5, 501, 503), affine="region"),
+        Case("spatial", (1, 9, 512, 512), affine="spatial", scope="instance"),
+    ],
+    ids=lambda case: case.name,
+)
+@pytest.mark.parametrize("name", parameters("cpu"))
+def test_larger_than_the_cache(case: Case, name: str) -> None:
+    check(case, name, torch.float32)
+
+
 @pytest.mark.parametrize("name", parameters())
 @pytest.mark.parametrize("case", CASES[::5], ids=lambda case: case.name)
 def test_statistics(case: Case, name: str) -> None:
