@@ -154,7 +154,8 @@ std::tuple<Tensor, Tensor> mask_window_cpu(const Tensor& mask, const Sizes& mask
 
 // --- product -----------------------------------------------------------------------------------
 
-Tensor mask_product_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_channels) {
+void multiply_mask_into(const Tensor& x, const Tensor& mask, const Sizes& mask_channels,
+                        const Tensor& y) {
   const bool channels_last = is_channels_last(x);
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
   expects(mask.dim() == 4 && (mask.size(0) == N || mask.size(0) == 1) &&
@@ -177,7 +178,6 @@ Tensor mask_product_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_c
   const bool elementwise = ends.empty();
   expects(elementwise ? is_channels_last(mask) == channels_last : mask.is_contiguous(),
           "mask: expected a contiguous mask, or x's memory format if it has x's channels");
-  Tensor y = torch::stable::empty_like(x);
   const int64_t shared = mask.size(0) == 1 ? 0 : 1;  // 0: one mask for all images
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -219,7 +219,16 @@ Tensor mask_product_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_c
       }
     });
   });
+}
+
+Tensor mask_product_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_channels) {
+  Tensor y = torch::stable::empty_like(x);
+  multiply_mask_into(x, mask, mask_channels, y);
   return y;
+}
+
+void mask_product_in_place_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_channels) {
+  multiply_mask_into(x, mask, mask_channels, x);
 }
 
 // --- epilogue ----------------------------------------------------------------------------------
@@ -243,11 +252,10 @@ struct EpilogueShape {
   int64_t pixel_grain() const { return std::max<int64_t>(1, 16 * kTile / std::max<int64_t>(C, 1)); }
 };
 
-Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const Tensor& updated,
-                                 const std::optional<Tensor>& bias,
-                                 const std::optional<Tensor>& norm_weight,
-                                 const std::optional<Tensor>& norm_bias, double negative_slope,
-                                 bool mask_output) {
+void epilogue_into(const Tensor& raw, const Tensor& scale, const Tensor& updated,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& norm_weight,
+                   const std::optional<Tensor>& norm_bias, double negative_slope, bool mask_output,
+                   const Tensor& y) {
   const EpilogueShape shape(raw, scale, updated);
   const int64_t C = shape.C, P = shape.P;
   const ScalarType type = accumulate_type(raw);
@@ -256,7 +264,6 @@ Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const T
   expects_plain(norm_bias, type, C, "norm_bias: expected a number per channel");
   expects(norm_weight.has_value() == norm_bias.has_value(),
           "norm_bias: expected both norm_weight and norm_bias, or none");
-  Tensor y = torch::stable::empty_like(raw);
   dispatch_floating(raw.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
@@ -289,7 +296,25 @@ Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const T
       }
     });
   });
+}
+
+Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const Tensor& updated,
+                                 const std::optional<Tensor>& bias,
+                                 const std::optional<Tensor>& norm_weight,
+                                 const std::optional<Tensor>& norm_bias, double negative_slope,
+                                 bool mask_output) {
+  Tensor y = torch::stable::empty_like(raw);
+  epilogue_into(raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output, y);
   return y;
+}
+
+void partial_conv_epilogue_in_place_cpu(const Tensor& raw, const Tensor& scale,
+                                        const Tensor& updated, const std::optional<Tensor>& bias,
+                                        const std::optional<Tensor>& norm_weight,
+                                        const std::optional<Tensor>& norm_bias,
+                                        double negative_slope, bool mask_output) {
+  epilogue_into(raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output,
+                raw);
 }
 
 std::tuple<Tensor, Tensor> partial_conv_epilogue_backward_cpu(const Tensor& grad,
@@ -352,7 +377,9 @@ std::tuple<Tensor, Tensor> partial_conv_epilogue_backward_cpu(const Tensor& grad
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
   m.impl("mask_window", TORCH_BOX(&mask_window_cpu));
   m.impl("mask_product", TORCH_BOX(&mask_product_cpu));
+  m.impl("mask_product_", TORCH_BOX(&mask_product_in_place_cpu));
   m.impl("partial_conv_epilogue", TORCH_BOX(&partial_conv_epilogue_cpu));
+  m.impl("partial_conv_epilogue_", TORCH_BOX(&partial_conv_epilogue_in_place_cpu));
   m.impl("partial_conv_epilogue_backward", TORCH_BOX(&partial_conv_epilogue_backward_cpu));
 }
 

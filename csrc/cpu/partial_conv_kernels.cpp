@@ -115,9 +115,9 @@ void multiply_mask(const T* x, const T* mask, int64_t count, T* y) {
   OutputTile<T> output;
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t n = smaller(kTile, count - first);
-    const A* __restrict in = input(x + first, n);
+    const A* in = input(x + first, n);
     const A* __restrict m = mask_input(mask + first, n);
-    A* __restrict out = output(y + first);
+    A* out = output(y + first);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) out[i] = masked(in[i], m[i]);
     output.commit(y + first, n);
@@ -133,12 +133,12 @@ void multiply_mask_value(const T* x, T mask, int64_t count, T* y) {
   if (m == A(0)) {
     memset(y, 0, count * sizeof(T));
   } else if (m == A(1)) {
-    memcpy(y, x, count * sizeof(T));
+    if (y != x) memcpy(y, x, count * sizeof(T));
   } else {
     for (int64_t first = 0; first < count; first += kTile) {
       const int64_t n = smaller(kTile, count - first);
-      const A* __restrict in = input(x + first, n);
-      A* __restrict out = output(y + first);
+      const A* in = input(x + first, n);
+      A* out = output(y + first);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) out[i] = in[i] * m;
       output.commit(y + first, n);
@@ -160,10 +160,10 @@ void epilogue_plane(const T* raw, const accumulate_t<T>* scale, const accumulate
   const bool plain = !epilogue.norm_weight && slope == A(1);
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t n = smaller(kTile, count - first);
-    const A* __restrict in = input(raw + first, n);
+    const A* in = input(raw + first, n);
     const A* __restrict k = scale + first;
     const A* __restrict u = updated + first;
-    A* __restrict out = output(y + first);
+    A* out = output(y + first);
     if (plain) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) out[i] = rescaled(in[i], k[i], u[i], bias);
@@ -192,8 +192,8 @@ void epilogue_pixels(const T* raw, const accumulate_t<T>* scale, const accumulat
     for (int64_t first = 0; first < channels; first += kTile) {
       const int64_t n = smaller(kTile, channels - first);
       const int64_t at = p * channels + first;
-      const A* __restrict in = input(raw + at, n);
-      A* __restrict out = output(y + at);
+      const A* in = input(raw + at, n);
+      A* out = output(y + at);
       if (u == A(0)) {
         for (int64_t c = 0; c < n; ++c) out[c] = A(0);
       } else if (epilogue.bias) {

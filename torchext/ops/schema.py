@@ -79,9 +79,14 @@ SCHEMAS = {
         " -> (Tensor scale, Tensor updated)"
     ),
     "mask_product": "(Tensor x, Tensor mask, int[] mask_channels) -> Tensor",
+    "mask_product_": "(Tensor(a!) x, Tensor mask, int[] mask_channels) -> ()",
     "partial_conv_epilogue": (
         "(Tensor raw, Tensor scale, Tensor updated, Tensor? bias, Tensor? norm_weight,"
         " Tensor? norm_bias, float negative_slope, bool mask_output) -> Tensor"
+    ),
+    "partial_conv_epilogue_": (
+        "(Tensor(a!) raw, Tensor scale, Tensor updated, Tensor? bias, Tensor? norm_weight,"
+        " Tensor? norm_bias, float negative_slope, bool mask_output) -> ()"
     ),
     "partial_conv_epilogue_backward": (
         "(Tensor grad, Tensor scale, Tensor updated) -> (Tensor grad_raw, Tensor grad_bias)"
