@@ -41,7 +41,9 @@ _TRITON_LAUNCHERS = {
     "partial_conv": (
         "mask_window",
         "mask_product",
+        "mask_product_",
         "partial_conv_epilogue",
+        "partial_conv_epilogue_",
         "partial_conv_epilogue_backward",
     ),
 }
