@@ -28,20 +28,26 @@ if importlib.util.find_spec("torchext.kernels") is None:
 from . import backend, nn, reference
 from ._load import build_info
 from .ops import (
+    diversity_map,
+    modulated_norm,
     region_norm,
     region_statistics,
     self_aware_affine,
     self_aware_region_norm,
+    soft_diversity_map,
 )
 
 __all__ = [
     "__version__",
     "backend",
     "build_info",
+    "diversity_map",
+    "modulated_norm",
     "nn",
     "reference",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
+    "soft_diversity_map",
 ]

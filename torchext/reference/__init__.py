@@ -3,16 +3,21 @@
 Written to read like the formulas, not to be fast. The kernels are compared with these in float64.
 """
 
+from .diversity_map import diversity_map, soft_diversity_map
+from .modulated_norm import modulated_norm
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
     "channel_mean_max",
+    "diversity_map",
+    "modulated_norm",
     "region_labels",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_maps",
     "self_aware_region_norm",
+    "soft_diversity_map",
 ]
