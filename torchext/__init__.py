@@ -27,6 +27,7 @@ if importlib.util.find_spec("torchext.kernels") is None:
 
 from . import backend, nn, reference
 from ._load import build_info
+from .accelerate import accelerate, restore
 from .ops import (
     diversity_map,
     mask_window,
@@ -42,6 +43,7 @@ from .ops import (
 
 __all__ = [
     "__version__",
+    "accelerate",
     "backend",
     "build_info",
     "diversity_map",
@@ -53,6 +55,7 @@ __all__ = [
     "reference",
     "region_norm",
     "region_statistics",
+    "restore",
     "self_aware_affine",
     "self_aware_region_norm",
     "soft_diversity_map",

@@ -78,7 +78,12 @@ def _convolution(in_channels: int, out_channels: int, kernel_size: int = 3) -> n
 
 
 def _pair(first: nn.Conv2d, second: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two convolutions of one input as one, which is faster than two."""
+    """Two convolutions of one input as one, which is faster than two.
+
+    One that is reparametrised by hooks (spectral norm of the old kind) must run itself.
+    """
+    if first._forward_pre_hooks or second._forward_pre_hooks:
+        return first(x), second(x)
     weight = torch.cat((first.weight, second.weight))
     bias = torch.cat((first.bias, second.bias))
     both = F.conv2d(x, weight, bias, padding=first.padding)
