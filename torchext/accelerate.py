@@ -211,10 +211,12 @@ def _expect(condition: bool, text: str) -> None:
         raise _UnsupportedError(text)
 
 
-def _attribute(module: nn.Module, name: str, *allowed: Any) -> Any:
+def _attribute(module: nn.Module, name: str, *allowed: Any, label: str = "") -> Any:
     """An attribute that must have one of the values that the new layer knows."""
     value = getattr(module, name, None)
-    _expect(value in allowed, f"{name} is {value!r}, known are {', '.join(map(repr, allowed))}")
+    _expect(
+        value in allowed, f"{label}{name} is {value!r}, known are {', '.join(map(repr, allowed))}"
+    )
     return value
 
 
@@ -230,9 +232,9 @@ def _share(new: nn.Module, old: nn.Module) -> nn.Module:
 def _plain_convolution(module: nn.Module, name: str) -> nn.Conv2d:
     conv = getattr(module, name, None)
     _expect(isinstance(conv, nn.Conv2d), f"{name} is no Conv2d")
-    _attribute(conv, "dilation", (1, 1))
-    _attribute(conv, "groups", 1)
-    _attribute(conv, "padding_mode", "zeros")
+    _attribute(conv, "dilation", (1, 1), label=f"{name}.")
+    _attribute(conv, "groups", 1, label=f"{name}.")
+    _attribute(conv, "padding_mode", "zeros", label=f"{name}.")
     return conv
 
 
