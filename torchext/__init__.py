@@ -28,6 +28,12 @@ if importlib.util.find_spec("torchext.kernels") is None:
 from . import backend, nn, reference
 from ._load import build_info
 from .ops import (
+    difference_of_gaussians_bank,
+    gabor_bank,
+    gabor_orientation,
+    orientation_angle,
+    orientation_map,
+    oriented_filter_max,
     region_norm,
     region_statistics,
     self_aware_affine,
@@ -38,7 +44,13 @@ __all__ = [
     "__version__",
     "backend",
     "build_info",
+    "difference_of_gaussians_bank",
+    "gabor_bank",
+    "gabor_orientation",
     "nn",
+    "orientation_angle",
+    "orientation_map",
+    "oriented_filter_max",
     "reference",
     "region_norm",
     "region_statistics",

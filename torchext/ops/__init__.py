@@ -4,23 +4,38 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from . import gabor_orientation as _gabor_orientation
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
+from .gabor_orientation import (
+    difference_of_gaussians_bank,
+    gabor_bank,
+    gabor_orientation,
+    orientation_angle,
+    orientation_map,
+    oriented_filter_max,
+)
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
+    "difference_of_gaussians_bank",
+    "gabor_bank",
+    "gabor_orientation",
     "install",
+    "orientation_angle",
+    "orientation_map",
+    "oriented_filter_max",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
 ]
 
-_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm)
+_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _gabor_orientation)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -33,6 +48,11 @@ _TRITON_LAUNCHERS = {
         "region_norm_backward_apply",
     ),
     "self_aware_affine": ("channel_mean_max", "self_aware_maps", "self_aware_maps_backward"),
+    "gabor_orientation": (
+        "oriented_filter_max",
+        "oriented_filter_max_backward_image",
+        "oriented_filter_max_backward_bank",
+    ),
 }
 
 

@@ -73,6 +73,13 @@ SCHEMAS = {
         " -> (Tensor grad_x, Tensor grad_conv_weight, Tensor grad_gamma_weight,"
         " Tensor grad_gamma_bias, Tensor grad_beta_weight, Tensor grad_beta_bias)"
     ),
+    "oriented_filter_max": (
+        "(Tensor image, Tensor bank, bool absolute) -> (Tensor index, Tensor response)"
+    ),
+    "oriented_filter_max_backward_image": "(Tensor grad, Tensor index, Tensor bank) -> Tensor",
+    "oriented_filter_max_backward_bank": (
+        "(Tensor grad, Tensor index, Tensor image, int count, int size) -> Tensor"
+    ),
 }
 
 # A Library that is collected takes its ops with it.

@@ -3,15 +3,19 @@
 Written to read like the formulas, not to be fast. The kernels are compared with these in float64.
 """
 
+from .gabor_orientation import filter_responses, oriented_filter_max, selected_response
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
     "channel_mean_max",
+    "filter_responses",
+    "oriented_filter_max",
     "region_labels",
     "region_norm",
     "region_statistics",
+    "selected_response",
     "self_aware_affine",
     "self_aware_maps",
     "self_aware_region_norm",
