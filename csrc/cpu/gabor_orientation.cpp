@@ -21,6 +21,7 @@
 #include <limits>
 #include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "tensors.h"
@@ -80,65 +81,46 @@ class FoldedBank {
     bank_.symmetry = symmetry_of(taps);
     bank_.size = taps.size;
     bank_.count = taps.count;
-    bank_.groups = bank_.symmetry == Symmetry::square ? 4 : 1;
-    std::vector<A> weights[4];
-    for (int g = 0; g < bank_.groups; ++g) {
-      weights[g] = bank_.symmetry == Symmetry::square ? square_group(g)
-                   : bank_.symmetry == Symmetry::even ? even_group()
-                                                      : plain_group();
-      bank_.group[g].points =
-          static_cast<int64_t>(weights[g].size()) / std::max<int64_t>(bank_.group[g].filters, 1);
-      weights_.insert(weights_.end(), weights[g].begin(), weights[g].end());
-    }
-    const A* at = weights_.data();
-    for (int g = 0; g < bank_.groups; ++g) {
-      bank_.group[g].weights = at;
-      at += weights[g].size();
-    }
+    const int groups = bank_.symmetry == Symmetry::square ? 4 : 1;
+    for (int g = 0; g < groups; ++g)
+      weights_[g] = bank_.symmetry == Symmetry::square ? square_group(g) : plain_group();
+    for (int g = 0; g < groups; ++g) bank_.group[g].weights = weights_[g].data();
   }
   const FilterBank<A>& bank() const { return bank_; }
 
  private:
-  // Weights by filter and point, each block of filters on its own: [block][point][filter].
+  // weight(k, u, v) at the points (u, v) for the filters first ... end - 1.
   template <class Weight>
-  std::vector<A> blocked(int g, int64_t first, int64_t end, const std::vector<int64_t>& points,
-                         Weight weight) {
+  std::vector<A> weights(int g, int64_t first, int64_t end,
+                         const std::vector<std::pair<int64_t, int64_t>>& points, Weight weight) {
     bank_.group[g].filters = end - first;
     std::vector<A> result;
-    for (int64_t block = first; block < end; block += kFilterBlock)
-      for (int64_t point : points)
-        for (int64_t k = block; k < std::min(block + kFilterBlock, end); ++k)
-          result.push_back(weight(k, point / taps_.size, point % taps_.size));
+    for (const auto& [u, v] : points)
+      for (int64_t k = first; k < end; ++k) result.push_back(weight(k, u, v));
     return result;
   }
 
+  // All taps, or those up to the centre where every filter is its own point reflection.
   std::vector<A> plain_group() {
     const int64_t half = taps_.size / 2;
-    std::vector<int64_t> points(taps_.size * taps_.size);
-    for (size_t i = 0; i < points.size(); ++i) points[i] = static_cast<int64_t>(i);
-    return blocked(0, 0, taps_.count, points,
-                   [&](auto k, auto u, auto v) { return taps_(k, u - half, v - half); });
-  }
-
-  std::vector<A> even_group() {
-    const int64_t half = taps_.size / 2;
-    std::vector<int64_t> points(taps_.size * taps_.size / 2 + 1);
-    for (size_t i = 0; i < points.size(); ++i) points[i] = static_cast<int64_t>(i);
-    return blocked(0, 0, taps_.count, points,
-                   [&](auto k, auto u, auto v) { return taps_(k, u - half, v - half); });
+    const int64_t all = taps_.size * taps_.size;
+    std::vector<std::pair<int64_t, int64_t>> points;
+    for (int64_t i = 0; i < (bank_.symmetry == Symmetry::even ? all / 2 + 1 : all); ++i)
+      points.emplace_back(i / taps_.size - half, i % taps_.size - half);
+    return weights(0, 0, taps_.count, points, taps_);
   }
 
   // With signs (m, t) under mirroring and transposition: a quarter of the signed sum of the
-  // filter's taps at the four places of a point. Points as fold_square orders them.
+  // filter's taps at the four places of a point. Points in the order of sum_square.
   std::vector<A> square_group(int g) {
     const int64_t half = taps_.size / 2, quarter = taps_.count / 4;
     const A m = g < 2 ? 1 : -1, t = g % 2 == 0 ? 1 : -1;
-    std::vector<int64_t> points;
+    std::vector<std::pair<int64_t, int64_t>> points;
     for (int64_t u = 1; u <= half; ++u)
       for (int64_t v = 0; v <= u; ++v)
-        if ((v > 0 || m > 0) && (v < u || t > 0)) points.push_back(u * taps_.size + v);
-    if (g == 0) points.push_back(0);
-    return blocked(g, m > 0 ? 0 : 1, t > 0 ? quarter + 1 : quarter, points,
+        if ((v > 0 || m > 0) && (v < u || t > 0)) points.emplace_back(u, v);
+    if (g == 0) points.emplace_back(0, 0);
+    return weights(g, m > 0 ? 0 : 1, t > 0 ? quarter + 1 : quarter, points,
                    [&](auto k, auto u, auto v) {
                      return (taps_(k, u, v) + m * taps_(k, u, -v) + t * taps_(k, v, u) +
                              m * t * taps_(k, v, -u)) /
@@ -148,7 +130,7 @@ class FoldedBank {
 
   Taps<A> taps_;
   FilterBank<A> bank_{};
-  std::vector<A> weights_;
+  std::vector<A> weights_[4];
 };
 
 // ---- tiles --------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ namespace torchext {
 namespace TORCHEXT_SIMD {
 namespace {
 
+// Vectors' length, and how many sums of filters the registers hold.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kVectors = 2;
+constexpr int kVectorBytes = 64, kSums = 18;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kVectors = 1;
+constexpr int kVectorBytes = 32, kSums = 10;
 #else
-constexpr int kVectorBytes = 16, kVectors = 1;
+constexpr int kVectorBytes = 16, kSums = 10;
 #endif
 
 // GCC and Clang's own vectors: sums in registers must stay there, which loops do not promise.
@@ -27,194 +28,252 @@ struct Lanes<double> {
   typedef int64_t mask __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
 };
 template <class A>
-constexpr int64_t kLanes = kVectorBytes / sizeof(A);
-// Columns that are filtered at a time.
-template <class A>
-constexpr int64_t kColumns = kVectors * kLanes<A>;
-
-template <class A>
 using Vector = typename Lanes<A>::vector;
+template <class A>
+using Mask = typename Lanes<A>::mask;
+template <class A>
+constexpr int64_t kLanes = kVectorBytes / sizeof(A);
 
-// A few pixels side by side.
 template <class A>
-struct Pixels {
-  Vector<A> v[kVectors];
-};
-template <class A>
-inline Pixels<A> load(const A* from) {
-  Pixels<A> result;
-  for (int i = 0; i < kVectors; ++i)
-    result.v[i] = *reinterpret_cast<const Vector<A>*>(from + i * kLanes<A>);
-  return result;
+inline Vector<A> load(const A* from) {
+  return *reinterpret_cast<const Vector<A>*>(from);
 }
 template <class A>
-inline void store(A* to, const Pixels<A>& pixels) {
-  for (int i = 0; i < kVectors; ++i)
-    *reinterpret_cast<Vector<A>*>(to + i * kLanes<A>) = pixels.v[i];
-}
-template <class A>
-inline Pixels<A> operator+(const Pixels<A>& a, const Pixels<A>& b) {
-  Pixels<A> result;
-  for (int i = 0; i < kVectors; ++i) result.v[i] = a.v[i] + b.v[i];
-  return result;
-}
-template <class A>
-inline Pixels<A> operator-(const Pixels<A>& a, const Pixels<A>& b) {
-  Pixels<A> result;
-  for (int i = 0; i < kVectors; ++i) result.v[i] = a.v[i] - b.v[i];
-  return result;
+inline void store(A* to, Vector<A> values) {
+  *reinterpret_cast<Vector<A>*>(to) = values;
 }
 
-// out[filter] = sum over points of weights[point][filter] * folded[point]
+// The sums of a few filters at kLanes pixels.
 template <class A, int kFilters>
-void sum_block(const A* folded, int64_t points, const A* weights, A* out) {
-  Vector<A> sums[kFilters][kVectors] = {};
-  for (int64_t point = 0; point < points; ++point) {
-    const Pixels<A> pixels = load(folded + point * kColumns<A>);
-    for (int f = 0; f < kFilters; ++f)
-      for (int i = 0; i < kVectors; ++i) sums[f][i] += weights[f] * pixels.v[i];
-    weights += kFilters;
+struct Sums {
+  Vector<A> v[kFilters > 0 ? kFilters : 1] = {};
+
+  void add(const A* weights, Vector<A> pixels) {
+#pragma GCC unroll 32
+    for (int f = 0; f < kFilters; ++f) v[f] += weights[f] * pixels;
   }
-  for (int f = 0; f < kFilters; ++f)
-    for (int i = 0; i < kVectors; ++i)
-      *reinterpret_cast<Vector<A>*>(out + f * kColumns<A> + i * kLanes<A>) = sums[f][i];
+  void write(A* out) const {
+#pragma GCC unroll 32
+    for (int f = 0; f < kFilters; ++f) store(out + f * kLanes<A>, v[f]);
+  }
+};
+
+// ---- banks without the square's symmetry --------------------------------------------------------
+
+template <class A, int kFilters>
+void sum_plain(const A* window, int64_t stride, int64_t size, bool even, const A* weights,
+               int64_t pitch, A* out) {
+  Sums<A, kFilters> sums;
+  if (!even) {
+    for (int64_t u = 0; u < size; ++u)
+      for (int64_t v = 0; v < size; ++v, weights += pitch)
+        sums.add(weights, load(window + u * stride + v));
+  } else {
+    // pairs under point reflection: the upper half, row by row, and the centre
+    const A* last = window + (size - 1) * (stride + 1);
+    for (int64_t u = 0; u <= size / 2; ++u)
+      for (int64_t v = 0; v < (u < size / 2 ? size : size / 2); ++v, weights += pitch)
+        sums.add(weights, load(window + u * stride + v) + load(last - u * stride - v));
+    sums.add(weights, load(window + size / 2 * (stride + 1)));
+  }
+  sums.write(out);
 }
 
-template <class A, int kFilters = kFilterBlock>
-void sum_block(int64_t filters, const A* folded, int64_t points, const A* weights, A* out) {
+template <class A, int kFilters = kSums>
+void sum_plain(int64_t filters, const A* window, int64_t stride, int64_t size, bool even,
+               const A* weights, int64_t pitch, A* out) {
   if (filters == kFilters)
-    sum_block<A, kFilters>(folded, points, weights, out);
+    sum_plain<A, kFilters>(window, stride, size, even, weights, pitch, out);
   else if constexpr (kFilters > 1)
-    sum_block<A, kFilters - 1>(filters, folded, points, weights, out);
+    sum_plain<A, kFilters - 1>(filters, window, stride, size, even, weights, pitch, out);
 }
 
+// The largest rectified response so far.
 template <class A>
-void sum_group(const FilterGroup<A>& group, const A* folded, A* out) {
-  const A* weights = group.weights;
-  for (int64_t first = 0; first < group.filters; first += kFilterBlock) {
-    const int64_t filters =
-        group.filters - first < kFilterBlock ? group.filters - first : kFilterBlock;
-    sum_block(filters, folded, group.points, weights, out + first * kColumns<A>);
-    weights += group.points * filters;
+struct Best {
+  Vector<A> strength = {}, response = {};
+  Mask<A> index = {};
+
+  // `later`: equals win too. A NaN wins and stays.
+  template <bool kAbsolute, bool kLater>
+  void add(Vector<A> r, int32_t k) {
+    const Vector<A> s = kAbsolute ? (r < 0 ? -r : r) : r;
+    const Mask<A> ahead = kLater ? (Mask<A>)(s < strength) : (Mask<A>)(s <= strength);
+    const Mask<A> better = ~ahead & (Mask<A>)(strength == strength);
+    strength = better ? s : strength;
+    if (kAbsolute) response = better ? r : response;
+    index = better ? Mask<A>{} + k : index;
   }
+  // What holds larger indices.
+  void merge(const Best& other) {
+    const Mask<A> better = ~(Mask<A>)(other.strength <= strength) & (Mask<A>)(strength == strength);
+    strength = better ? other.strength : strength;
+    response = better ? other.response : response;
+    index = better ? other.index : index;
+  }
+  template <bool kAbsolute>
+  void write(int32_t* to_index, A* to_response) {
+    index &= (Mask<A>)(strength == strength);
+    store(to_response, kAbsolute ? response : strength);
+    for (int64_t lane = 0; lane < kLanes<A>; ++lane)
+      to_index[lane] = static_cast<int32_t>(index[lane]);
+  }
+};
+
+template <class A, bool kAbsolute>
+void filter_plain(const FilterBank<A>& bank, const A* window, int64_t stride, A* scratch,
+                  int32_t* index, A* response) {
+  const FilterGroup<A>& group = bank.group[0];
+  Best<A> best;
+  for (int64_t first = 0; first < group.filters; first += kSums) {
+    const int64_t filters = group.filters - first < kSums ? group.filters - first : kSums;
+    sum_plain(filters, window, stride, bank.size, bank.symmetry == Symmetry::even,
+              group.weights + first, group.filters, scratch);
+    for (int64_t f = 0; f < filters; ++f)
+      best.template add<kAbsolute, false>(load(scratch + f * kLanes<A>),
+                                          static_cast<int32_t>(first + f));
+  }
+  best.template write<kAbsolute>(index, response);
 }
 
-// The window as it is.
-template <class A>
-void copy_window(const A* window, int64_t stride, int64_t size, A* folded) {
-  for (int64_t u = 0; u < size; ++u)
-    for (int64_t v = 0; v < size; ++v, folded += kColumns<A>)
-      store(folded, load(window + u * stride + v));
-}
+// ---- banks with it ------------------------------------------------------------------------------
 
-// Pairs of the window's pixels under point reflection: the upper half, row by row, and the centre.
-template <class A>
-void fold_even(const A* window, int64_t stride, int64_t size, A* folded) {
-  const A* last = window + (size - 1) * (stride + 1);
-  for (int64_t u = 0; u <= size / 2; ++u)
-    for (int64_t v = 0; v < (u < size / 2 ? size : size / 2); ++v, folded += kColumns<A>)
-      store(folded, load(window + u * stride + v) + load(last - u * stride - v));
-  store(folded, load(window + size / 2 * (stride + 1)));
-}
-
-// Of each row of a window: the centre; then for v = 1 ... half the sum and the difference of the
-// pixels v to the right and to the left. All pixels below share it.
+// Of a row of the image: the pixel; then for v = 1 ... half the sum and the difference of those v
+// to its right and to its left. All rows of pixels whose windows meet it share them.
 template <class A>
 void mirror_row(const A* row, int64_t half, A* mirrored) {
   store(mirrored, load(row + half));
   for (int64_t v = 1; v <= half; ++v) {
-    const Pixels<A> right = load(row + half + v), left = load(row + half - v);
-    store(mirrored + v * kColumns<A>, right + left);
-    store(mirrored + (half + v) * kColumns<A>, right - left);
+    const Vector<A> right = load(row + half + v), left = load(row + half - v);
+    store(mirrored + v * kLanes<A>, right + left);
+    store(mirrored + (half + v) * kLanes<A>, right - left);
   }
 }
 
-// The four signed combinations of a window under the square's symmetries, group after group, from
-// the mirrored rows around the pixel's own (`centre`). Points of a group, in the order of the
-// weights: u = 1 ... half, for each v = 0 ... u as far as the group has them; group 0 ends with the
-// centre. On the axes (v = 0) the mirror's odd part vanishes, on the diagonal the transposition's.
-template <class A>
-void fold_square(const A* centre, int64_t size, A* folded, const FilterBank<A>& bank) {
-  const int64_t half = size / 2, row = size * kColumns<A>;
-  A* out[4];
-  out[0] = folded;
-  for (int g = 1; g < 4; ++g) out[g] = out[g - 1] + bank.group[g - 1].points * kColumns<A>;
-  const auto put = [&](int g, const Pixels<A>& pixels) {
-    store(out[g], pixels);
-    out[g] += kColumns<A>;
+// Two groups of the same sign under mirroring, even (kEven) or odd, from the mirrored rows around
+// the pixel's own (`centre`): for u = 1 ... half and v = 0 ... u the sum and the difference of the
+// pixels (+-u, +-v) and their transposes (+-v, +-u), where they do not vanish; at last the centre.
+template <class A, bool kEven, int kPlus, int kMinus>
+void sum_square(const A* centre, int64_t size, const A* plus_weights, int64_t plus_pitch,
+                const A* minus_weights, int64_t minus_pitch, A* plus_out, A* minus_out) {
+  const int64_t half = size / 2, row = size * kLanes<A>;
+  const A* origin = kEven ? centre : centre + half * kLanes<A>;
+  Sums<A, kPlus> plus;
+  Sums<A, kMinus> minus;
+  const auto add_plus = [&](Vector<A> pixels) {
+    plus.add(plus_weights, pixels);
+    plus_weights += plus_pitch;
   };
-  // sums over the pixels (+-u, +-v), even and odd under mirroring
-  const auto even = [&](int64_t u, int64_t v) {
-    const A* at = centre + v * kColumns<A>;
-    return u == 0 ? load(at) : load(at + u * row) + load(at - u * row);
+  const auto add_minus = [&](Vector<A> pixels) {
+    minus.add(minus_weights, pixels);
+    minus_weights += minus_pitch;
   };
-  const auto odd = [&](int64_t u, int64_t v) {
-    const A* at = centre + (half + v) * kColumns<A>;
-    return load(at + u * row) - load(at - u * row);
+  const auto folded = [&](int64_t u, int64_t v) {
+    const A* at = origin + v * kLanes<A>;
+    const Vector<A> below = load(at + u * row), above = load(at - u * row);
+    return kEven ? below + above : below - above;
   };
   for (int64_t u = 1; u <= half; ++u) {
-    const Pixels<A> column = even(u, 0), across = even(0, u);
-    put(0, column + across);
-    put(1, column - across);
+    if (kEven) {
+      const Vector<A> column = folded(u, 0), across = load(origin + u * kLanes<A>);
+      add_plus(column + across);
+      add_minus(column - across);
+    }
     for (int64_t v = 1; v < u; ++v) {
-      const Pixels<A> e = even(u, v), e_transposed = even(v, u);
-      const Pixels<A> o = odd(u, v), o_transposed = odd(v, u);
-      put(0, e + e_transposed);
-      put(1, e - e_transposed);
-      put(2, o + o_transposed);
-      put(3, o - o_transposed);
+      const Vector<A> own = folded(u, v), transposed = folded(v, u);
+      add_plus(own + transposed);
+      add_minus(own - transposed);
     }
-    put(0, even(u, u));
-    put(2, odd(u, u));
+    add_plus(folded(u, u));
   }
-  put(0, load(centre));
+  if (kEven) add_plus(load(centre));
+  plus.write(plus_out);
+  minus.write(minus_out);
 }
 
-// The bank's responses from the four groups' sums.
-template <class A>
-void unfold_square(const A* sums, int64_t count, A* responses) {
-  const int64_t quarter = count / 4;
-  const A* plus_plus = sums;
-  const A* plus_minus = plus_plus + (quarter + 1) * kColumns<A>;
-  const A* minus_plus = plus_minus + quarter * kColumns<A>;
-  const A* minus_minus = minus_plus + quarter * kColumns<A>;
-  const auto at = [](const A* from, int64_t i) { return load(from + i * kColumns<A>); };
-  const auto put = [&](int64_t k, const Pixels<A>& r) { store(responses + k * kColumns<A>, r); };
-  put(0, at(plus_plus, 0) + at(plus_minus, 0));
-  put(2 * quarter, at(plus_plus, 0) - at(plus_minus, 0));
-  put(quarter, at(plus_plus, quarter) + at(minus_plus, quarter - 1));
-  put(3 * quarter, at(plus_plus, quarter) - at(minus_plus, quarter - 1));
-  for (int64_t i = 1; i < quarter; ++i) {
-    const Pixels<A> a = at(plus_plus, i), b = at(plus_minus, i);
-    const Pixels<A> c = at(minus_plus, i - 1), d = at(minus_minus, i - 1);
-    const Pixels<A> even = a + b, odd = a - b, mirrored_even = c + d, mirrored_odd = c - d;
-    put(i, even + mirrored_even);              // its own
-    put(count - i, even - mirrored_even);      // mirrored
-    put(2 * quarter - i, odd + mirrored_odd);  // transposed
-    put(2 * quarter + i, odd - mirrored_odd);  // both
+template <class A, bool kEven, int kPlus = kSums / 2>
+void sum_square(int64_t plus_filters, int64_t minus_filters, const A* centre, int64_t size,
+                const FilterGroup<A>& plus, const FilterGroup<A>& minus, int64_t first, A* plus_out,
+                A* minus_out) {
+  const auto run = [&](auto function) {
+    function(centre, size, plus.weights + first, plus.filters, minus.weights + first, minus.filters,
+             plus_out + first * kLanes<A>, minus_out + first * kLanes<A>);
+  };
+  if (plus_filters == kPlus && minus_filters == kPlus)
+    run(sum_square<A, kEven, kPlus, kPlus>);
+  else if (plus_filters == kPlus)
+    run(sum_square<A, kEven, kPlus, kPlus - 1>);
+  else if constexpr (kPlus > 1)
+    sum_square<A, kEven, kPlus - 1>(plus_filters, minus_filters, centre, size, plus, minus, first,
+                                    plus_out, minus_out);
+}
+
+// Both groups have their filters in the same order, the second one less at the end.
+template <class A, bool kEven>
+void sum_square(const A* centre, int64_t size, const FilterGroup<A>& plus,
+                const FilterGroup<A>& minus, A* plus_out, A* minus_out) {
+  constexpr int64_t kBlock = kSums / 2;
+  for (int64_t first = 0; first < plus.filters; first += kBlock) {
+    const auto left = [&](int64_t filters) {
+      return filters - first < kBlock ? filters - first : kBlock;
+    };
+    sum_square<A, kEven>(left(plus.filters), left(minus.filters), centre, size, plus, minus, first,
+                         plus_out, minus_out);
   }
 }
 
-// The first of the largest rectified responses; NaN counts as the largest, with index 0.
-template <class A>
-void select(const A* responses, int64_t count, bool absolute, int32_t* index, A* response) {
-  using Mask = typename Lanes<A>::mask;
-  for (int i = 0; i < kVectors; ++i) {
-    Vector<A> best = {}, signed_best = {};
-    Mask place = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const Vector<A> r =
-          *reinterpret_cast<const Vector<A>*>(responses + k * kColumns<A> + i * kLanes<A>);
-      const Vector<A> strength = absolute ? (r < 0 ? -r : r) : r;
-      const Mask better = ~(Mask)(strength <= best) & (Mask)(best == best);
-      best = better ? strength : best;
-      signed_best = better ? r : signed_best;
-      place = better ? place * 0 + static_cast<int32_t>(k) : place;
+template <class A, bool kAbsolute>
+void filter_square(const FilterBank<A>& bank, const A* centre, A* scratch, int32_t* index,
+                   A* response) {
+  const int64_t quarter = bank.count / 4;
+  A* plus_plus = scratch;
+  A* plus_minus = plus_plus + (quarter + 1) * kLanes<A>;
+  A* minus_plus = plus_minus + quarter * kLanes<A>;
+  A* minus_minus = minus_plus + quarter * kLanes<A>;
+  sum_square<A, true>(centre, bank.size, bank.group[0], bank.group[1], plus_plus, plus_minus);
+  sum_square<A, false>(centre, bank.size, bank.group[2], bank.group[3], minus_plus, minus_minus);
+
+  // An orbit's four filters lie in four ranges of indices: rising with i, falling, rising, falling.
+  const auto at = [](const A* from, int64_t i) { return load(from + i * kLanes<A>); };
+  const int32_t q = static_cast<int32_t>(quarter);
+  Best<A> own, transposed, both, mirrored;
+  own.template add<kAbsolute, false>(at(plus_plus, 0) + at(plus_minus, 0), 0);
+  both.template add<kAbsolute, false>(at(plus_plus, 0) - at(plus_minus, 0), 2 * q);
+  for (int32_t i = 1; i < q; ++i) {
+    const Vector<A> a = at(plus_plus, i), b = at(plus_minus, i);
+    const Vector<A> c = at(minus_plus, i - 1), d = at(minus_minus, i - 1);
+    const Vector<A> sum = a + b, difference = a - b, odd_sum = c + d, odd_difference = c - d;
+    own.template add<kAbsolute, false>(sum + odd_sum, i);
+    transposed.template add<kAbsolute, true>(difference + odd_difference, 2 * q - i);
+    both.template add<kAbsolute, false>(difference - odd_difference, 2 * q + i);
+    mirrored.template add<kAbsolute, true>(sum - odd_sum, 4 * q - i);
+  }
+  own.template add<kAbsolute, false>(at(plus_plus, q) + at(minus_plus, q - 1), q);
+  both.template add<kAbsolute, false>(at(plus_plus, q) - at(minus_plus, q - 1), 3 * q);
+  own.merge(transposed);
+  own.merge(both);
+  own.merge(mirrored);
+  own.template write<kAbsolute>(index, response);
+}
+
+template <class A, bool kAbsolute>
+void filter_tile(const FilterBank<A>& bank, const A* window, int64_t rows, A* scratch,
+                 int32_t* index, A* response) {
+  const int64_t size = bank.size, stride = TileShape{size}.stride(), row = size * kLanes<A>;
+  A* mirrored = scratch + (bank.count + kSums) * kLanes<A>;
+  for (int64_t column = 0; column < kTileColumns; column += kLanes<A>) {
+    if (bank.symmetry == Symmetry::square)
+      for (int64_t y = 0; y < rows + size - 1; ++y)
+        mirror_row(window + y * stride + column, size / 2, mirrored + y * row);
+    for (int64_t y = 0; y < rows; ++y) {
+      const int64_t at = y * kTileColumns + column;
+      if (bank.symmetry == Symmetry::square)
+        filter_square<A, kAbsolute>(bank, mirrored + (y + size / 2) * row, scratch, index + at,
+                                    response + at);
+      else
+        filter_plain<A, kAbsolute>(bank, window + y * stride + column, stride, scratch, index + at,
+                                   response + at);
     }
-    place &= (Mask)(best == best);
-    *reinterpret_cast<Vector<A>*>(response + i * kLanes<A>) = signed_best;
-    for (int64_t lane = 0; lane < kLanes<A>; ++lane)
-      index[i * kLanes<A> + lane] = static_cast<int32_t>(place[lane]);
   }
 }
 
@@ -256,40 +315,10 @@ void fill_tile(const T* map, int64_t height, int64_t width, int64_t row, int64_t
 template <class A>
 void filter_tile(const FilterBank<A>& bank, const A* window, int64_t rows, bool absolute,
                  A* scratch, int32_t* index, A* response) {
-  const TileShape shape{bank.size};
-  const int64_t size = bank.size, stride = shape.stride();
-  A* mirrored = scratch;
-  A* folded = mirrored + shape.rows() * size * kColumns<A>;
-  A* sums = folded + size * size * kColumns<A>;
-  A* responses = sums + (bank.count + 4) * kColumns<A>;
-  for (int64_t column = 0; column < kTileColumns; column += kColumns<A>) {
-    if (bank.symmetry == Symmetry::square)
-      for (int64_t y = 0; y < rows + size - 1; ++y)
-        mirror_row(window + y * stride + column, size / 2, mirrored + y * size * kColumns<A>);
-    for (int64_t y = 0; y < rows; ++y) {
-      const A* at = window + y * stride + column;
-      if (bank.symmetry == Symmetry::square)
-        fold_square(mirrored + (y + size / 2) * size * kColumns<A>, size, folded, bank);
-      else if (bank.symmetry == Symmetry::even)
-        fold_even(at, stride, size, folded);
-      else
-        copy_window(at, stride, size, folded);
-      if (bank.symmetry == Symmetry::square) {
-        const A* points = folded;
-        A* out = sums;
-        for (int g = 0; g < 4; ++g) {
-          sum_group(bank.group[g], points, out);
-          points += bank.group[g].points * kColumns<A>;
-          out += bank.group[g].filters * kColumns<A>;
-        }
-        unfold_square(sums, bank.count, responses);
-      } else {
-        sum_group(bank.group[0], folded, responses);
-      }
-      select(responses, bank.count, absolute, index + y * kTileColumns + column,
-             response + y * kTileColumns + column);
-    }
-  }
+  if (absolute)
+    filter_tile<A, true>(bank, window, rows, scratch, index, response);
+  else
+    filter_tile<A, false>(bank, window, rows, scratch, index, response);
 }
 
 #if defined(__AVX512F__)

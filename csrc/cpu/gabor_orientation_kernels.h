@@ -11,9 +11,6 @@ namespace torchext {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileColumns = 32;
 constexpr int64_t kSlack = 16;
-// Filters whose sums are kept in registers at a time.
-constexpr int64_t kFilterBlock = 9;
-
 struct TileShape {
   int64_t size;  // of the filters
   int64_t half() const { return size / 2; }
@@ -28,10 +25,10 @@ enum class Symmetry : int {
   square,  // and the bank is closed under mirroring and transposition: four filters share it too
 };
 
-// Folded pixels and the filters that take them: weights[block of filters][point][filter].
+// Points of the folded window and the filters that take them: weights[point][filter].
 template <class A>
 struct FilterGroup {
-  int64_t points, filters;
+  int64_t filters;
   const A* weights;
 };
 
@@ -43,14 +40,15 @@ struct FilterGroup {
 template <class A>
 struct FilterBank {
   Symmetry symmetry;
-  int64_t size, count, groups;
+  int64_t size, count;
   FilterGroup<A> group[4];
 };
 
-// Elements of `scratch` that filter_tile needs.
+// Elements of `scratch` that filter_tile needs: the mirrored window and the filters' sums, for the
+// longest vectors.
 inline int64_t scratch_elements(int64_t size, int64_t count) {
-  const int64_t mirrored = (kTileRows + size - 1) * size;
-  return kTileColumns * (mirrored + size * size + 2 * count + 4);
+  constexpr int64_t kMostLanes = 16, kMostSums = 18;
+  return kMostLanes * ((kTileRows + size - 1) * size + count + kMostSums);
 }
 
 #define TORCHEXT_GABOR_ORIENTATION_KERNELS                                                         \
