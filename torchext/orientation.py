@@ -4,13 +4,8 @@
 ("Multi-Input-Conditioned Hair Image Generation", SIGGRAPH 2020) trains on; `--help` says more.
 """
 
-import argparse
-import contextlib
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch

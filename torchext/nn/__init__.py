@@ -4,10 +4,10 @@ from .gabor_orientation import GaborOrientation, OrientationLoss
 from .region_norm import RN_B, RN_L, RegionNorm2d, RN_binarylabel, SelfAware_Affine
 
 __all__ = [
-    "GaborOrientation",
-    "OrientationLoss",
     "RN_B",
     "RN_L",
+    "GaborOrientation",
+    "OrientationLoss",
     "RN_binarylabel",
     "RegionNorm2d",
     "SelfAware_Affine",

@@ -85,8 +85,9 @@ class OrientationLoss(GaborOrientation):
 
     Args: as for `GaborOrientation`.
 
-    Shape: image (N,3,H,W) or (N,1,H,W); label (N,2,H,W), a two-channel map in `order`, or (N,1,H,W),
-    the angle's 8-bit code 0..255 (0..pi); mask (N,1,H,W) -> (orientation, confidence), two scalars.
+    Shape: image (N,3,H,W) or (N,1,H,W); label (N,2,H,W), a two-channel map in `order`, or
+    (N,1,H,W), the angle's 8-bit code 0..255 (0..pi); mask (N,1,H,W) -> (orientation, confidence),
+    two scalars.
 
     Where the mask is empty in the whole batch both are 0 for Gabor filters and the confidence loss
     is 0 for "dog" (published: NaN).
