@@ -87,11 +87,12 @@ constexpr int kFilterBlock = 16;  // filters summed at a time where the bank has
 // The square's symmetry is used for this many filters: their orbits fit the registers.
 constexpr int kSquareCount = 32;
 constexpr int kQuarter = kSquareCount / 4;
-constexpr int kGroups = 4;                           // signs under mirroring and transposition
-constexpr int kGroupPitch[kGroups] = {12, 8, 8, 8};  // weights per point, whole 128 bits
+constexpr int kGroups = 4;  // signs under mirroring and transposition
+// Weights of a point: 9, 8, 8 and 7 of the groups, each in whole 128 bits.
 constexpr int kPointPitch = 36;
-constexpr int kGroupBegin[kGroups] = {0, 12, 20, 28};
-static_assert(kGroupBegin[3] + kGroupPitch[3] == kPointPitch, "groups lie one after the other");
+__host__ __device__ constexpr int group_begin(int group) {
+  return group == 0 ? 0 : 4 + 8 * group;
+}
 
 // Pixels (u, v) with u = 0 ... half, v = 0 ... u, of which the others are images.
 __host__ __device__ constexpr int octant_points(int half) {
@@ -172,7 +173,8 @@ __device__ bool fold_bank(const A* bank, int size, A* weights, A* scratch) {
       const A weight = scale * (taps_of_point[0] + mirror * taps_of_point[1] +
                                 transposition * (taps_of_point[2] + mirror * taps_of_point[3]));
       const int filter = group < 2 ? orbit : orbit - 1;
-      if (filter >= 0 && filter < kGroupPitch[group]) to[kGroupBegin[group] + filter] = weight;
+      if (filter >= 0 && filter < group_begin(group + 1) - group_begin(group))
+        to[group_begin(group) + filter] = weight;
     }
   }
   __syncthreads();
@@ -249,20 +251,20 @@ __device__ __forceinline__ void filter_square(const A* window, int size, const A
       A folded[kPixels];
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) folded[p] = even[p] + even_transposed[p];
-      add_products<kQuarter + 1>(plus_plus, point + kGroupBegin[0], folded);
+      add_products<kQuarter + 1>(plus_plus, point + group_begin(0), folded);
       if (v < u) {  // on the diagonal the transposition's odd part vanishes
 #pragma unroll
         for (int p = 0; p < kPixels; ++p) folded[p] = even[p] - even_transposed[p];
-        add_products<kQuarter>(plus_minus, point + kGroupBegin[1], folded);
+        add_products<kQuarter>(plus_minus, point + group_begin(1), folded);
       }
       if (v == 0) continue;  // on the axes the mirror's
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) folded[p] = odd[p] + odd_transposed[p];
-      add_products<kQuarter>(minus_plus, point + kGroupBegin[2], folded);
+      add_products<kQuarter>(minus_plus, point + group_begin(2), folded);
       if (v < u) {
 #pragma unroll
         for (int p = 0; p < kPixels; ++p) folded[p] = odd[p] - odd_transposed[p];
-        add_products<kQuarter - 1>(minus_minus, point + kGroupBegin[3], folded);
+        add_products<kQuarter - 1>(minus_minus, point + group_begin(3), folded);
       }
     }
   }
