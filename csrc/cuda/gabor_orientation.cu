@@ -121,6 +121,11 @@ __device__ __forceinline__ A largest_magnitude(const A* bank, int elements, A* s
   return largest;
 }
 
+template <typename A>
+__device__ __forceinline__ bool within(A difference, A tolerance) {
+  return difference <= tolerance && -difference <= tolerance;  // not for NaN
+}
+
 // Folds a bank of kSquareCount filters into weights [point][group's filters]; returns whether it
 // has the symmetry. A thread takes a point of the octant and an orbit of filters: their 32 taps
 // must be four values, one for each way in which mirroring and transposition place the point.
@@ -159,7 +164,7 @@ __device__ bool fold_bank(const A* bank, int size, A* weights, A* scratch) {
         const A expected = taps_of_point[g ^ h];
         const A tap = load(bank + filters[h] * taps + centre + places[g]);
         const A reflected = load(bank + filters[h] * taps + centre - places[g]);
-        same &= abs(tap - expected) <= tolerance && abs(reflected - expected) <= tolerance;
+        same &= within(tap - expected, tolerance) && within(reflected - expected, tolerance);
       }
     }
     if (!same) agrees = 0;  // whoever writes, writes the same
