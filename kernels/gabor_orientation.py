@@ -130,7 +130,7 @@ def _filters(count: int) -> int:
 
 
 def oriented_filter_max(image, bank, absolute):
-    """Index (int32) and signed response of each pixel's best filter, (N,1,H,W)."""
+    """Signed response and index (int32) of each pixel's best filter, (N,1,H,W)."""
     N, _, H, W = image.shape
     index = torch.empty(image.shape, dtype=torch.int32, device=image.device)
     response = torch.empty(image.shape, dtype=accumulate_dtype(image), device=image.device)
@@ -140,7 +140,7 @@ def oriented_filter_max(image, bank, absolute):
         image, bank, index, response, N * H * W, H, W, bank.shape[0],
         SIZE=bank.shape[-1], ABSOLUTE=absolute, FILTERS=_filters(bank.shape[0]), BLOCK=block,
     )  # fmt: skip
-    return index, response
+    return response, index
 
 
 def oriented_filter_max_backward_image(grad, index, bank):
@@ -187,7 +187,7 @@ def ahead_of_time_variants():
                 image = torch.empty(shape, dtype=dtype, device="meta")
                 bank = torch.empty((32, 17, 17), dtype=accumulate_dtype(image), device="meta")
                 for absolute in (False, True):
-                    index, response = oriented_filter_max(image, bank, absolute)
+                    response, index = oriented_filter_max(image, bank, absolute)
                 oriented_filter_max_backward_image(response, index, bank)
                 oriented_filter_max_backward_bank(response, index, image, 32, 17)
     return unique(variants)

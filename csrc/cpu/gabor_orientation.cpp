@@ -61,6 +61,7 @@ Symmetry symmetry_of(const Taps<A>& taps) {
     largest = std::max(largest, std::abs(taps.values[i]));
   const A tolerance = 16 * std::numeric_limits<A>::epsilon() * largest;
   const int64_t count = taps.count;
+  if (!std::isfinite(tolerance)) return Symmetry::none;
   if (!agree(taps, tolerance, [&](auto k, auto u, auto v) { return taps(k, -u, -v); }))
     return Symmetry::none;
   // angles pi * i / count: the mirrored filter is -i, the transposed one count / 2 - i
@@ -243,7 +244,7 @@ std::tuple<Tensor, Tensor> oriented_filter_max_cpu(const Tensor& image, const Te
       }
     });
   });
-  return {index, response};
+  return {response, index};
 }
 
 // Calls body(A{}) for float32 or float64.

@@ -19,6 +19,7 @@
 // thread sums all filters at two pixels (one in double) at a time.
 #include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <tuple>
 
 #include "reduce.cuh"
@@ -123,7 +124,7 @@ __device__ __forceinline__ A largest_magnitude(const A* bank, int elements, A* s
 
 template <typename A>
 __device__ __forceinline__ bool within(A difference, A tolerance) {
-  return difference <= tolerance && -difference <= tolerance;  // not for NaN
+  return difference <= tolerance && -difference <= tolerance && tolerance < A(INFINITY);
 }
 
 // Folds a bank of kSquareCount filters into weights [point][group's filters]; returns whether it
@@ -552,7 +553,7 @@ std::tuple<Tensor, Tensor> oriented_filter_max_cuda(const Tensor& image, const T
            current_stream(image), tiles, data<const T>(image), data<const A>(bank), count, size,
            absolute, data<int32_t>(index), data<A>(response));
   });
-  return {index, response};
+  return {response, index};
 }
 
 // Calls f(element type) for float32 or float64.

@@ -28,7 +28,7 @@ def published(
     responses = F.conv2d(grey, bank(dtype=torch.float64)[:, None], padding=8)
     responses = torch.where(responses < 0, 0, responses)
     strength, index = responses.max(1, keepdim=True)
-    angle = math.pi * index / 32
+    angle = math.pi * index.double() / 32
     if kind == "gabor":
         confidence = (torch.tanh(strength) + 1) / 2
     else:

@@ -228,7 +228,7 @@ def test_opcheck() -> None:
         leaves = (image.requires_grad_(), bank.requires_grad_(), True)
         torch.library.opcheck(ops.oriented_filter_max, leaves)
         image, bank = image.detach(), bank.detach()
-        index, response = ops.oriented_filter_max(image, bank, False)
+        response, index = ops.oriented_filter_max(image, bank, False)
         torch.library.opcheck(ops.oriented_filter_max_backward_image, (response, index, bank))
         torch.library.opcheck(
             ops.oriented_filter_max_backward_bank, (response, index, image, 32, 5)

@@ -176,12 +176,14 @@ def oriented_filter_max(
     bank = bank.reshape(-1, *bank.shape[-2:]).to(accumulate_dtype(image.dtype)).contiguous()
     chosen = backend.choose("oriented_filter_max", image)
     if chosen is backend.REFERENCE:
-        index, response = reference.oriented_filter_max(image, bank, absolute)
+        response, index = reference.oriented_filter_max(image, bank, absolute)
     else:
-        index, response = call(
+        response, index = call(
             chosen.namespace, "oriented_filter_max", native(image), bank, absolute
         )
-    return index, response.abs() if absolute else response
+    if absolute:  # abs() has a second derivative of a kind that kernels cannot take
+        return index, torch.where(response < 0, -response, response)
+    return index, response
 
 
 def gabor_orientation(
@@ -347,9 +349,8 @@ def _check_map(name: str, value: Tensor, channels: int) -> None:
 
 
 def _fake_max(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
-    return image.new_empty(image.shape, dtype=torch.int32), image.new_empty(
-        image.shape, dtype=accumulate_dtype(image.dtype)
-    )
+    response = image.new_empty(image.shape, dtype=accumulate_dtype(image.dtype))
+    return response, image.new_empty(image.shape, dtype=torch.int32)
 
 
 def _fake_backward_image(grad: Tensor, index: Tensor, bank: Tensor) -> Tensor:
@@ -364,13 +365,13 @@ def _fake_backward_bank(
 
 def _setup_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     image, bank, ctx.absolute = inputs
-    index, response = output
+    response, index = output
     ctx.mark_non_differentiable(index)
     ctx.save_for_backward(image, bank, index, response)
 
 
 def _backward_max(namespace: str) -> Any:
-    def backward(ctx: Any, _: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         image, bank, index, response = ctx.saved_tensors
         if grad is None:
             return None, None, None

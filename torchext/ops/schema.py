@@ -74,7 +74,7 @@ SCHEMAS = {
         " Tensor grad_gamma_bias, Tensor grad_beta_weight, Tensor grad_beta_bias)"
     ),
     "oriented_filter_max": (
-        "(Tensor image, Tensor bank, bool absolute) -> (Tensor index, Tensor response)"
+        "(Tensor image, Tensor bank, bool absolute) -> (Tensor response, Tensor index)"
     ),
     "oriented_filter_max_backward_image": "(Tensor grad, Tensor index, Tensor bank) -> Tensor",
     "oriented_filter_max_backward_bank": (

@@ -17,7 +17,7 @@ def selected_response(image: Tensor, bank: Tensor, index: Tensor) -> Tensor:
 
 
 def oriented_filter_max(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
-    """The first filter with the largest rectified response, and its response (N,1,H,W).
+    """The first largest rectified response, and its filter's index, (N,1,H,W).
 
     Rectified by |r| if `absolute`, by max(r, 0) otherwise; the response given back keeps its sign
     if `absolute`. A NaN in a pixel's window gives NaN and filter 0.
@@ -28,4 +28,4 @@ def oriented_filter_max(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Te
     rectified = responses.detach().abs()
     strength, index = rectified.max(dim=1, keepdim=True)
     index = torch.where(strength.isnan(), 0, index)
-    return index.to(torch.int32), responses.gather(1, index)
+    return responses.gather(1, index), index.to(torch.int32)
