@@ -18,7 +18,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import partial_conv, region_norm, self_aware_affine
+from . import gabor_orientation, partial_conv, region_norm, self_aware_affine
 from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
@@ -35,6 +35,7 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 def variants() -> list[Variant]:
     """Every variant of every kernel."""
     return [
+        *gabor_orientation.ahead_of_time_variants(),
         *region_norm.ahead_of_time_variants(),
         *self_aware_affine.ahead_of_time_variants(),
         *partial_conv.ahead_of_time_variants(),

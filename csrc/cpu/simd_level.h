@@ -45,12 +45,12 @@ inline SimdLevel simd_level() {
 
 }  // namespace torchext
 
-// Calls FUNCTION of the namespace of the level in use.
+// Calls a function of the namespace of the level in use.
 #if defined(__x86_64__)
-#define TORCHEXT_AT_SIMD_LEVEL(FUNCTION)                                              \
-  (torchext::simd_level() == torchext::SimdLevel::avx512 ? torchext::avx512::FUNCTION \
-   : torchext::simd_level() == torchext::SimdLevel::avx2 ? torchext::avx2::FUNCTION   \
-                                                         : torchext::portable::FUNCTION)
+#define TORCHEXT_AT_SIMD_LEVEL(...)                                                      \
+  (torchext::simd_level() == torchext::SimdLevel::avx512 ? torchext::avx512::__VA_ARGS__ \
+   : torchext::simd_level() == torchext::SimdLevel::avx2 ? torchext::avx2::__VA_ARGS__   \
+                                                         : torchext::portable::__VA_ARGS__)
 #else
-#define TORCHEXT_AT_SIMD_LEVEL(FUNCTION) torchext::portable::FUNCTION
+#define TORCHEXT_AT_SIMD_LEVEL(...) torchext::portable::__VA_ARGS__
 #endif

@@ -43,7 +43,13 @@ def affine_maps(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(torchext.self_aware_affine(x, *SELF_AWARE)[:3], dim=1)
 
 
-FUNCTIONS = [batch, instance, self_aware, affine_maps]
+def oriented(x: torch.Tensor) -> torch.Tensor:
+    bank = torchext.gabor_bank(8, 5)
+    angle, strength = torchext.gabor_orientation(x[:, :3], bank, rectify="abs")
+    return torchext.orientation_map(angle, strength)
+
+
+FUNCTIONS = [batch, instance, self_aware, affine_maps, oriented]
 functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 

@@ -1,5 +1,6 @@
 """Drop-in modules: the published constructors and state_dict keys, on the fused ops."""
 
+from .gabor_orientation import GaborOrientation, OrientationLoss
 from .modulated_norm import (
     SPADE,
     AdaptiveInstanceNorm2d,
@@ -18,6 +19,8 @@ __all__ = [
     "SPADE",
     "ANLs",
     "AdaptiveInstanceNorm2d",
+    "GaborOrientation",
+    "OrientationLoss",
     "PartialConv",
     "PartialConv2d",
     "PartialConv3d",

@@ -7,6 +7,7 @@ from typing import Any
 from . import diversity_map as _diversity_map
 from . import modulated_norm as _modulated_norm
 from . import partial_conv as _partial_conv
+from . import gabor_orientation as _gabor_orientation
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
@@ -14,6 +15,14 @@ from . import self_aware_region_norm as _self_aware_region_norm
 from .diversity_map import diversity_map, soft_diversity_map
 from .modulated_norm import modulated_norm
 from .partial_conv import mask_window, partial_conv2d, partial_conv3d
+from .gabor_orientation import (
+    difference_of_gaussians_bank,
+    gabor_bank,
+    gabor_orientation,
+    orientation_angle,
+    orientation_map,
+    oriented_filter_max,
+)
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
@@ -25,6 +34,12 @@ __all__ = [
     "modulated_norm",
     "partial_conv2d",
     "partial_conv3d",
+    "difference_of_gaussians_bank",
+    "gabor_bank",
+    "gabor_orientation",
+    "orientation_angle",
+    "orientation_map",
+    "oriented_filter_max",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
@@ -32,14 +47,7 @@ __all__ = [
     "soft_diversity_map",
 ]
 
-_FAMILIES = (
-    _region_norm,
-    _self_aware_affine,
-    _self_aware_region_norm,
-    _partial_conv,
-    _modulated_norm,
-    _diversity_map,
-)
+_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv, _modulated_norm, _diversity_map, _gabor_orientation,)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -70,6 +78,10 @@ _TRITON_LAUNCHERS = {
         "diversity_maps",
         "soft_diversity_map",
         "soft_diversity_map_backward",
+    "gabor_orientation": (
+        "oriented_filter_max",
+        "oriented_filter_max_backward_image",
+        "oriented_filter_max_backward_bank",
     ),
 }
 

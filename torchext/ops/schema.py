@@ -117,6 +117,13 @@ SCHEMAS = {
     ),
     "soft_diversity_map": "(Tensor logits, Tensor labels) -> Tensor",
     "soft_diversity_map_backward": "(Tensor grad, Tensor y, Tensor labels) -> Tensor",
+    "oriented_filter_max": (
+        "(Tensor image, Tensor bank, bool absolute) -> (Tensor response, Tensor index)"
+    ),
+    "oriented_filter_max_backward_image": "(Tensor grad, Tensor index, Tensor bank) -> Tensor",
+    "oriented_filter_max_backward_bank": (
+        "(Tensor grad, Tensor index, Tensor image, int count, int size) -> Tensor"
+    ),
 }
 
 # A Library that is collected takes its ops with it.

@@ -4,6 +4,7 @@ Written to read like the formulas, not to be fast. The kernels are compared with
 """
 
 from .diversity_map import diversity_map, soft_diversity_map
+from .gabor_orientation import filter_responses, oriented_filter_max, selected_response
 from .modulated_norm import modulated_norm
 from .partial_conv import (
     mask_product,
@@ -19,15 +20,18 @@ from .self_aware_region_norm import self_aware_region_norm
 __all__ = [
     "channel_mean_max",
     "diversity_map",
+    "filter_responses",
     "mask_product",
     "mask_window",
     "modulated_norm",
+    "oriented_filter_max",
     "partial_conv",
     "partial_conv_epilogue",
     "partial_conv_epilogue_backward",
     "region_labels",
     "region_norm",
     "region_statistics",
+    "selected_response",
     "self_aware_affine",
     "self_aware_maps",
     "self_aware_region_norm",

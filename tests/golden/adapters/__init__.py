@@ -18,6 +18,7 @@ from . import (
     deepfaceediting,
     fe_gan,
     maggan,
+    michigan,
     partial_convolutions,
     pd_gan,
     region_normalization,
@@ -34,6 +35,7 @@ _PAPERS: dict[str, dict[str, Adapter]] = {
     "fe-gan": fe_gan.ADAPTERS,
     "maggan": maggan.ADAPTERS,
     "pd-gan": pd_gan.ADAPTERS,
+    "michigan": michigan.ADAPTERS,
     "region-normalization": region_normalization.ADAPTERS,
     "semantic-photo-manipulation": semantic_photo_manipulation.ADAPTERS,
 }

@@ -1,0 +1,353 @@
+// Oriented filters and their maximum on the CPU (MichiGAN, SIGGRAPH 2020):
+//
+//   index = argmax over K filters of the rectified correlation of the image with each, response =
+//   that response
+//
+// The image is read once and two numbers per pixel are written (the floor); responses stay in the
+// cache. A bank of K = 32 filters of 17 x 17 costs 32 * 289 = 9248 multiplications per pixel as it
+// is. Where every filter is its own point reflection two pixels share one (32 * 145); where the
+// bank is closed under mirroring and transposition too, the window is folded into four signed
+// combinations (about 280 additions, of which 16 serve all rows that a row of the image meets), and
+// the four filters of an orbit share 145: 1177 in all. Both are found from the bank itself.
+//
+// Backward, image: each pixel gathers from the pixels around it the tap of the winning filter that
+// points back. Backward, bank: each pixel adds its window to its filter's sum.
+//
+// Parallel over tiles of 16 x 32 pixels; a tile's arithmetic does not depend on where it lies.
+#include "gabor_orientation_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "tensors.h"
+
+namespace torchext {
+namespace {
+
+using torch::stable::parallel_for;
+
+// ---- symmetry -----------------------------------------------------------------------------------
+
+template <class A>
+struct Taps {
+  const A* values;  // (count, size, size)
+  int64_t count, size;
+  // Filter k at the row and column offset (u, v), each -half to half.
+  A operator()(int64_t k, int64_t u, int64_t v) const {
+    return values[(k * size + u + size / 2) * size + v + size / 2];
+  }
+};
+
+// Whether all taps agree, up to the rounding with which a bank is computed.
+template <class A, class Other>
+bool agree(const Taps<A>& taps, A tolerance, Other other) {
+  const int64_t half = taps.size / 2;
+  for (int64_t k = 0; k < taps.count; ++k)
+    for (int64_t u = -half; u <= half; ++u)
+      for (int64_t v = -half; v <= half; ++v)
+        if (!(std::abs(taps(k, u, v) - other(k, u, v)) <= tolerance)) return false;
+  return true;
+}
+
+template <class A>
+Symmetry symmetry_of(const Taps<A>& taps) {
+  A largest = 0;
+  for (int64_t i = 0; i < taps.count * taps.size * taps.size; ++i)
+    largest = std::max(largest, std::abs(taps.values[i]));
+  const A tolerance = 16 * std::numeric_limits<A>::epsilon() * largest;
+  const int64_t count = taps.count;
+  if (!std::isfinite(tolerance)) return Symmetry::none;
+  if (!agree(taps, tolerance, [&](auto k, auto u, auto v) { return taps(k, -u, -v); }))
+    return Symmetry::none;
+  // angles pi * i / count: the mirrored filter is -i, the transposed one count / 2 - i
+  const bool square =
+      count % 4 == 0 &&
+      agree(taps, tolerance,
+            [&](auto k, auto u, auto v) { return taps((count - k) % count, u, -v); }) &&
+      agree(taps, tolerance,
+            [&](auto k, auto u, auto v) { return taps((count + count / 2 - k) % count, v, u); });
+  return square ? Symmetry::square : Symmetry::even;
+}
+
+// A bank in the order in which the kernels take it, and the memory that its weights lie in.
+template <class A>
+class FoldedBank {
+ public:
+  explicit FoldedBank(const Taps<A>& taps) : taps_(taps) {
+    bank_.symmetry = symmetry_of(taps);
+    bank_.size = taps.size;
+    bank_.count = taps.count;
+    const int groups = bank_.symmetry == Symmetry::square ? 4 : 1;
+    for (int g = 0; g < groups; ++g)
+      weights_[g] = bank_.symmetry == Symmetry::square ? square_group(g) : plain_group();
+    for (int g = 0; g < groups; ++g) bank_.group[g].weights = weights_[g].data();
+  }
+  const FilterBank<A>& bank() const { return bank_; }
+
+ private:
+  // weight(k, u, v) at the points (u, v) for the filters first ... end - 1.
+  template <class Weight>
+  std::vector<A> weights(int g, int64_t first, int64_t end,
+                         const std::vector<std::pair<int64_t, int64_t>>& points, Weight weight) {
+    bank_.group[g].filters = end - first;
+    std::vector<A> result;
+    for (const auto& [u, v] : points)
+      for (int64_t k = first; k < end; ++k) result.push_back(weight(k, u, v));
+    return result;
+  }
+
+  // All taps, or those up to the centre where every filter is its own point reflection.
+  std::vector<A> plain_group() {
+    const int64_t half = taps_.size / 2;
+    const int64_t all = taps_.size * taps_.size;
+    std::vector<std::pair<int64_t, int64_t>> points;
+    for (int64_t i = 0; i < (bank_.symmetry == Symmetry::even ? all / 2 + 1 : all); ++i)
+      points.emplace_back(i / taps_.size - half, i % taps_.size - half);
+    return weights(0, 0, taps_.count, points, taps_);
+  }
+
+  // With signs (m, t) under mirroring and transposition: a quarter of the signed sum of the
+  // filter's taps at the four places of a point. Points in the order of sum_square.
+  std::vector<A> square_group(int g) {
+    const int64_t half = taps_.size / 2, quarter = taps_.count / 4;
+    const A m = g < 2 ? 1 : -1, t = g % 2 == 0 ? 1 : -1;
+    std::vector<std::pair<int64_t, int64_t>> points;
+    for (int64_t u = 1; u <= half; ++u)
+      for (int64_t v = 0; v <= u; ++v)
+        if ((v > 0 || m > 0) && (v < u || t > 0)) points.emplace_back(u, v);
+    if (g == 0) points.emplace_back(0, 0);
+    return weights(g, m > 0 ? 0 : 1, t > 0 ? quarter + 1 : quarter, points,
+                   [&](auto k, auto u, auto v) {
+                     return (taps_(k, u, v) + m * taps_(k, u, -v) + t * taps_(k, v, u) +
+                             m * t * taps_(k, v, -u)) /
+                            4;
+                   });
+  }
+
+  Taps<A> taps_;
+  FilterBank<A> bank_{};
+  std::vector<A> weights_[4];
+};
+
+// ---- tiles --------------------------------------------------------------------------------------
+
+struct Tiles {
+  int64_t images, height, width;
+  int64_t down() const { return (height + kTileRows - 1) / kTileRows; }
+  int64_t across() const { return (width + kTileColumns - 1) / kTileColumns; }
+  int64_t count() const { return images * down() * across(); }
+};
+
+struct Tile {
+  int64_t offset, row, column, rows, columns;  // the image's first element; place; extent
+  Tile(const Tiles& tiles, int64_t i)
+      : offset(i / (tiles.down() * tiles.across()) * tiles.height * tiles.width),
+        row(i / tiles.across() % tiles.down() * kTileRows),
+        column(i % tiles.across() * kTileColumns),
+        rows(std::min(kTileRows, tiles.height - row)),
+        columns(std::min(kTileColumns, tiles.width - column)) {}
+};
+
+// Copies a tile with its surroundings, as far as filters of this size reach.
+template <class T, class A>
+void fill_window(const Tiles& tiles, const Tile& tile, const T* map, int64_t size, A* window) {
+  const TileShape shape{size};
+  TORCHEXT_AT_SIMD_LEVEL(fill_tile<T, A>)(
+      map + tile.offset, tiles.height, tiles.width, tile.row - shape.half(),
+      tile.column - shape.half(), shape.rows(), shape.stride() - kSlack, window, shape.stride());
+}
+
+template <class A>
+void write_tile(const Tiles& tiles, const Tile& tile, const A* values, A* map) {
+  for (int64_t y = 0; y < tile.rows; ++y)
+    std::copy_n(values + y * kTileColumns, tile.columns,
+                map + tile.offset + (tile.row + y) * tiles.width + tile.column);
+}
+
+// Scratch that begins at a cache line.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t elements) : memory_(elements + 64 / sizeof(A)) {}
+  A* data() {
+    void* at = memory_.data();
+    size_t space = memory_.size() * sizeof(A);
+    return static_cast<A*>(std::align(64, 64, at, space));
+  }
+
+ private:
+  std::vector<A> memory_;
+};
+
+Tiles describe(const Tensor& map, const char* message) {
+  expects(map.dim() == 4 && map.size(1) == 1 && map.is_contiguous(), message);
+  return {map.size(0), map.size(2), map.size(3)};
+}
+
+constexpr int64_t kMaxSize = 63;
+
+void expects_bank(const Tensor& bank, ScalarType type) {
+  expects(bank.dim() == 3 && bank.is_contiguous() && bank.scalar_type() == type,
+          "bank: expected a contiguous (K, k, k) tensor");
+  expects(bank.size(0) >= 1 && bank.size(1) == bank.size(2) && bank.size(1) % 2 == 1 &&
+              bank.size(1) <= kMaxSize,
+          "bank: expected filters of an odd size up to 63");
+}
+
+// The caller's index decides what is read and written.
+void expects_index(const Tensor& index, const Tiles& tiles, int64_t count) {
+  const int64_t all = tiles.images * tiles.height * tiles.width;
+  expects_plain(index, ScalarType::Int, all, "index: expected a contiguous int32 (N, 1, H, W)");
+  const int32_t* values = data<int32_t>(index);
+  int32_t least = 0, most = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    least = std::min(least, values[i]);
+    most = std::max(most, values[i]);
+  }
+  expects(least >= 0 && most < count, "index: expected values from 0 to K - 1");
+}
+
+// ---- ops ----------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> oriented_filter_max_cpu(const Tensor& image, const Tensor& bank,
+                                                   bool absolute) {
+  const Tiles tiles = describe(image, "image: expected a contiguous (N, 1, H, W) tensor");
+  const ScalarType type = accumulate_type(image);
+  expects_bank(bank, type);
+  Tensor index = empty(image, {tiles.images, 1, tiles.height, tiles.width}, ScalarType::Int);
+  Tensor response = empty(image, {tiles.images, 1, tiles.height, tiles.width}, type);
+  dispatch_floating(image.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    const FoldedBank<A> folded(Taps<A>{data<A>(bank), bank.size(0), bank.size(1)});
+    const TileShape shape{bank.size(1)};
+    const T* in = data<T>(image);
+    int32_t* index_out = mutable_data<int32_t>(index);
+    A* response_out = mutable_data<A>(response);
+    parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+      Scratch<A> window(shape.rows() * shape.stride());
+      Scratch<A> scratch(scratch_elements(bank.size(1), bank.size(0)));
+      int32_t best[kTileRows * kTileColumns];
+      A strength[kTileRows * kTileColumns];
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile tile(tiles, i);
+        fill_window(tiles, tile, in, shape.size, window.data());
+        TORCHEXT_AT_SIMD_LEVEL(filter_tile<A>)(folded.bank(), window.data(), tile.rows, absolute,
+                                               scratch.data(), best, strength);
+        write_tile(tiles, tile, best, index_out);
+        write_tile(tiles, tile, strength, response_out);
+      }
+    });
+  });
+  return {response, index};
+}
+
+// Calls body(A{}) for float32 or float64.
+template <class Body>
+void dispatch_accumulate(ScalarType type, Body body) {
+  if (type == ScalarType::Double) return body(double{});
+  expects(type == ScalarType::Float, "grad: expected float32 or float64");
+  body(float{});
+}
+
+Tensor oriented_filter_max_backward_image_cpu(const Tensor& grad, const Tensor& index,
+                                              const Tensor& bank) {
+  const Tiles tiles = describe(grad, "grad: expected a contiguous (N, 1, H, W) tensor");
+  expects_bank(bank, grad.scalar_type());
+  expects_index(index, tiles, bank.size(0));
+  Tensor grad_image = torch::stable::empty_like(grad);
+  dispatch_accumulate(grad.scalar_type(), [&](auto zero) {
+    using A = decltype(zero);
+    const int64_t count = bank.size(0), size = bank.size(1), taps = size * size;
+    // by tap, those of a filter's point reflection: a pixel looks back from where it is looked at
+    const int64_t pitch = (count + 31) / 32 * 32;
+    std::vector<A> table(taps * pitch);
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t i = 0; i < taps; ++i)
+        table[i * pitch + k] = data<A>(bank)[k * taps + taps - 1 - i];
+    const TileShape shape{size};
+    parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+      Scratch<A> window(shape.rows() * shape.stride());
+      Scratch<int32_t> window_index(shape.rows() * shape.stride());
+      A out[kTileRows * kTileColumns];
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile tile(tiles, i);
+        fill_window(tiles, tile, data<A>(grad), size, window.data());
+        fill_window(tiles, tile, data<int32_t>(index), size, window_index.data());
+        TORCHEXT_AT_SIMD_LEVEL(image_gradient_tile<A>)(window.data(), window_index.data(), size,
+                                                       table.data(), pitch, tile.rows, out);
+        write_tile(tiles, tile, out, mutable_data<A>(grad_image));
+      }
+    });
+  });
+  return grad_image;
+}
+
+// Parts that the tiles are split into for the bank's gradient, whose sums are then added in order:
+// enough for many threads, few enough to be small.
+int64_t parts_of(int64_t tiles, int64_t elements) {
+  return std::min(tiles, std::clamp<int64_t>((int64_t{1} << 22) / elements, 1, 32));
+}
+
+Tensor oriented_filter_max_backward_bank_cpu(const Tensor& grad, const Tensor& index,
+                                             const Tensor& image, int64_t count, int64_t size) {
+  const Tiles tiles = describe(grad, "grad: expected a contiguous (N, 1, H, W) tensor");
+  expects(count >= 1 && size >= 1 && size % 2 == 1 && size <= kMaxSize,
+          "size: expected an odd size up to 63, and at least one filter");
+  expects_index(index, tiles, count);
+  expects_plain(image, image.scalar_type(), grad.numel(),
+                "image: expected a contiguous (N, 1, H, W) tensor");
+  expects(accumulate_type(image) == grad.scalar_type(), "grad: expected the accumulate type");
+  Tensor grad_bank = empty(grad, {count, size, size}, grad.scalar_type());
+  dispatch_floating(image.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    const TileShape shape{size};
+    const int64_t pitch = (size + kSlack - 1) / kSlack * kSlack, elements = count * size * pitch;
+    const int64_t parts = parts_of(tiles.count(), elements);
+    std::vector<A> sums(parts * elements);
+    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      Scratch<A> window(shape.rows() * shape.stride());
+      A gradient[kTileRows * kTileColumns];
+      int32_t best[kTileRows * kTileColumns];
+      for (int64_t part = begin; part < end; ++part)
+        for (int64_t i = part * tiles.count() / parts; i < (part + 1) * tiles.count() / parts;
+             ++i) {
+          const Tile tile(tiles, i);
+          fill_window(tiles, tile, data<T>(image), size, window.data());
+          TORCHEXT_AT_SIMD_LEVEL(fill_tile<A, A>)(data<A>(grad) + tile.offset, tiles.height,
+                                                  tiles.width, tile.row, tile.column, kTileRows,
+                                                  kTileColumns, gradient, kTileColumns);
+          TORCHEXT_AT_SIMD_LEVEL(fill_tile<int32_t, int32_t>)(
+              data<int32_t>(index) + tile.offset, tiles.height, tiles.width, tile.row, tile.column,
+              kTileRows, kTileColumns, best, kTileColumns);
+          TORCHEXT_AT_SIMD_LEVEL(bank_gradient_tile<A>)(gradient, best, window.data(), size, pitch,
+                                                        &sums[part * elements]);
+        }
+    });
+    A* out = mutable_data<A>(grad_bank);
+    for (int64_t row = 0; row < count * size; ++row)
+      for (int64_t v = 0; v < size; ++v) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part)
+          sum += static_cast<double>(sums[part * elements + row * pitch + v]);
+        out[row * size + v] = static_cast<A>(sum);
+      }
+  });
+  return grad_bank;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
+  m.impl("oriented_filter_max", TORCH_BOX(&oriented_filter_max_cpu));
+  m.impl("oriented_filter_max_backward_image", TORCH_BOX(&oriented_filter_max_backward_image_cpu));
+  m.impl("oriented_filter_max_backward_bank", TORCH_BOX(&oriented_filter_max_backward_bank_cpu));
+}
+
+}  // namespace torchext

@@ -1,0 +1,402 @@
+"""Gabor orientation: "MichiGAN: Multi-Input-Conditioned Hair Image Generation" (SIGGRAPH 2020)."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import backend, reference
+from .checks import (
+    FLOATING,
+    accumulate_dtype,
+    check_choice,
+    check_device,
+    check_feature_map,
+    check_integer,
+    check_positive,
+    check_tensor,
+    native,
+)
+from .region_norm import gradients_of_reference
+from .registration import call, operator, register
+
+Rectify = Literal["relu", "abs"]
+BankName = Literal["gabor", "dog"]
+Grey = Literal["published", "standard"]
+Order = Literal["sin_cos", "cos_sin"]
+
+MAX_SIZE = 63
+MAX_COUNT = 1024
+# Weights of R, G and B. The published blue is a slip of the usual .114, and what checkpoints saw.
+GREY_WEIGHTS = {"published": (0.299, 0.587, 0.144), "standard": (0.299, 0.587, 0.114)}
+
+
+# --- banks --------------------------------------------------------------------------------------
+
+
+def gabor_bank(
+    count: int = 32,
+    size: int = 17,
+    *,
+    sigma_x: float = 2.0,
+    sigma_y: float = 3.0,
+    wavelength: float = 4.0,
+    phase: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Gabor filters at the angles pi * i / count; angle 0 answers to horizontal lines.
+
+    exp(-(a^2 / sigma_x^2 + b^2 / sigma_y^2) / 2) * cos(2 pi a / wavelength + phase), with
+    a = u cos + v sin and b = -u sin + v cos of the row offset u and the column offset v. The mean
+    is not subtracted and nothing is normalised, as published.
+
+    Args:
+        count: 1 to 1024.
+        size: odd, at most 63.
+        sigma_x, sigma_y: across and along the line.
+        wavelength: of the cosine, in pixels.
+        phase: in radians; a bank of another phase than 0 is not symmetric, and so slower.
+        dtype: float32 or float64.
+
+    Returns:
+        (count,size,size).
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range.
+    """
+    check_positive("sigma_x", sigma_x)
+    check_positive("sigma_y", sigma_y)
+    check_positive("wavelength", wavelength)
+    a, b = _rotated_grid(count, size, dtype, device)
+    envelope = torch.exp(-0.5 * (a.square() / sigma_x**2 + b.square() / sigma_y**2))
+    return (envelope * torch.cos(2 * math.pi / wavelength * a + phase)).to(dtype)
+
+
+def difference_of_gaussians_bank(
+    count: int = 32,
+    size: int = 17,
+    *,
+    sigma_high: float = 1.0,
+    sigma_low: float = 2.0,
+    sigma_y: float = 2.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Oriented differences of Gaussians at the angles pi * i / count; 0 is a horizontal line.
+
+    (g(sigma_high) / sigma_high - g(sigma_low) / sigma_low) / (1 / sigma_high - 1 / sigma_low) with
+    g(sigma) = exp(-(a^2 / sigma^2 + b^2 / sigma_y^2) / 2), a and b as in `gabor_bank`.
+
+    Args:
+        count: 1 to 1024.
+        size: odd, at most 63.
+        sigma_high, sigma_low: across the line, of the narrow and of the wide Gaussian.
+        sigma_y: along the line.
+        dtype: float32 or float64.
+
+    Returns:
+        (count,size,size).
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of range.
+    """
+    check_positive("sigma_high", sigma_high)
+    check_positive("sigma_low", sigma_low)
+    check_positive("sigma_y", sigma_y)
+    if sigma_high == sigma_low:
+        raise ValueError(f"sigma_low: expected another value than sigma_high, got {sigma_low}")
+    a, b = _rotated_grid(count, size, dtype, device)
+
+    def gaussian(sigma: float) -> Tensor:
+        return torch.exp(-0.5 * (a.square() / sigma**2 + b.square() / sigma_y**2)) / sigma
+
+    scale = 1 / sigma_high - 1 / sigma_low
+    return ((gaussian(sigma_high) - gaussian(sigma_low)) / scale).to(dtype)
+
+
+def _rotated_grid(
+    count: int, size: int, dtype: torch.dtype, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Across and along each angle's line, in float64: rounded once, a bank stays symmetric."""
+    check_integer("count", count, 1, MAX_COUNT)
+    check_integer("size", size, 1, MAX_SIZE)
+    if size % 2 == 0:
+        raise ValueError(f"size: expected an odd number, got {size}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
+    kind = {"dtype": torch.float64, "device": device}
+    angle = (torch.arange(count, **kind) * (math.pi / count))[:, None, None]
+    offset = torch.arange(size, **kind) - size // 2
+    u, v = offset[:, None], offset
+    return u * angle.cos() + v * angle.sin(), v * angle.cos() - u * angle.sin()
+
+
+BANKS = {"gabor": gabor_bank, "dog": difference_of_gaussians_bank}
+
+
+# --- functions ----------------------------------------------------------------------------------
+
+
+def oriented_filter_max(
+    image: Tensor, bank: Tensor, rectify: Rectify = "relu"
+) -> tuple[Tensor, Tensor]:
+    """Each pixel's best filter of a bank and the strength of its response. No mask.
+
+    Cross-correlation, zero padded, rectified, then the maximum over the filters; the responses are
+    never stored. A bank that is symmetric (each filter under point reflection; the bank as a whole
+    under mirroring and transposition, as angles pi * i / K are) is found to be so and takes an
+    eighth of the multiplications.
+
+    Args:
+        image: (N,1,H,W), float32, float64, float16 or bfloat16.
+        bank: (K,k,k) or (K,1,k,k), k odd and at most 63, K at most 1024.
+        rectify: "relu" takes the largest response, at least 0 (published); "abs" the largest
+            absolute value (the paper).
+
+    Returns:
+        index: int32 (N,1,H,W), the first filter of largest rectified response; 0 where all
+            rectified responses are 0 or the window holds a NaN. Not differentiable.
+        strength: (N,1,H,W), that response, rectified; float32 (float64 for a float64 image).
+
+    Gradients of the strength go through the winning filter alone, to the image and to the bank.
+    Kept for the backward: the inputs and two numbers per pixel.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    check_feature_map("image", image)
+    if image.shape[1] != 1:
+        raise ValueError(f"image: expected the shape (N, 1, H, W), got {tuple(image.shape)}")
+    _check_bank(bank, image)
+    check_choice("rectify", rectify, ("relu", "abs"))
+    absolute = rectify == "abs"
+    bank = bank.reshape(-1, *bank.shape[-2:]).to(accumulate_dtype(image.dtype)).contiguous()
+    chosen = backend.choose("oriented_filter_max", image)
+    if chosen is backend.REFERENCE:
+        response, index = reference.oriented_filter_max(image, bank, absolute)
+    else:
+        response, index = call(
+            chosen.namespace, "oriented_filter_max", native(image), bank, absolute
+        )
+    if absolute:  # abs() has a second derivative of a kind that kernels cannot take
+        return index, torch.where(response < 0, -response, response)
+    return index, response
+
+
+def gabor_orientation(
+    image: Tensor,
+    bank: BankName | Tensor = "gabor",
+    *,
+    rectify: Rectify = "relu",
+    grey: Grey = "published",
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """The local direction of lines such as hair, and how strong they are. No mask.
+
+    Args:
+        image: RGB (N,3,H,W), or grey (N,1,H,W); float32, float64, float16 or bfloat16.
+        bank: "gabor", "dog" (oriented differences of Gaussians), or filters (K,k,k) at the angles
+            pi * i / K.
+        rectify: "relu" (published) or "abs" (the paper).
+        grey: "published" takes .299 R + .587 G + .144 B, "standard" .114 B.
+        value_range: the image's values for black and white; they are scaled to 0 and 255.
+
+    Returns:
+        angle: (N,1,H,W), pi * i / K in [0,pi): 0 horizontal, counted counter-clockwise. Not
+            differentiable.
+        strength: (N,1,H,W); float32 both (float64 for a float64 image).
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    values = grey_image(image, grey, value_range)
+    filters = resolve_bank(bank, values)
+    index, strength = oriented_filter_max(values, filters, rectify)
+    return index.to(strength.dtype) * (math.pi / filters.shape[0]), strength
+
+
+def grey_image(image: Tensor, grey: Grey, value_range: tuple[float, float]) -> Tensor:
+    """Grey values (N,1,H,W), 0 black and 255 white, in the accumulate dtype."""
+    check_feature_map("image", image)
+    if image.shape[1] not in (1, 3):
+        raise ValueError(
+            f"image: expected the shape (N, 3, H, W) or (N, 1, H, W), got {tuple(image.shape)}"
+        )
+    check_choice("grey", grey, GREY_WEIGHTS)
+    black, white = check_value_range(value_range)
+    scale = 255 / (white - black)
+    image = image.to(accumulate_dtype(image.dtype))
+    if image.shape[1] == 1:
+        return (image - black) * scale
+    red, green, blue = image.split(1, dim=1)
+    weights = [scale * weight for weight in GREY_WEIGHTS[grey]]
+    values = (red - black) * weights[0]
+    values = torch.add(values, green - black, alpha=weights[1])
+    return torch.add(values, blue - black, alpha=weights[2])
+
+
+def check_value_range(value_range: object) -> tuple[float, float]:
+    """Black and white, two finite numbers that differ."""
+    pair = isinstance(value_range, (tuple, list)) and len(value_range) == 2
+    if not pair or any(
+        isinstance(value, bool) or not isinstance(value, (int, float)) for value in value_range
+    ):
+        raise TypeError(f"value_range: expected two numbers (black, white), got {value_range!r}")
+    black, white = value_range
+    if not math.isfinite(black) or not math.isfinite(white) or black == white:
+        raise ValueError(f"value_range: expected two finite numbers that differ, got {value_range}")
+    return black, white
+
+
+def resolve_bank(bank: BankName | Tensor, image: Tensor) -> Tensor:
+    """The filters (K,k,k) of a name, for an image; a tensor as it is."""
+    if isinstance(bank, str):
+        check_choice("bank", bank, BANKS)
+        return BANKS[bank](dtype=accumulate_dtype(image.dtype), device=image.device)
+    _check_bank(bank, image)
+    return bank.reshape(-1, *bank.shape[-2:])
+
+
+def _check_bank(bank: object, image: Tensor) -> None:
+    check_tensor("bank", bank)
+    if bank.dtype not in FLOATING:
+        raise TypeError(f"bank: expected a floating-point tensor, got {bank.dtype}")
+    dims = bank.dim() == 3 or (bank.dim() == 4 and bank.shape[1] == 1)
+    size = bank.shape[-1] if dims else 0
+    fits = dims and bank.shape[-2] == size and size % 2 == 1 and size <= MAX_SIZE
+    if not fits or not 1 <= bank.shape[0] <= MAX_COUNT:
+        raise ValueError(
+            f"bank: expected the shape (K, k, k) or (K, 1, k, k) with K at most {MAX_COUNT} and k"
+            f" odd and at most {MAX_SIZE}, got {tuple(bank.shape)}"
+        )
+    if bank.device != image.device:
+        raise ValueError(f"bank: expected the device of image, {image.device}, got {bank.device}")
+
+
+def orientation_map(
+    angle: Tensor, confidence: Tensor | None = None, order: Order = "sin_cos"
+) -> Tensor:
+    """Two channels of the doubled angle, times a confidence. No mask.
+
+    Doubling makes 0 and pi, the same direction of a line, the same map.
+
+    Args:
+        angle: (N,1,H,W), radians, floating point.
+        confidence: (N,1,H,W), or None for 1.
+        order: "sin_cos" (published code and checkpoints) or "cos_sin" (the paper).
+
+    Returns:
+        (N,2,H,W).
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    _check_map("angle", angle, 1)
+    check_choice("order", order, ("sin_cos", "cos_sin"))
+    channels = [torch.sin(2 * angle), torch.cos(2 * angle)]
+    if order == "cos_sin":
+        channels.reverse()
+    two_channel = torch.cat(channels, dim=1)
+    if confidence is None:
+        return two_channel
+    _check_map("confidence", confidence, 1)
+    if confidence.shape != angle.shape:
+        raise ValueError(
+            f"confidence: expected the shape {tuple(angle.shape)}, got {tuple(confidence.shape)}"
+        )
+    check_device("confidence", confidence, angle)
+    return two_channel * confidence
+
+
+def orientation_angle(two_channel: Tensor, order: Order = "sin_cos") -> Tensor:
+    """The angle of a two-channel map, in [0,pi): the way back from `orientation_map`. No mask.
+
+    Args:
+        two_channel: (N,2,H,W), of any length per pixel.
+        order: of its channels, "sin_cos" or "cos_sin".
+
+    Returns:
+        (N,1,H,W), radians.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape or choice does not fit.
+    """
+    _check_map("two_channel", two_channel, 2)
+    check_choice("order", order, ("sin_cos", "cos_sin"))
+    sine, cosine = two_channel.split(1, dim=1)
+    if order == "cos_sin":
+        sine, cosine = cosine, sine
+    angle = torch.atan2(sine, cosine) / 2
+    angle = torch.where(angle < 0, angle + math.pi, angle)
+    return torch.where(angle < math.pi, angle, 0)  # a negative angle near 0 rounds to pi
+
+
+def _check_map(name: str, value: Tensor, channels: int) -> None:
+    check_feature_map(name, value)
+    if value.shape[1] != channels:
+        raise ValueError(
+            f"{name}: expected the shape (N, {channels}, H, W), got {tuple(value.shape)}"
+        )
+
+
+# --- registration -------------------------------------------------------------------------------
+
+
+def _fake_max(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
+    response = image.new_empty(image.shape, dtype=accumulate_dtype(image.dtype))
+    return response, image.new_empty(image.shape, dtype=torch.int32)
+
+
+def _fake_backward_image(grad: Tensor, index: Tensor, bank: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+def _fake_backward_bank(
+    grad: Tensor, index: Tensor, image: Tensor, count: int, size: int
+) -> Tensor:
+    return grad.new_empty((count, size, size))
+
+
+def _setup_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    image, bank, ctx.absolute = inputs
+    response, index = output
+    ctx.mark_non_differentiable(index)
+    ctx.save_for_backward(image, bank, index, response)
+
+
+def _backward_max(namespace: str) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        image, bank, index, response = ctx.saved_tensors
+        if grad is None:
+            return None, None, None
+        if not ctx.absolute:  # max(r, 0) passes nothing where it is 0
+            grad = grad.masked_fill(response <= 0, 0)
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+
+            def function(image: Tensor, bank: Tensor) -> Tensor:
+                return reference.selected_response(image, bank, index)
+
+            return *gradients_of_reference(function, [image, bank], grad), None
+        grad_image = grad_bank = None
+        grad = grad.contiguous()
+        if ctx.needs_input_grad[0]:
+            run = operator(namespace, "oriented_filter_max_backward_image")
+            grad_image = run(grad, index, bank).to(image.dtype)
+        if ctx.needs_input_grad[1]:
+            run = operator(namespace, "oriented_filter_max_backward_bank")
+            grad_bank = run(grad, index, image, bank.shape[0], bank.shape[-1])
+        return grad_image, grad_bank, None
+
+    return backward
+
+
+def register_ops(namespace: str) -> None:
+    register(namespace, "oriented_filter_max", _fake_max, _setup_max, _backward_max(namespace))
+    register(namespace, "oriented_filter_max_backward_image", _fake_backward_image)
+    register(namespace, "oriented_filter_max_backward_bank", _fake_backward_bank)
