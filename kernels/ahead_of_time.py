@@ -18,7 +18,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import region_norm, self_aware_affine
+from . import diversity_map, modulated_norm, region_norm, self_aware_affine
 from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
@@ -37,6 +37,8 @@ def variants() -> list[Variant]:
     return [
         *region_norm.ahead_of_time_variants(),
         *self_aware_affine.ahead_of_time_variants(),
+        *modulated_norm.ahead_of_time_variants(),
+        *diversity_map.ahead_of_time_variants(),
     ]
 
 

@@ -975,17 +975,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
   expects_plain(t.mean_sums, type, 2 * R * C, "mean_sums: expected contiguous (2, R, C)");
   expects(options.wants_maps || t.mean_sums.has_value(), "mean_sums: expected a tensor");
 
-  Tensor nothing = new_tensor(t.x, {0}, type);
+  const auto nothing = [&] { return new_tensor(t.x, {0}, type); };  // outputs may not alias
   const auto gradient_of = [&](const MaybeTensor& map, bool wanted) {
     return map.has_value() && options.wants_maps && wanted ? torch::stable::empty_like(*map)
-                                                           : nothing;
+                                                           : nothing();
   };
   Tensor grad_gamma = gradient_of(t.gamma, true);
   Tensor grad_beta = gradient_of(t.gamma, true);
   Tensor grad_weight = gradient_of(t.weight, options.weight_gradient);
-  Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing;
+  Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing();
   const bool wants_sums = problem.per_channel() && options.wants_maps && !options.wants_grad_x;
-  Tensor sums = wants_sums ? new_tensor(t.x, {2, R, C}, type) : nothing;
+  Tensor sums = wants_sums ? new_tensor(t.x, {2, R, C}, type) : nothing();
   if (t.x.numel() == 0 && !wants_sums) return {grad_x, grad_gamma, grad_beta, grad_weight, sums};
 
   // The sums of maps per channel are of each image; a batch's walk goes image by image only if
@@ -1025,7 +1025,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
       }
       using Shape = Threading<T, V, kChannelsLast>;
       const Slicing slicing = slicing_of<Shape>(view);
-      Tensor planes = nothing, map_planes = nothing;
+      Tensor planes = nothing(), map_planes = nothing();
       Partials<A> partials{nullptr, nullptr, slicing.slices}, map_partials = partials;
       const int64_t results = 2 * R * C;
       const bool channel_map =
