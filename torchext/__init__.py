@@ -29,6 +29,7 @@ from . import backend, nn, reference
 from ._load import build_info
 from .ops import (
     diversity_map,
+    label_conv2d,
     modulated_norm,
     region_norm,
     region_statistics,
@@ -42,6 +43,7 @@ __all__ = [
     "backend",
     "build_info",
     "diversity_map",
+    "label_conv2d",
     "modulated_norm",
     "nn",
     "reference",

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from . import diversity_map as _diversity_map
+from . import label_conv2d as _label_conv2d
 from . import modulated_norm as _modulated_norm
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
 from .diversity_map import diversity_map, soft_diversity_map
+from .label_conv2d import label_conv2d
 from .modulated_norm import modulated_norm
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
@@ -19,6 +21,7 @@ from .self_aware_region_norm import self_aware_region_norm
 __all__ = [
     "diversity_map",
     "install",
+    "label_conv2d",
     "modulated_norm",
     "region_norm",
     "region_statistics",
@@ -33,6 +36,7 @@ _FAMILIES = (
     _self_aware_region_norm,
     _modulated_norm,
     _diversity_map,
+    _label_conv2d,
 )
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
@@ -57,6 +61,7 @@ _TRITON_LAUNCHERS = {
         "soft_diversity_map",
         "soft_diversity_map_backward",
     ),
+    "label_conv2d": ("label_conv2d", "label_conv2d_backward"),
 }
 
 

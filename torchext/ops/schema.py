@@ -99,6 +99,11 @@ SCHEMAS = {
     ),
     "soft_diversity_map": "(Tensor logits, Tensor labels) -> Tensor",
     "soft_diversity_map_backward": "(Tensor grad, Tensor y, Tensor labels) -> Tensor",
+    "label_conv2d": (
+        "(Tensor labels, Tensor weight, Tensor? bias, ScalarType dtype, bool check_values)"
+        " -> Tensor"
+    ),
+    "label_conv2d_backward": "(Tensor grad, Tensor labels, int classes, int kernel) -> Tensor",
 }
 
 # A Library that is collected takes its ops with it.

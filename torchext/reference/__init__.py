@@ -4,6 +4,7 @@ Written to read like the formulas, not to be fast. The kernels are compared with
 """
 
 from .diversity_map import diversity_map, soft_diversity_map
+from .label_conv2d import label_conv2d
 from .modulated_norm import modulated_norm
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
@@ -12,6 +13,7 @@ from .self_aware_region_norm import self_aware_region_norm
 __all__ = [
     "channel_mean_max",
     "diversity_map",
+    "label_conv2d",
     "modulated_norm",
     "region_labels",
     "region_norm",
