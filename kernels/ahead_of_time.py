@@ -18,7 +18,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import diversity_map, modulated_norm, region_norm, self_aware_affine
+from . import diversity_map, label_conv2d, modulated_norm, region_norm, self_aware_affine
 from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
@@ -39,6 +39,7 @@ def variants() -> list[Variant]:
         *self_aware_affine.ahead_of_time_variants(),
         *modulated_norm.ahead_of_time_variants(),
         *diversity_map.ahead_of_time_variants(),
+        *label_conv2d.ahead_of_time_variants(),
     ]
 
 

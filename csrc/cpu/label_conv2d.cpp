@@ -10,6 +10,7 @@
 #include "label_conv2d_kernels.h"
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -92,15 +93,18 @@ void check_labels(const int32_t* labels, int64_t count, int64_t classes) {
 
 // weight (channels, classes, taps) to the table; the last row of each tap is zeros.
 template <class A>
-std::vector<A> table_of(const Problem& problem, const A* weight) {
-  std::vector<A> table(problem.table());
-  const int64_t taps = problem.taps(), C = problem.channels;
-  parallel_for(0, problem.classes, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t c = 0; c < C; ++c)
-      for (int64_t label = begin; label < end; ++label)
-        for (int64_t tap = 0; tap < taps; ++tap)
-          table[tap * problem.tap_stride() + label * C + c] =
-              weight[(c * problem.classes + label) * taps + tap];
+std::unique_ptr<A[]> table_of(const Problem& problem, const A* weight) {
+  std::unique_ptr<A[]> table(new A[problem.table()]);
+  const int64_t taps = problem.taps(), C = problem.channels, K = problem.classes;
+  for (int64_t tap = 0; tap < taps; ++tap)
+    std::fill_n(table.get() + tap * problem.tap_stride() + K * C, C, A(0));
+  parallel_for(0, K, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t label = begin; label < end; ++label)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        A* to = table.get() + tap * problem.tap_stride() + label * C;
+        const A* from = weight + label * taps + tap;
+        for (int64_t c = 0; c < C; ++c) to[c] = from[c * K * taps];
+      }
   });
   return table;
 }
@@ -123,15 +127,15 @@ Tensor label_conv2d_cpu(const Tensor& labels, const Tensor& weight,
   dispatch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const std::vector<A> table = table_of(problem, data<A>(weight));
+    const auto table = table_of(problem, data<A>(weight));
     T* out = mutable_data<T>(y);
     parallel_for(0, problem.images * problem.height, 1, [&](int64_t begin, int64_t end) {
       RowReader reader(problem, classes);
-      std::vector<A> scratch((kLabelPixels + 1) * C);
+      std::vector<A> scratch((kLabelStride + 1) * C);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t image = row / problem.height, y_row = row % problem.height;
         const LabelRows rows = reader.read(image, y_row);
-        TORCHEXT_AT_SIMD_LEVEL(label_conv_row<T>)(rows, reader.same(), table.data(), data<A>(bias),
+        TORCHEXT_AT_SIMD_LEVEL(label_conv_row<T>)(rows, reader.same(), table.get(), data<A>(bias),
                                                   P, scratch.data(),
                                                   out + image * C * P + y_row * problem.width);
       }
@@ -157,7 +161,7 @@ Tensor label_conv2d_backward_cpu(const Tensor& grad, const Tensor& labels, int64
     const T* g = data<T>(grad);
     parallel_for(0, bands, 1, [&](int64_t begin, int64_t end) {
       RowReader reader(problem, data<int32_t>(labels));
-      std::vector<A> scratch((kLabelPixels + 1) * C);
+      std::vector<A> scratch((kLabelStride + 1) * C);
       for (int64_t band = begin; band < end; ++band)
         for (int64_t row = rows * band / bands; row < rows * (band + 1) / bands; ++row) {
           const int64_t image = row / problem.height, y = row % problem.height;

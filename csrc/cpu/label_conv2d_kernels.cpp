@@ -53,7 +53,7 @@ void label_conv_row(const LabelRows& labels, const uint8_t* same, const accumula
   using A = accumulate_t<T>;
   const int64_t C = labels.channels;
   A* __restrict sums = scratch;
-  A* __restrict gathered = scratch + C;  // (channels, kLabelPixels)
+  A* __restrict gathered = scratch + C;  // (channels, kLabelStride)
   bool fresh = false;                    // whether `sums` belongs to the run that goes on
   for (int64_t begin = 0; begin < labels.width; begin += kLabelPixels) {
     const int64_t end = smaller(begin + kLabelPixels, labels.width), pixels = end - begin;
@@ -68,7 +68,7 @@ void label_conv_row(const LabelRows& labels, const uint8_t* same, const accumula
         fresh = true;
       }
       for (int64_t c = 0; c < C; ++c) {
-        A* __restrict to = gathered + c * kLabelPixels;
+        A* __restrict to = gathered + c * kLabelStride;
         const A value = sums[c];
         for (int64_t i = x - begin; i < stop - begin; ++i) to[i] = value;
       }
@@ -78,7 +78,7 @@ void label_conv_row(const LabelRows& labels, const uint8_t* same, const accumula
       OutputTile<T> tile;
       T* to = out + c * channel_stride + begin;
       A* __restrict values = tile(to);
-      const A* __restrict from = gathered + c * kLabelPixels;
+      const A* __restrict from = gathered + c * kLabelStride;
       if (pixels == kLabelPixels)
         for (int64_t i = 0; i < kLabelPixels; ++i) values[i] = from[i];
       else
@@ -95,13 +95,13 @@ void label_conv_gradient_row(const LabelRows& labels, const uint8_t* same, const
   using A = accumulate_t<T>;
   const int64_t C = labels.channels;
   A* __restrict sums = scratch;
-  A* __restrict gathered = scratch + C;  // (channels, kLabelPixels)
+  A* __restrict gathered = scratch + C;  // (channels, kLabelStride)
   InputTile<T> input;
   for (int64_t begin = 0; begin < labels.width; begin += kLabelPixels) {
     const int64_t end = smaller(begin + kLabelPixels, labels.width), pixels = end - begin;
     for (int64_t c = 0; c < C; ++c) {
       const A* __restrict from = input(grad + c * channel_stride + begin, pixels);
-      A* __restrict to = gathered + c * kLabelPixels;
+      A* __restrict to = gathered + c * kLabelStride;
       for (int64_t i = 0; i < pixels; ++i) to[i] = from[i];
     }
     for (int64_t x = begin; x < end;) {
@@ -109,10 +109,10 @@ void label_conv_gradient_row(const LabelRows& labels, const uint8_t* same, const
       const int64_t length = stop - x;
       const A* from = gathered + (x - begin);
       if (length == 1)
-        for (int64_t c = 0; c < C; ++c) sums[c] = from[c * kLabelPixels];
+        for (int64_t c = 0; c < C; ++c) sums[c] = from[c * kLabelStride];
       else
         for (int64_t c = 0; c < C; ++c) {
-          const A* values = from + c * kLabelPixels;
+          const A* values = from + c * kLabelStride;
           A sum = 0;
 #pragma omp simd reduction(+ : sum)
           for (int64_t i = 0; i < length; ++i) sum += values[i];

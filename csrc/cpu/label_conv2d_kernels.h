@@ -9,6 +9,9 @@ constexpr int64_t kMaxLabelKernel = 7;
 // Pixels whose results are gathered before they are written, so that every channel gets whole
 // lines.
 constexpr int64_t kLabelPixels = 64;
+// Of a channel in that scratch: a line more than it needs, so that channels fall into all cache
+// sets.
+constexpr int64_t kLabelStride = kLabelPixels + 16;
 
 // A row of pixels with the labels around it. A label is the row of the table that it stands for;
 // outside the image it is that of the zeros.
@@ -21,7 +24,7 @@ struct LabelRows {
 #define TORCHEXT_LABEL_CONV2D_KERNELS                                                             \
   /* same[x] says whether pixel x sees the labels that x - 1 sees. changed: width + kernel. */    \
   void same_windows(const LabelRows& labels, uint8_t* changed, uint8_t* same);                    \
-  /* One row of the output; scratch holds (kLabelPixels + 1) * channels. */                       \
+  /* One row of the output; scratch holds (kLabelStride + 1) * channels. */                       \
   template <class T>                                                                              \
   void label_conv_row(const LabelRows& labels, const uint8_t* same, const accumulate_t<T>* table, \
                       const accumulate_t<T>* bias, int64_t channel_stride,                        \

@@ -82,9 +82,7 @@ def _check_labels(labels: Tensor) -> Tensor:
 def _check_values(labels: Tensor, classes: int) -> None:
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.numel():
-        raise ValueError(
-            f"labels: expected classes from 0 to {classes - 1}, got {wrong[0].item()}"
-        )
+        raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {wrong[0].item()}")
 
 
 # --- registration -------------------------------------------------------------------------------
