@@ -18,7 +18,15 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import gabor_orientation, partial_conv, region_norm, self_aware_affine
+from . import (
+    diversity_map,
+    gabor_orientation,
+    label_conv2d,
+    modulated_norm,
+    partial_conv,
+    region_norm,
+    self_aware_affine,
+)
 from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
@@ -39,6 +47,9 @@ def variants() -> list[Variant]:
         *region_norm.ahead_of_time_variants(),
         *self_aware_affine.ahead_of_time_variants(),
         *partial_conv.ahead_of_time_variants(),
+        *modulated_norm.ahead_of_time_variants(),
+        *diversity_map.ahead_of_time_variants(),
+        *label_conv2d.ahead_of_time_variants(),
     ]
 
 

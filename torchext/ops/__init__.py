@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import diversity_map as _diversity_map
+from . import label_conv2d as _label_conv2d
 from . import modulated_norm as _modulated_norm
 from . import partial_conv as _partial_conv
 from . import gabor_orientation as _gabor_orientation
@@ -13,6 +14,7 @@ from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
 from .diversity_map import diversity_map, soft_diversity_map
+from .label_conv2d import label_conv2d
 from .modulated_norm import modulated_norm
 from .partial_conv import mask_window, partial_conv2d, partial_conv3d
 from .gabor_orientation import (
@@ -31,6 +33,7 @@ __all__ = [
     "diversity_map",
     "install",
     "mask_window",
+    "label_conv2d",
     "modulated_norm",
     "partial_conv2d",
     "partial_conv3d",
@@ -47,7 +50,7 @@ __all__ = [
     "soft_diversity_map",
 ]
 
-_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv, _modulated_norm, _diversity_map, _gabor_orientation,)
+_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv, _modulated_norm, _diversity_map, _gabor_orientation, _label_conv2d,)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -83,6 +86,7 @@ _TRITON_LAUNCHERS = {
         "oriented_filter_max_backward_image",
         "oriented_filter_max_backward_bank",
     ),
+    "label_conv2d": ("label_conv2d", "label_conv2d_backward"),
 }
 
 

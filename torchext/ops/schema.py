@@ -124,6 +124,11 @@ SCHEMAS = {
     "oriented_filter_max_backward_bank": (
         "(Tensor grad, Tensor index, Tensor image, int count, int size) -> Tensor"
     ),
+    "label_conv2d": (
+        "(Tensor labels, Tensor weight, Tensor? bias, ScalarType dtype, bool check_values)"
+        " -> Tensor"
+    ),
+    "label_conv2d_backward": "(Tensor grad, Tensor labels, int classes, int kernel) -> Tensor",
 }
 
 # A Library that is collected takes its ops with it.
