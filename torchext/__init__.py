@@ -28,6 +28,9 @@ if importlib.util.find_spec("torchext.kernels") is None:
 from . import backend, nn, reference
 from ._load import build_info
 from .ops import (
+    mask_window,
+    partial_conv2d,
+    partial_conv3d,
     region_norm,
     region_statistics,
     self_aware_affine,
@@ -38,7 +41,10 @@ __all__ = [
     "__version__",
     "backend",
     "build_info",
+    "mask_window",
     "nn",
+    "partial_conv2d",
+    "partial_conv3d",
     "reference",
     "region_norm",
     "region_statistics",

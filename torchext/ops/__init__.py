@@ -4,23 +4,28 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from . import partial_conv as _partial_conv
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
+from .partial_conv import mask_window, partial_conv2d, partial_conv3d
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
     "install",
+    "mask_window",
+    "partial_conv2d",
+    "partial_conv3d",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
 ]
 
-_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm)
+_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -33,6 +38,12 @@ _TRITON_LAUNCHERS = {
         "region_norm_backward_apply",
     ),
     "self_aware_affine": ("channel_mean_max", "self_aware_maps", "self_aware_maps_backward"),
+    "partial_conv": (
+        "mask_window",
+        "mask_product",
+        "partial_conv_epilogue",
+        "partial_conv_epilogue_backward",
+    ),
 }
 
 

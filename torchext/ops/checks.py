@@ -18,15 +18,18 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
-def check_feature_map(name: str, x: torch.Tensor) -> None:
-    """(N,C,H,W), floating point, C, H and W at least 1."""
+def check_feature_map(name: str, x: torch.Tensor, spatial: tuple[str, ...] = ("H", "W")) -> None:
+    """(N,C,*spatial), floating point, C and all of `spatial` at least 1."""
     check_tensor(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {x.dtype}")
-    if x.dim() != 4:
-        raise ValueError(f"{name}: expected the shape (N, C, H, W), got {tuple(x.shape)}")
+    *first, last = ("C", *spatial)
+    if x.dim() != 2 + len(spatial):
+        shape = ", ".join(("N", *first, last))
+        raise ValueError(f"{name}: expected the shape ({shape}), got {tuple(x.shape)}")
     if 0 in x.shape[1:]:
-        raise ValueError(f"{name}: expected C, H and W of at least 1, got {tuple(x.shape)}")
+        sizes = f"{', '.join(first)} and {last}"
+        raise ValueError(f"{name}: expected {sizes} of at least 1, got {tuple(x.shape)}")
 
 
 def check_device(name: str, value: torch.Tensor, x: torch.Tensor) -> None:

@@ -73,6 +73,19 @@ SCHEMAS = {
         " -> (Tensor grad_x, Tensor grad_conv_weight, Tensor grad_gamma_weight,"
         " Tensor grad_gamma_bias, Tensor grad_beta_weight, Tensor grad_beta_bias)"
     ),
+    "mask_window": (
+        "(Tensor mask, int[] mask_channels, int[] kernel_size, int[] stride, int[] padding,"
+        " int[] dilation, SymInt[] output_size, bool ratio, bool bias, float eps)"
+        " -> (Tensor scale, Tensor updated)"
+    ),
+    "mask_product": "(Tensor x, Tensor mask, int[] mask_channels) -> Tensor",
+    "partial_conv_epilogue": (
+        "(Tensor raw, Tensor scale, Tensor updated, Tensor? bias, Tensor? norm_weight,"
+        " Tensor? norm_bias, float negative_slope, bool mask_output) -> Tensor"
+    ),
+    "partial_conv_epilogue_backward": (
+        "(Tensor grad, Tensor scale, Tensor updated) -> (Tensor grad_raw, Tensor grad_bias)"
+    ),
 }
 
 # A Library that is collected takes its ops with it.

@@ -3,12 +3,24 @@
 Written to read like the formulas, not to be fast. The kernels are compared with these in float64.
 """
 
+from .partial_conv import (
+    mask_product,
+    mask_window,
+    partial_conv,
+    partial_conv_epilogue,
+    partial_conv_epilogue_backward,
+)
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
     "channel_mean_max",
+    "mask_product",
+    "mask_window",
+    "partial_conv",
+    "partial_conv_epilogue",
+    "partial_conv_epilogue_backward",
     "region_labels",
     "region_norm",
     "region_statistics",

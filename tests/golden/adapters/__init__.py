@@ -13,12 +13,13 @@ Nothing may depend on a single file: others of the same class must run too. Put 
 `tests/golden/data`.
 """
 
-from . import region_normalization
+from . import partial_convolutions, region_normalization
 from .base import Adapter, MissingOutputError
 
 __all__ = ["Adapter", "MissingOutputError", "find"]
 
 _PAPERS: dict[str, dict[str, Adapter]] = {
+    "partial-convolutions": partial_convolutions.ADAPTERS,
     "region-normalization": region_normalization.ADAPTERS,
 }
 

@@ -1,0 +1,307 @@
+// Partial convolution's mask window, product and epilogue, vectorised (compiled once per SIMD
+// level, see simd.h).
+#include "partial_conv_kernels.h"
+
+namespace torchext {
+namespace TORCHEXT_SIMD {
+namespace {
+
+// Sums are kept in this many lanes, so that they vectorise and do not depend on the SIMD level.
+constexpr int64_t kLanes = 16;
+
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+template <class A>
+inline A rescaled(A raw, A scale, A updated, A bias) {
+  const A value = raw * scale + bias * updated;
+  return updated == A(0) ? A(0) : value;
+}
+
+template <class A>
+inline A finished(A value, A weight, A shift, A slope) {
+  value = value * weight + shift;
+  return value > A(0) ? value : value * slope;
+}
+
+template <class A>
+inline A masked(A value, A mask) {
+  return mask == A(0) ? A(0) : value * mask;
+}
+
+}  // namespace
+
+template <class T>
+void add_scaled(const T* values, accumulate_t<T> factor, int64_t count, accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  for (int64_t first = 0; first < count; first += kTile) {
+    const int64_t n = smaller(kTile, count - first);
+    const A* __restrict in = input(values + first, n);
+    A* __restrict out = sums + first;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] += factor * in[i];
+  }
+}
+
+template <class T>
+void sum_channels(const T* values, const accumulate_t<T>* factors, int64_t pixels, int64_t channels,
+                  accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  for (int64_t p = 0; p < pixels; ++p) {
+    A lanes[kLanes] = {};
+    for (int64_t first = 0; first < channels; first += kTile) {
+      const int64_t n = smaller(kTile, channels - first);
+      const A* __restrict in = input(values + p * channels + first, n);
+      const int64_t whole = n / kLanes * kLanes;
+      for (int64_t c = 0; c < whole; c += kLanes)
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l)
+          lanes[l] += (factors ? factors[first + c + l] : A(1)) * in[c + l];
+      for (int64_t c = whole; c < n; ++c)
+        lanes[c - whole] += (factors ? factors[first + c] : A(1)) * in[c];
+    }
+    A sum = 0;
+    for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+    sums[p] = sum;
+  }
+}
+
+template <class A>
+void window_row(const A* columns, int64_t kernel, int64_t stride, int64_t dilation, int64_t width,
+                const WindowRule<A>& rule, A* sums, A* scale, A* updated) {
+  for (int64_t i = 0; i < width; ++i) sums[i] = columns[i * stride];
+  for (int64_t k = 1; k < kernel; ++k) {
+    const A* __restrict shifted = columns + k * dilation;
+    A* __restrict out = sums;
+    if (stride == 1) {
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) out[i] += shifted[i];
+    } else {
+      for (int64_t i = 0; i < width; ++i) out[i] += shifted[i * stride];
+    }
+  }
+  const A* __restrict in = sums;
+  A* __restrict scales = scale;
+  A* __restrict masks = updated;
+  if (rule.ratio) {
+    const A window = rule.window, eps = rule.eps;
+    const bool bias = rule.bias;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const A s = in[i];
+      const A u = s < A(0) ? A(0) : s > A(1) ? A(1) : s;
+      const A r = window / (s + eps) * u;
+      scales[i] = bias ? r * u : r;
+      masks[i] = u;
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const A s = in[i];
+      const A inverse = A(1) / (s == A(0) ? A(1) : s);
+      scales[i] = s == A(0) ? A(0) : inverse;
+      masks[i] = s == A(0) ? A(0) : A(1);
+    }
+  }
+}
+
+template <class T>
+void multiply_mask(const T* x, const T* mask, int64_t count, T* y) {
+  using A = accumulate_t<T>;
+  InputTile<T> input, mask_input;
+  OutputTile<T> output;
+  for (int64_t first = 0; first < count; first += kTile) {
+    const int64_t n = smaller(kTile, count - first);
+    const A* __restrict in = input(x + first, n);
+    const A* __restrict m = mask_input(mask + first, n);
+    A* __restrict out = output(y + first);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = masked(in[i], m[i]);
+    output.commit(y + first, n);
+  }
+}
+
+template <class T>
+void multiply_mask_value(const T* x, T mask, int64_t count, T* y) {
+  using A = accumulate_t<T>;
+  InputTile<T> input, mask_input;
+  OutputTile<T> output;
+  const A m = *mask_input(&mask, 1);
+  if (m == A(0)) {
+    memset(y, 0, count * sizeof(T));
+  } else if (m == A(1)) {
+    memcpy(y, x, count * sizeof(T));
+  } else {
+    for (int64_t first = 0; first < count; first += kTile) {
+      const int64_t n = smaller(kTile, count - first);
+      const A* __restrict in = input(x + first, n);
+      A* __restrict out = output(y + first);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = in[i] * m;
+      output.commit(y + first, n);
+    }
+  }
+}
+
+template <class T>
+void epilogue_plane(const T* raw, const accumulate_t<T>* scale, const accumulate_t<T>* updated,
+                    int64_t count, int64_t c, const ChannelEpilogue<accumulate_t<T>>& epilogue,
+                    T* y) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  OutputTile<T> output;
+  const A bias = epilogue.bias ? epilogue.bias[c] : A(0);
+  const A weight = epilogue.norm_weight ? epilogue.norm_weight[c] : A(1);
+  const A shift = epilogue.norm_bias ? epilogue.norm_bias[c] : A(0);
+  const A slope = epilogue.negative_slope;
+  const bool plain = !epilogue.norm_weight && slope == A(1);
+  for (int64_t first = 0; first < count; first += kTile) {
+    const int64_t n = smaller(kTile, count - first);
+    const A* __restrict in = input(raw + first, n);
+    const A* __restrict k = scale + first;
+    const A* __restrict u = updated + first;
+    A* __restrict out = output(y + first);
+    if (plain) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = rescaled(in[i], k[i], u[i], bias);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i)
+        out[i] = finished(rescaled(in[i], k[i], u[i], bias), weight, shift, slope);
+    }
+    if (epilogue.mask_output)
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = masked(out[i], u[i]);
+    output.commit(y + first, n);
+  }
+}
+
+template <class T>
+void epilogue_pixels(const T* raw, const accumulate_t<T>* scale, const accumulate_t<T>* updated,
+                     int64_t pixels, int64_t channels,
+                     const ChannelEpilogue<accumulate_t<T>>& epilogue, T* y) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  OutputTile<T> output;
+  const A slope = epilogue.negative_slope;
+  for (int64_t p = 0; p < pixels; ++p) {
+    const A k = scale[p], u = updated[p];
+    for (int64_t first = 0; first < channels; first += kTile) {
+      const int64_t n = smaller(kTile, channels - first);
+      const int64_t at = p * channels + first;
+      const A* __restrict in = input(raw + at, n);
+      A* __restrict out = output(y + at);
+      if (u == A(0)) {
+        for (int64_t c = 0; c < n; ++c) out[c] = A(0);
+      } else if (epilogue.bias) {
+        const A* __restrict bias = epilogue.bias + first;
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) out[c] = in[c] * k + bias[c] * u;
+      } else {
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) out[c] = in[c] * k;
+      }
+      if (epilogue.norm_weight) {
+        const A* __restrict weight = epilogue.norm_weight + first;
+        const A* __restrict shift = epilogue.norm_bias + first;
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) out[c] = out[c] * weight[c] + shift[c];
+      }
+      if (slope != A(1))
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) out[c] = out[c] > A(0) ? out[c] : out[c] * slope;
+      if (epilogue.mask_output)
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) out[c] = masked(out[c], u);
+      output.commit(y + at, n);
+    }
+  }
+}
+
+template <class T>
+accumulate_t<T> epilogue_backward_plane(const T* grad, const accumulate_t<T>* scale,
+                                        const accumulate_t<T>* updated, int64_t count,
+                                        T* grad_raw) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  OutputTile<T> output;
+  A lanes[kLanes] = {};
+  for (int64_t first = 0; first < count; first += kTile) {
+    const int64_t n = smaller(kTile, count - first);
+    const int64_t whole = n / kLanes * kLanes;
+    const A* __restrict g = input(grad + first, n);
+    const A* __restrict k = scale + first;
+    const A* __restrict u = updated + first;
+    A* __restrict out = output(grad_raw + first);
+    for (int64_t i = 0; i < whole; i += kLanes)
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        lanes[l] += masked(g[i + l], u[i + l]);
+        out[i + l] = masked(g[i + l], k[i + l]);
+      }
+    for (int64_t i = whole; i < n; ++i) {
+      lanes[i - whole] += masked(g[i], u[i]);
+      out[i] = masked(g[i], k[i]);
+    }
+    output.commit(grad_raw + first, n);
+  }
+  A sum = 0;
+  for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
+  return sum;
+}
+
+template <class T>
+void epilogue_backward_pixels(const T* grad, const accumulate_t<T>* scale,
+                              const accumulate_t<T>* updated, int64_t pixels, int64_t channels,
+                              T* grad_raw, accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  InputTile<T> input;
+  OutputTile<T> output;
+  for (int64_t p = 0; p < pixels; ++p) {
+    const A k = scale[p], u = updated[p];
+    for (int64_t first = 0; first < channels; first += kTile) {
+      const int64_t n = smaller(kTile, channels - first);
+      const int64_t at = p * channels + first;
+      const A* __restrict g = input(grad + at, n);
+      A* __restrict out = output(grad_raw + at);
+      A* __restrict sum = sums + first;
+#pragma omp simd
+      for (int64_t c = 0; c < n; ++c) {
+        sum[c] += masked(g[c], u);
+        out[c] = masked(g[c], k);
+      }
+      output.commit(grad_raw + at, n);
+    }
+  }
+}
+
+#define TORCHEXT_INSTANTIATE(T)                                                                    \
+  template void add_scaled<T>(const T*, accumulate_t<T>, int64_t, accumulate_t<T>*);               \
+  template void sum_channels<T>(const T*, const accumulate_t<T>*, int64_t, int64_t,                \
+                                accumulate_t<T>*);                                                 \
+  template void multiply_mask<T>(const T*, const T*, int64_t, T*);                                 \
+  template void multiply_mask_value<T>(const T*, T, int64_t, T*);                                  \
+  template void epilogue_plane<T>(const T*, const accumulate_t<T>*, const accumulate_t<T>*,        \
+                                  int64_t, int64_t, const ChannelEpilogue<accumulate_t<T>>&, T*);  \
+  template void epilogue_pixels<T>(const T*, const accumulate_t<T>*, const accumulate_t<T>*,       \
+                                   int64_t, int64_t, const ChannelEpilogue<accumulate_t<T>>&, T*); \
+  template accumulate_t<T> epilogue_backward_plane<T>(const T*, const accumulate_t<T>*,            \
+                                                      const accumulate_t<T>*, int64_t, T*);        \
+  template void epilogue_backward_pixels<T>(const T*, const accumulate_t<T>*,                      \
+                                            const accumulate_t<T>*, int64_t, int64_t, T*,          \
+                                            accumulate_t<T>*);
+TORCHEXT_INSTANTIATE(float)
+TORCHEXT_INSTANTIATE(double)
+TORCHEXT_INSTANTIATE(Half)
+TORCHEXT_INSTANTIATE(BFloat16)
+
+template void window_row<float>(const float*, int64_t, int64_t, int64_t, int64_t,
+                                const WindowRule<float>&, float*, float*, float*);
+template void window_row<double>(const double*, int64_t, int64_t, int64_t, int64_t,
+                                 const WindowRule<double>&, double*, double*, double*);
+
+}  // namespace TORCHEXT_SIMD
+}  // namespace torchext

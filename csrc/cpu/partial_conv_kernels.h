@@ -1,0 +1,63 @@
+// The vectorised inner parts of partial convolution. partial_conv.cpp walks them.
+#pragma once
+
+#include "simd.h"
+
+namespace torchext {
+
+// How window sums become scale and updated mask (see torchext/reference/partial_conv.py).
+template <class A>
+struct WindowRule {
+  bool ratio, bias;
+  A window, eps;
+};
+
+// What the epilogue does to a channel after the scale; the tensors' pointers may be null.
+template <class A>
+struct ChannelEpilogue {
+  const A* bias;
+  const A* norm_weight;
+  const A* norm_bias;
+  A negative_slope;
+  bool mask_output;
+};
+
+#define TORCHEXT_PARTIAL_CONV_KERNELS                                                              \
+  /* sums[i] += factor * values[i] */                                                              \
+  template <class T>                                                                               \
+  void add_scaled(const T* values, accumulate_t<T> factor, int64_t count, accumulate_t<T>* sums);  \
+  /* sums[i] = sum over channels of factors[c] * values[i][c]; without factors, plain. */          \
+  template <class T>                                                                               \
+  void sum_channels(const T* values, const accumulate_t<T>* factors, int64_t pixels,               \
+                    int64_t channels, accumulate_t<T>* sums);                                      \
+  /* From a row of column sums (zeros where it is padded) to scale and updated mask. */            \
+  template <class A>                                                                               \
+  void window_row(const A* columns, int64_t kernel, int64_t stride, int64_t dilation,              \
+                  int64_t width, const WindowRule<A>& rule, A* sums, A* scale, A* updated);        \
+  /* y = x * mask, 0 where the mask is 0, in the elements' type. */                                \
+  template <class T>                                                                               \
+  void multiply_mask(const T* x, const T* mask, int64_t count, T* y);                              \
+  template <class T>                                                                               \
+  void multiply_mask_value(const T* x, T mask, int64_t count, T* y);                               \
+  /* The epilogue of `count` pixels of channel c, or of all channels of `pixels` pixels. */        \
+  template <class T>                                                                               \
+  void epilogue_plane(const T* raw, const accumulate_t<T>* scale, const accumulate_t<T>* updated,  \
+                      int64_t count, int64_t c, const ChannelEpilogue<accumulate_t<T>>& epilogue,  \
+                      T* y);                                                                       \
+  template <class T>                                                                               \
+  void epilogue_pixels(const T* raw, const accumulate_t<T>* scale, const accumulate_t<T>* updated, \
+                       int64_t pixels, int64_t channels,                                           \
+                       const ChannelEpilogue<accumulate_t<T>>& epilogue, T* y);                    \
+  /* grad_raw = grad * scale, and the sum of grad * updated. */                                    \
+  template <class T>                                                                               \
+  accumulate_t<T> epilogue_backward_plane(const T* grad, const accumulate_t<T>* scale,             \
+                                          const accumulate_t<T>* updated, int64_t count,           \
+                                          T* grad_raw);                                            \
+  template <class T>                                                                               \
+  void epilogue_backward_pixels(const T* grad, const accumulate_t<T>* scale,                       \
+                                const accumulate_t<T>* updated, int64_t pixels, int64_t channels,  \
+                                T* grad_raw, accumulate_t<T>* sums);
+
+TORCHEXT_DECLARE_FOR_SIMD_LEVELS(TORCHEXT_PARTIAL_CONV_KERNELS)
+
+}  // namespace torchext

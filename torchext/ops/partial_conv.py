@@ -1,0 +1,583 @@
+"""Partial convolution: arXiv 1804.07723 (irregular holes) and arXiv 1811.11718 (padding).
+
+A composite of three ops around PyTorch's own convolution, which stays visible to autocast and
+compilers: the mask's window (scale and updated mask), the product x * mask, and the epilogue.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import backend, reference
+from .checks import (
+    accumulate_dtype,
+    check_choice,
+    check_device,
+    check_feature_map,
+    check_integer,
+    check_parameter,
+    check_positive,
+    check_tensor,
+    memory_format,
+    native,
+)
+from .region_norm import gradients_of_reference
+from .registration import call, operator, register
+
+Form = Literal["ratio", "sum"]
+FORMS = ("ratio", "sum")
+Sizes = int | Sequence[int]
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+EPS = 1e-8  # as published
+_SPATIAL = {2: ("H", "W"), 3: ("D", "H", "W")}
+_LARGEST = 2**31 - 1
+
+
+def partial_conv2d(
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    *,
+    form: Form = "ratio",
+    eps: float = EPS,
+    mask_channels: Sequence[int] | None = None,
+    padding_mode: str = "zeros",
+    masked_input: bool = False,
+    window: tuple[Tensor, Tensor] | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    negative_slope: float | None = None,
+    mask_output: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Convolve what is known, and update the mask. Mask: **1 known, 0 hole**, or between.
+
+    With s the sum of the zero-padded mask over a window, over all channels that it stands for:
+
+    - form "ratio", the paper's and its authors' layer: updated = clamp(s, 0, 1) and
+      y = (conv(x * mask) * window / (s + eps) + bias) * updated, the last factor without a bias
+      on the ratio alone; `window` counts all positions of the window, padding included;
+    - form "sum", the widely used U-Net port: y = conv(x * mask) / s + bias where s is not 0, else
+      0; updated = [s != 0].
+
+    What x holds where the mask is 0, NaN included, has no effect. Hole windows are 0 in every
+    dtype. The mask is zero padded whatever the padding mode.
+
+    Args:
+        x: (N,Ci,H,W), float32, float64, float16 or bfloat16.
+        mask: (N or 1,M,H,W), bool, integer or floating point, values 0 to 1, M one of: 1; Ci; or
+            the length of mask_channels. None: all is known (partial-convolution padding).
+        weight: (Co,Ci/groups,kh,kw), x's dtype (any under autocast).
+        bias: (Co,).
+        stride, padding, dilation, groups: as for `torch.nn.functional.conv2d`; padding may be
+            "same" or "valid".
+        form, eps: see above; eps is used by "ratio" only.
+        mask_channels: how many channels of x, in order, each mask channel stands for, Ci in all;
+            e.g. (512, 256) for the concatenation of two feature maps with a mask each. Without it
+            a mask of one channel counts once in the form "ratio" and Ci times in "sum" (they
+            differ by eps, and where fractional masks meet the clamp).
+        padding_mode: of x: "zeros", "reflect", "replicate" or "circular".
+        masked_input: x is known to be 0 in the holes; the product with the mask is left out.
+        window: scale and updated mask from `torchext.mask_window`, where several convolutions
+            share them; the mask is then used for the product only, and form, eps are not used.
+        norm_weight, norm_bias: (Co,), an affine after the convolution, such as an inference batch
+            norm's; it reaches hole windows too, as in the published networks.
+        negative_slope: then a leaky ReLU of this slope (0: ReLU).
+        mask_output: then multiply by the updated mask, so that the next partial convolution can
+            have masked_input.
+
+    Returns:
+        y: (N,Co,Ho,Wo), the dtype and memory format of the convolution's result.
+        updated: (N or 1,1,Ho,Wo), x's dtype, of the mask's batch size (1 without a mask). No
+            gradient passes the mask.
+
+    Extra memory, beside the result: x's size for the product (kept for the backward, as x would
+    be), the result's size for the convolution's raw output (not kept, unless there is a norm, an
+    activation or mask_output), and maps of one channel.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    return _partial_conv(
+        2, x, mask, weight, bias, stride, padding, dilation, groups, form, eps, mask_channels,
+        padding_mode, masked_input, window, norm_weight, norm_bias, negative_slope, mask_output,
+    )  # fmt: skip
+
+
+def partial_conv3d(
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    *,
+    form: Form = "ratio",
+    eps: float = EPS,
+    mask_channels: Sequence[int] | None = None,
+    padding_mode: str = "zeros",
+    masked_input: bool = False,
+    window: tuple[Tensor, Tensor] | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    negative_slope: float | None = None,
+    mask_output: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`partial_conv2d` over volumes. Mask: **1 known, 0 hole**, or between.
+
+    x: (N,Ci,D,H,W), mask: (N or 1,M,D,H,W), weight: (Co,Ci/groups,kd,kh,kw) -> y
+    (N,Co,Do,Ho,Wo), updated (N or 1,1,Do,Ho,Wo). All else is as for `partial_conv2d`.
+    """
+    return _partial_conv(
+        3, x, mask, weight, bias, stride, padding, dilation, groups, form, eps, mask_channels,
+        padding_mode, masked_input, window, norm_weight, norm_bias, negative_slope, mask_output,
+    )  # fmt: skip
+
+
+def mask_window(
+    mask: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    *,
+    form: Form = "ratio",
+    bias: bool = False,
+    eps: float = EPS,
+    mask_channels: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a partial convolution needs of its mask. Mask: **1 known, 0 hole**, or between.
+
+    Args:
+        mask: (N,M,H,W) or (N,M,D,H,W), floating point.
+        kernel_size, stride, padding, dilation: the convolution's.
+        form, eps: as for `torchext.partial_conv2d`.
+        bias: whether the convolution has one.
+        mask_channels: how often each mask channel counts; once each without it.
+
+    Returns:
+        scale, updated: (N,1,Ho,Wo) or (N,1,Do,Ho,Wo), float32 (float64 for a float64 mask), such
+        that y = conv(x * mask) * scale + bias * updated.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape or choice does not fit.
+    """
+    check_tensor("mask", mask)
+    dimensions = 3 if mask.dim() == 5 else 2
+    check_feature_map("mask", mask, _SPATIAL[dimensions])
+    check_choice("form", form, FORMS)
+    check_positive("eps", eps)
+    kernel = _sizes("kernel_size", kernel_size, dimensions, least=1)
+    geometry = _geometry(mask.shape[2:], kernel, stride, padding, dilation)
+    channels = [] if mask_channels is None else list(mask_channels)
+    if channels and len(channels) != mask.shape[1]:
+        raise ValueError(
+            f"mask_channels: expected {mask.shape[1]} numbers, one for each mask channel, got"
+            f" {len(channels)}"
+        )
+    namespace = backend.choose("mask_window", mask).namespace
+    return _window(namespace, mask.detach(), channels, geometry, form, bias, eps)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a convolution's windows lie; a list holds a number for each spatial dimension."""
+
+    kernel_size: list[int]
+    stride: list[int]
+    padding: list[int]  # in front
+    padding_behind: list[int]
+    dilation: list[int]
+    output_size: list[int]
+
+    @property
+    def symmetric(self) -> bool:
+        return self.padding == self.padding_behind
+
+    @property
+    def border(self) -> list[int]:
+        """The padding as `torch.nn.functional.pad` takes it."""
+        pairs = zip(reversed(self.padding), reversed(self.padding_behind), strict=True)
+        return [size for pair in pairs for size in pair]
+
+
+def _sizes(name: str, value: Any, dimensions: int, least: int) -> list[int]:
+    """An int, or one for each dimension, as a list."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value] * dimensions
+    if len(values) != dimensions:
+        raise ValueError(f"{name}: expected an int or {dimensions} of them, got {len(values)}")
+    for item in values:
+        check_integer(name, item, least, _LARGEST)
+    return values
+
+
+def _geometry(
+    size: Sequence[int], kernel: list[int], stride: Any, padding: Any, dilation: Any
+) -> Geometry:
+    dimensions = len(kernel)
+    strides = _sizes("stride", stride, dimensions, least=1)
+    dilations = _sizes("dilation", dilation, dimensions, least=1)
+    if isinstance(padding, str):
+        check_choice("padding", padding, ("same", "valid"))
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel)]  # noqa: B905
+        if padding == "same" and strides != [1] * dimensions:
+            raise ValueError(f"stride: expected 1 with padding 'same', got {stride}")
+        front = [amount // 2 for amount in total]
+        behind = [amount - first for amount, first in zip(total, front, strict=True)]
+    else:
+        front = behind = _sizes("padding", padding, dimensions, least=0)
+    output = [
+        (n + a + b - d * (k - 1) - 1) // s + 1
+        for n, a, b, d, k, s in zip(size, front, behind, dilations, kernel, strides, strict=True)
+    ]
+    if any(n < 1 for n in output):
+        raise ValueError(
+            f"weight: expected windows that fit into the padded size, got a kernel of"
+            f" {tuple(kernel)} with dilation {tuple(dilations)} for {tuple(size)} padded by"
+            f" {tuple(front)}"
+        )
+    return Geometry(kernel, strides, front, behind, dilations, output)
+
+
+def _check(
+    dimensions: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    form: str,
+    eps: float,
+    padding_mode: str,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    negative_slope: float | None,
+) -> None:
+    check_feature_map("x", x, _SPATIAL[dimensions])
+    check_tensor("weight", weight)
+    if weight.dim() != x.dim():
+        sizes = ", ".join(f"k{letter.lower()}" for letter in _SPATIAL[dimensions])
+        raise ValueError(
+            f"weight: expected the shape (Co, Ci / groups, {sizes}), got {tuple(weight.shape)}"
+        )
+    check_integer("groups", groups, 1, _LARGEST)
+    for name, channels in (("x", x.shape[1]), ("weight", weight.shape[0])):
+        if channels % groups:
+            raise ValueError(
+                f"groups: expected a divisor of {name}'s {channels} channels, got {groups}"
+            )
+    shape = (weight.shape[0], x.shape[1] // groups, *weight.shape[2:])
+    check_parameter("weight", weight, shape, x)
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}")
+    if (norm_weight is None) != (norm_bias is None):
+        raise ValueError("norm_bias: expected both norm_weight and norm_bias, or none")
+    for name, value in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if value is not None:
+            check_parameter(name, value, (weight.shape[0],), x)
+    check_choice("form", form, FORMS)
+    check_positive("eps", eps)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    if negative_slope is not None:
+        if isinstance(negative_slope, bool) or not isinstance(negative_slope, (int, float)):
+            raise TypeError(
+                f"negative_slope: expected a number, got {type(negative_slope).__name__}"
+            )
+        if not 0 <= negative_slope <= 1:
+            raise ValueError(f"negative_slope: expected 0 to 1, got {negative_slope}")
+
+
+def check_mask(
+    name: str, mask: Tensor, x: Tensor, mask_channels: Sequence[int] | None
+) -> tuple[Tensor, list[int]]:
+    """The mask in x's dtype, and the channels of x that each of its channels stands for.
+
+    These are empty where each mask channel stands for itself. A mask expanded over channels, as
+    the layers return it, becomes a mask of one channel again.
+    """
+    check_tensor(name, mask)
+    if mask.is_complex():
+        raise TypeError(
+            f"{name}: expected a bool, integer or floating-point mask, got {mask.dtype}"
+        )
+    N, C = x.shape[:2]
+    channels = [] if mask_channels is None else list(mask_channels)
+    for number in channels:
+        check_integer("mask_channels", number, 1, _LARGEST)
+    if channels and sum(channels) != C:
+        raise ValueError(
+            f"mask_channels: expected numbers that add up to x's {C} channels, got {channels}"
+        )
+    counts = {len(channels)} if channels else {1, C}
+    fits = mask.dim() == x.dim() and mask.shape[2:] == x.shape[2:]
+    if not (fits and mask.shape[0] in (1, N) and mask.shape[1] in counts):
+        sizes = ", ".join(map(str, x.shape[2:]))
+        allowed = " or ".join(map(str, sorted(counts)))
+        raise ValueError(
+            f"{name}: expected the shape ({N} or 1, {allowed}, {sizes}) for x of"
+            f" {tuple(x.shape)}, got {tuple(mask.shape)}"
+        )
+    check_device(name, mask, x)
+    mask = mask.detach().to(x.dtype)
+    if not channels and C > 1 and mask.shape[1] == C and mask.stride(1) == 0:
+        mask, channels = mask[:, :1], [C]
+    if channels == [1] * C:
+        channels = []
+    return mask, channels
+
+
+def _run(namespace: str, name: str, *args: Any) -> Any:
+    if not namespace:  # the reference
+        return getattr(reference, name)(*args)
+    return call(namespace, name, *args)
+
+
+def _planes(x: Tensor) -> Tensor:
+    """A volume as the image (N,C,D*H,W) that the elementwise kernels take, in a native format."""
+    return native(x.flatten(2, 3) if x.dim() == 5 else x)
+
+
+def _spatial(planes: Tensor, x: Tensor) -> Tensor:
+    """Back from `_planes(x)`."""
+    return planes.unflatten(2, x.shape[2:4]) if x.dim() == 5 else planes
+
+
+def _window(
+    namespace: str,
+    mask: Tensor,
+    channels: list[int],
+    geometry: Geometry,
+    form: str,
+    bias: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return _run(
+        namespace,
+        "mask_window",
+        native(mask) if mask.dim() == 4 else mask.contiguous(),
+        channels,
+        geometry.kernel_size,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        geometry.output_size,
+        form == "ratio",
+        bias,
+        float(eps),
+    )
+
+
+def product(namespace: str, x: Tensor, mask: Tensor, channels: list[int]) -> Tensor:
+    """x * mask, for volumes too."""
+    planes, masks = _planes(x), _planes(mask)
+    each_its_own = masks.shape[1] == x.shape[1] and x.shape[1] > 1
+    masks = masks.contiguous(
+        memory_format=memory_format(planes) if each_its_own else torch.contiguous_format
+    )
+    return _spatial(_run(namespace, "mask_product", planes, masks, channels), x)
+
+
+def epilogue(
+    namespace: str,
+    raw: Tensor,
+    scale: Tensor,
+    updated: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    negative_slope: float | None,
+    mask_output: bool,
+) -> Tensor:
+    accumulate = accumulate_dtype(raw.dtype)
+
+    def ready(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(accumulate).contiguous()
+
+    planes = _planes(raw)
+    y = _run(
+        namespace,
+        "partial_conv_epilogue",
+        planes,
+        _planes(scale.to(accumulate)),
+        _planes(updated.to(accumulate)),
+        ready(bias),
+        ready(norm_weight),
+        ready(norm_bias),
+        1.0 if negative_slope is None else float(negative_slope),
+        mask_output,
+    )
+    return _spatial(y, raw)
+
+
+def _partial_conv(
+    dimensions: int,
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    form: str,
+    eps: float,
+    mask_channels: Sequence[int] | None,
+    padding_mode: str,
+    masked_input: bool,
+    window: tuple[Tensor, Tensor] | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    negative_slope: float | None,
+    mask_output: bool,
+) -> tuple[Tensor, Tensor]:
+    _check(
+        dimensions, x, weight, bias, groups, form, eps, padding_mode, norm_weight, norm_bias,
+        negative_slope,
+    )  # fmt: skip
+    geometry = _geometry(x.shape[2:], list(weight.shape[2:]), stride, padding, dilation)
+    known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
+    known, channels = check_mask("mask", known, x, mask_channels)
+    namespace = backend.choose("partial_conv_epilogue", x).namespace
+    if window is None:
+        counts = channels
+        if form == "sum" and known.shape[1] == 1:
+            counts = [x.shape[1]]
+        scale, updated = _window(namespace, known, counts, geometry, form, bias is not None, eps)
+    else:
+        scale, updated = _check_window(window, x, geometry)
+    if mask is not None and not masked_input:
+        x = product(namespace, x, known, channels)
+    raw = _convolve(x, weight, geometry, groups, padding_mode)
+    y = epilogue(
+        namespace, raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output
+    )
+    return y, updated.to(x.dtype)
+
+
+def _check_window(
+    window: tuple[Tensor, Tensor], x: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    for value in window:
+        check_tensor("window", value)
+        if value.shape[0] not in (1, x.shape[0]) or list(value.shape[1:]) != [
+            1,
+            *geometry.output_size,
+        ]:
+            sizes = ", ".join(map(str, geometry.output_size))
+            raise ValueError(
+                f"window: expected two tensors of the shape ({x.shape[0]} or 1, 1, {sizes}), got"
+                f" {tuple(value.shape)}"
+            )
+        check_device("window", value, x)
+    return window
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, geometry: Geometry, groups: int, padding_mode: str
+) -> Tensor:
+    padding = geometry.padding
+    if padding_mode != "zeros" or not geometry.symmetric:
+        mode = "constant" if padding_mode == "zeros" else padding_mode
+        x = F.pad(x, geometry.border, mode=mode)
+        padding = [0] * len(padding)
+    convolution = F.conv3d if x.dim() == 5 else F.conv2d
+    return convolution(x, weight, None, geometry.stride, padding, geometry.dilation, groups)
+
+
+# --- registration -------------------------------------------------------------------------------
+
+
+def _fake_window(mask: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    output_size = rest[5]
+    shape, dtype = (mask.shape[0], 1, *output_size), accumulate_dtype(mask.dtype)
+    return mask.new_empty(shape, dtype=dtype), mask.new_empty(shape, dtype=dtype)
+
+
+def _setup_window(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _backward_window(ctx: Any, *_: Any) -> tuple[None, ...]:
+    return (None,) * 10
+
+
+def _fake_product(x: Tensor, mask: Tensor, mask_channels: list[int]) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_product(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, mask, ctx.mask_channels = inputs
+    ctx.save_for_backward(mask)
+    ctx.memory_format = memory_format(x)
+
+
+def _backward_product(namespace: str) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (mask,) = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=ctx.memory_format)
+        return call(namespace, "mask_product", grad, mask, ctx.mask_channels), None, None
+
+    return backward
+
+
+def _fake_epilogue(raw: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(raw)
+
+
+def _fake_epilogue_backward(grad: Tensor, scale: Tensor, updated: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), scale.new_empty((grad.shape[1],))
+
+
+def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    raw, scale, updated, bias, norm_weight, norm_bias, *ctx.options = inputs
+    ctx.linear = norm_weight is None and ctx.options == [1.0, False]
+    # Linear in raw and bias: neither is needed.
+    rest = () if ctx.linear else (raw, bias, norm_weight, norm_bias)
+    ctx.save_for_backward(scale, updated, *rest)
+    ctx.bias = bias is not None
+    ctx.memory_format = memory_format(raw)
+
+
+def _backward_epilogue(namespace: str) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        scale, updated, *rest = ctx.saved_tensors
+        if not ctx.linear:
+
+            def function(raw: Tensor, *affine: Tensor | None) -> Tensor:
+                return reference.partial_conv_epilogue(raw, scale, updated, *affine, *ctx.options)
+
+            grad_raw, *gradients = gradients_of_reference(function, rest, grad)
+            return grad_raw, None, None, *gradients, None, None
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            gradient = reference.partial_conv_epilogue_backward
+        else:
+            gradient = operator(namespace, "partial_conv_epilogue_backward")
+        grad = grad.contiguous(memory_format=ctx.memory_format)
+        grad_raw, grad_bias = gradient(grad, scale, updated)
+        return grad_raw, None, None, grad_bias if ctx.bias else None, *(None,) * 4
+
+    return backward
+
+
+def register_ops(namespace: str) -> None:
+    register(namespace, "mask_window", _fake_window, _setup_window, _backward_window)
+    register(namespace, "mask_product", _fake_product, _setup_product, _backward_product(namespace))
+    register(
+        namespace,
+        "partial_conv_epilogue",
+        _fake_epilogue,
+        _setup_epilogue,
+        _backward_epilogue(namespace),
+    )
+    register(namespace, "partial_conv_epilogue_backward", _fake_epilogue_backward)

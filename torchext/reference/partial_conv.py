@@ -1,0 +1,137 @@
+"""Partial convolution: arXiv 1804.07723 (irregular holes) and arXiv 1811.11718 (padding)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mask_window(
+    mask: Tensor,
+    mask_channels: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_size: Sequence[int],
+    ratio: bool,
+    bias: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """A convolution's scale and updated mask, (N,1,*output_size), from the mask's window sums.
+
+    s = sum of the zero-padded mask over the window and over channels, mask channel i counted
+    mask_channels[i] times (once each if empty). ratio: updated = clamp(s, 0, 1), scale = window /
+    (s + eps) * updated, and once more * updated if there is a bias. Else: updated = [s != 0],
+    scale = updated / s.
+    """
+    dimensions = len(kernel_size)
+    mask = mask.to(torch.promote_types(mask.dtype, torch.float32))
+    channels = list(mask_channels) or [1] * mask.shape[1]
+    counts = torch.tensor(channels, dtype=mask.dtype, device=mask.device)
+    total = (mask * counts.view(1, -1, *[1] * dimensions)).sum(dim=1, keepdim=True)
+    border: list[int] = []
+    for dim in reversed(range(dimensions)):
+        needed = (output_size[dim] - 1) * stride[dim] + dilation[dim] * (kernel_size[dim] - 1) + 1
+        border += [padding[dim], needed - padding[dim] - mask.shape[2 + dim]]
+    convolve = F.conv3d if dimensions == 3 else F.conv2d
+    ones = total.new_ones((1, 1, *kernel_size))
+    s = convolve(F.pad(total, border), ones, stride=list(stride), dilation=list(dilation))
+    if not ratio:
+        known = s != 0
+        return torch.where(known, 1 / torch.where(known, s, 1), 0), known.to(s.dtype)
+    window = ones.numel() * sum(channels)
+    updated = s.clamp(0, 1)
+    scale = window / (s + eps) * updated
+    return scale * updated if bias else scale, updated
+
+
+def mask_product(x: Tensor, mask: Tensor, mask_channels: Sequence[int]) -> Tensor:
+    """x * mask, 0 wherever the mask is 0 whatever x holds there.
+
+    The mask has one channel, x's channels, or one for each run of mask_channels[i] channels of x.
+    """
+    if mask_channels and mask.shape[1] > 1:
+        repeats = torch.tensor(list(mask_channels), device=mask.device)
+        mask = mask.repeat_interleave(repeats, dim=1, output_size=x.shape[1])
+    return torch.where(mask == 0, 0, x * mask)
+
+
+def partial_conv_epilogue(
+    raw: Tensor,
+    scale: Tensor,
+    updated: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    negative_slope: float = 1.0,
+    mask_output: bool = False,
+) -> Tensor:
+    """raw * scale + bias * updated, 0 where updated is 0; then norm_weight * y + norm_bias and
+    a leaky ReLU of that slope (1: none), then once more * updated if mask_output."""
+
+    def per_channel(value: Tensor) -> Tensor:
+        return value.view(1, -1, *[1] * (raw.dim() - 2))
+
+    y = raw.to(scale.dtype) * scale
+    if bias is not None:
+        y = y + per_channel(bias) * updated
+    y = torch.where(updated == 0, 0, y)
+    if norm_weight is not None and norm_bias is not None:
+        y = y * per_channel(norm_weight) + per_channel(norm_bias)
+    if negative_slope != 1:
+        y = torch.where(y > 0, y, y * negative_slope)
+    if mask_output:
+        y = mask_product(y, updated, [])
+    return y.to(raw.dtype)
+
+
+def partial_conv_epilogue_backward(
+    grad: Tensor, scale: Tensor, updated: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the raw output and of the bias, of an epilogue without norm and activation."""
+    grad_raw = torch.where(scale == 0, 0, grad.to(scale.dtype) * scale).to(grad.dtype)
+    known = mask_product(grad.to(scale.dtype), updated, [])
+    return grad_raw, known.transpose(0, 1).flatten(1).sum(dim=1)
+
+
+def partial_conv(
+    x: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    mask_channels: Sequence[int],
+    ratio: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """A zero-padded partial convolution (N,Ci,H,W) or (N,Ci,D,H,W), and its updated mask."""
+    kernel_size = weight.shape[2:]
+    output_size = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(
+            x.shape[2:], padding, dilation, kernel_size, stride, strict=True
+        )
+    ]
+    known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
+    scale, updated = mask_window(
+        known,
+        mask_channels,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        output_size,
+        ratio,
+        bias is not None,
+        eps,
+    )
+    if mask is not None:
+        x = mask_product(x, mask.to(x.dtype), mask_channels)
+    convolve = F.conv3d if len(kernel_size) == 3 else F.conv2d
+    raw = convolve(x, weight, None, list(stride), list(padding), list(dilation), groups)
+    return partial_conv_epilogue(raw, scale, updated, bias), updated
