@@ -1,6 +1,7 @@
 """`python -m torchext.models PAPER {train,edit,info}`: every paper by the same options."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import papers
+from . import inpainting, papers
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(
             "--inner-holes", action="store_true", help="generated holes do not touch the border"
         )
+        inpainting.add_mask_options(train)
         train.add_argument("--epochs", type=int, help="(default: the paper's)")
         train.add_argument("--iterations", type=int, help="instead of epochs")
         train.add_argument("--batch", type=int, help="per process (default: the paper's)")
@@ -132,7 +134,7 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
         share = None if options.masks == "walk" else tuple(options.share)
         masks = GeneratedMasks(options.masks, share, border=not options.inner_holes)
     else:
-        masks = MaskFolder(Path(options.masks))
+        masks = MaskFolder(Path(options.masks), white=options.white, binary=not options.fractions)
     torch.manual_seed(options.seed)
     dataset = paper.dataset(options.images, masks, config, seed=options.seed)
     if options.checkpoint is None:
@@ -143,9 +145,9 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
         recipe = paper.recipe(networks, config, vgg=options.vgg, initialise=False)
     batch = options.batch or config.batch
     iterations = options.iterations
+    if iterations is None and options.epochs is None:
+        iterations = config.iterations
     if iterations is None:
-        import os
-
         world = int(os.environ.get("WORLD_SIZE", "1"))
         per_epoch = max(1, len(dataset) // (batch * options.accumulate * world))
         iterations = (options.epochs or config.epochs) * per_epoch

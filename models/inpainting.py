@@ -1,4 +1,4 @@
-"""What the inpainting papers share: their inputs on the command line, and their data."""
+"""What the inpainting papers share on the command line: a photo and its mask."""
 
 import argparse
 from pathlib import Path
@@ -7,23 +7,25 @@ import torch
 from torch import Tensor
 
 from . import pictures
-from .data import MaskedImages, Preparation
-from .masks import MaskFolder, MaskSource, known_from
+from .masks import known_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """PHOTO and MASK."""
     parser.add_argument("photo", type=Path, help="a picture of any size")
-    parser.add_argument("mask", type=Path, help="a picture; not black = hole")
+    parser.add_argument("mask", type=Path, help="a picture of that size; not black = hole")
+    add_mask_options(parser)
+
+
+def add_mask_options(parser: argparse.ArgumentParser) -> None:
+    """How mask files are read."""
     parser.add_argument(
         "--white",
         choices=("hole", "known"),
         default="hole",
-        help="what white means in the mask (default: %(default)s)",
+        help="what white means in mask files (default: %(default)s)",
     )
-    parser.add_argument(
-        "--fractions", action="store_true", help="keep the grey values of the mask's edges"
-    )
+    parser.add_argument("--fractions", action="store_true", help="keep grey values of mask files")
 
 
 def read(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -41,20 +43,3 @@ def read(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     known = known_from(mask, *mask.size[::-1], white=options.white, binary=not options.fractions)
     image = pictures.to_tensor(photo)[None]
     return image.to(options.device), torch.from_numpy(known)[None, None].to(options.device)
-
-
-def dataset(
-    images: Path,
-    masks: Path | MaskSource,
-    preparation: Preparation,
-    *,
-    noise: tuple[int, ...] = (),
-    seed: int = 0,
-    white: str = "hole",
-    binary: bool = True,
-    square: bool = False,
-) -> MaskedImages:
-    """Images with masks from a source, or from a folder read as the last three arguments say."""
-    if isinstance(masks, Path):
-        masks = MaskFolder(masks, white=white, binary=binary, square=square)
-    return MaskedImages(images, masks, preparation, noise=noise, seed=seed)

@@ -155,7 +155,7 @@ class MaskFolder:
         binary: any value above 0 counts as white, also after the resize, so holes or known regions
             grow a little at their edges, as the published loaders have it. False keeps fractions
             (the released partial-convolution U-Net was trained on such masks).
-        square: cut the largest square out of the middle first.
+        square: cut the largest square out of the middle first, rather than change the aspect.
 
     Raises:
         ValueError: a folder without pictures.
@@ -167,7 +167,7 @@ class MaskFolder:
         *,
         white: Literal["hole", "known"] = "hole",
         binary: bool = True,
-        square: bool = False,
+        square: bool = True,
     ) -> None:
         from .data import find_images  # it imports this module
 

@@ -18,7 +18,7 @@ if typing.TYPE_CHECKING:
     from .data import MaskedImages
     from .training import Recipe
 
-NAMES = ("region_normalization",)
+NAMES = ("partial_convolutions", "region_normalization")
 
 Networks = dict[str, nn.Module]
 

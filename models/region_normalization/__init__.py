@@ -1,8 +1,9 @@
 """Region Normalization for Image Inpainting (AAAI 2020)."""
 
+from ..inpainting import add_arguments
 from ..papers import Paper
 from .checkpoint import load_published
-from .editing import add_arguments, edit, fill
+from .editing import edit, fill
 from .networks import Config, D_Net, G_Net, example, networks, saRN_ResnetBlock
 from .training import RegionNormalization, dataset
 

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from .. import inpainting, pictures
 from .networks import Config, G_Net
 
-add_arguments = inpainting.add_arguments
-
 
 @torch.no_grad()
 def fill(generator: G_Net, image: Tensor, known: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Config:
         learning_rate, discriminator_rate: of Adam; the second relative to the first.
         beta1, beta2: of Adam.
         decay: of the learning rates per epoch, from the third on.
-        size, flip, batch, epochs: of training.
+        size, flip, batch, epochs, iterations: of training.
     """
 
     width: int = 64
@@ -62,7 +62,8 @@ class Config:
     size: int = 256
     flip: float = 0.5
     batch: int = 14
-    epochs: int = 10
+    epochs: int | None = 10
+    iterations: int | None = None
 
     def __post_init__(self) -> None:
         if self.adversarial == "probability" and not self.sigmoid:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from .. import inpainting
 from ..blocks import initialise as fill_weights
 from ..data import MaskedImages, Preparation
 from ..losses import AdversarialLoss
@@ -17,12 +16,10 @@ from ..training import Batch, Phase, Recipe, Terms
 from .networks import Config
 
 
-def dataset(
-    images: Path, masks: Path | MaskSource, config: Config, *, seed: int = 0
-) -> MaskedImages:
+def dataset(images: Path, masks: MaskSource, config: Config, *, seed: int = 0) -> MaskedImages:
     """Squares from the middle, mirrored together with their masks."""
     preparation = Preparation(config.size, fit="square", flip=config.flip, flip_mask="with")
-    return inpainting.dataset(images, masks, preparation, seed=seed, square=True)
+    return MaskedImages(images, masks, preparation, seed=seed)
 
 
 def l1_in_holes(image: Tensor, merged: Tensor, hole: Tensor) -> Tensor:
