@@ -28,20 +28,25 @@ if importlib.util.find_spec("torchext.kernels") is None:
 from . import backend, nn, reference
 from ._load import build_info
 from .ops import (
+    diversity_map,
     mask_window,
+    modulated_norm,
     partial_conv2d,
     partial_conv3d,
     region_norm,
     region_statistics,
     self_aware_affine,
     self_aware_region_norm,
+    soft_diversity_map,
 )
 
 __all__ = [
     "__version__",
     "backend",
     "build_info",
+    "diversity_map",
     "mask_window",
+    "modulated_norm",
     "nn",
     "partial_conv2d",
     "partial_conv3d",
@@ -50,4 +55,5 @@ __all__ = [
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
+    "soft_diversity_map",
 ]

@@ -1,15 +1,31 @@
 """Drop-in modules: the published constructors and state_dict keys, on the fused ops."""
 
+from .modulated_norm import (
+    SPADE,
+    AdaptiveInstanceNorm2d,
+    ANLs,
+    PixelNorm,
+    SPADEResnetBlock,
+    SPDNorm,
+    SPDNormResnetBlock,
+)
 from .partial_conv import PartialConv, PartialConv2d, PartialConv3d
 from .region_norm import RN_B, RN_L, RegionNorm2d, RN_binarylabel, SelfAware_Affine
 
 __all__ = [
     "RN_B",
     "RN_L",
+    "SPADE",
+    "ANLs",
+    "AdaptiveInstanceNorm2d",
     "PartialConv",
     "PartialConv2d",
     "PartialConv3d",
+    "PixelNorm",
     "RN_binarylabel",
     "RegionNorm2d",
+    "SPADEResnetBlock",
+    "SPDNorm",
+    "SPDNormResnetBlock",
     "SelfAware_Affine",
 ]

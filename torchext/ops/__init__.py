@@ -4,28 +4,42 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from . import diversity_map as _diversity_map
+from . import modulated_norm as _modulated_norm
 from . import partial_conv as _partial_conv
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
+from .diversity_map import diversity_map, soft_diversity_map
+from .modulated_norm import modulated_norm
 from .partial_conv import mask_window, partial_conv2d, partial_conv3d
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
+    "diversity_map",
     "install",
     "mask_window",
+    "modulated_norm",
     "partial_conv2d",
     "partial_conv3d",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
+    "soft_diversity_map",
 ]
 
-_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv)
+_FAMILIES = (
+    _region_norm,
+    _self_aware_affine,
+    _self_aware_region_norm,
+    _partial_conv,
+    _modulated_norm,
+    _diversity_map,
+)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -43,6 +57,17 @@ _TRITON_LAUNCHERS = {
         "mask_product",
         "partial_conv_epilogue",
         "partial_conv_epilogue_backward",
+    ),
+    "modulated_norm": (
+        "modulated_norm",
+        "modulated_norm_backward",
+        "modulated_norm_backward_sums",
+        "modulated_norm_backward_apply",
+    ),
+    "diversity_map": (
+        "diversity_maps",
+        "soft_diversity_map",
+        "soft_diversity_map_backward",
     ),
 }
 

@@ -113,7 +113,7 @@ def region_norm(
     }
     if chosen is backend.REFERENCE:
         if process_group is not None:
-            options["all_reduce"] = lambda value: _AllReduce.apply(value, process_group)
+            options["all_reduce"] = lambda value: AllReduce.apply(value, process_group)
         return reference.region_norm(x, labels, *affine, **options)
     arguments = (native(x), labels, *affine, *options.values())
     if process_group is not None:
@@ -238,7 +238,7 @@ def _check_pair(
 # --- statistics over processes ------------------------------------------------------------------
 
 
-class _AllReduce(torch.autograd.Function):
+class AllReduce(torch.autograd.Function):
     """The sum over a group's processes; its gradient is the sum of all processes' gradients.
 
     Not torch.distributed.nn's: that one is deprecated, and importing it after the default group
@@ -254,7 +254,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _AllReduce.apply(grad, ctx.group), None
+        return AllReduce.apply(grad, ctx.group), None
 
 
 class _SynchronizedRegionNorm(torch.autograd.Function):
@@ -304,7 +304,7 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, labels, count, mean, rstd, weight, spatial_weight = ctx.saved_tensors
-        grad = _like(grad, x)
+        grad = like(grad, x)
         sums, grad_spatial_weight, grad_spatial_bias = operator(
             ctx.namespace, "region_norm_backward_sums"
         )(grad, x, labels, mean, rstd, spatial_weight, *ctx.tail)
@@ -323,7 +323,7 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
 # --- registration -------------------------------------------------------------------------------
 
 
-def _like(grad: Tensor, x: Tensor) -> Tensor:
+def like(grad: Tensor, x: Tensor) -> Tensor:
     """The incoming gradient in x's dtype and memory format."""
     return grad.to(x.dtype).contiguous(memory_format=memory_format(x))
 
@@ -457,7 +457,7 @@ def _backward(namespace: str) -> Any:
         grad_x, sums, grad_spatial_weight, grad_spatial_bias = operator(
             namespace, "region_norm_backward"
         )(
-            _like(grad, x),
+            like(grad, x),
             x,
             labels,
             count,

@@ -86,6 +86,32 @@ SCHEMAS = {
     "partial_conv_epilogue_backward": (
         "(Tensor grad, Tensor scale, Tensor updated) -> (Tensor grad_raw, Tensor grad_bias)"
     ),
+    "modulated_norm": (
+        "(Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight, Tensor? mean, Tensor? rstd,"
+        " str statistics, bool unbiased, float eps, str gain, float slope)"
+        " -> (Tensor y, Tensor mean, Tensor rstd)"
+    ),
+    "modulated_norm_backward": (
+        "(Tensor grad, Tensor? y, Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight,"
+        " Tensor? mean, Tensor? rstd, str statistics, bool given, bool unbiased, str gain,"
+        " float slope, bool weight_gradient)"
+        " -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_weight)"
+    ),
+    "modulated_norm_backward_sums": (
+        "(Tensor grad, Tensor? y, Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight,"
+        " Tensor mean, Tensor rstd, str gain, float slope, bool weight_gradient)"
+        " -> (Tensor sums, Tensor grad_gamma, Tensor grad_beta, Tensor grad_weight)"
+    ),
+    "modulated_norm_backward_apply": (
+        "(Tensor grad, Tensor? y, Tensor x, Tensor? gamma, Tensor? weight, Tensor mean,"
+        " Tensor rstd, Tensor mean_sums, str gain, float slope) -> Tensor"
+    ),
+    "diversity_maps": (
+        "(Tensor labels, int[] steps, int[] windows, SymInt[] heights, SymInt[] widths,"
+        " float base, ScalarType dtype) -> Tensor"
+    ),
+    "soft_diversity_map": "(Tensor logits, Tensor labels) -> Tensor",
+    "soft_diversity_map_backward": "(Tensor grad, Tensor y, Tensor labels) -> Tensor",
 }
 
 # A Library that is collected takes its ops with it.

@@ -3,6 +3,8 @@
 Written to read like the formulas, not to be fast. The kernels are compared with these in float64.
 """
 
+from .diversity_map import diversity_map, soft_diversity_map
+from .modulated_norm import modulated_norm
 from .partial_conv import (
     mask_product,
     mask_window,
@@ -16,8 +18,10 @@ from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
     "channel_mean_max",
+    "diversity_map",
     "mask_product",
     "mask_window",
+    "modulated_norm",
     "partial_conv",
     "partial_conv_epilogue",
     "partial_conv_epilogue_backward",
@@ -27,4 +31,5 @@ __all__ = [
     "self_aware_affine",
     "self_aware_maps",
     "self_aware_region_norm",
+    "soft_diversity_map",
 ]

@@ -13,14 +13,29 @@ Nothing may depend on a single file: others of the same class must run too. Put 
 `tests/golden/data`.
 """
 
-from . import partial_convolutions, region_normalization
+from . import (
+    dagan,
+    deepfaceediting,
+    fe_gan,
+    maggan,
+    partial_convolutions,
+    pd_gan,
+    region_normalization,
+    semantic_photo_manipulation,
+)
 from .base import Adapter, MissingOutputError
 
 __all__ = ["Adapter", "MissingOutputError", "find"]
 
 _PAPERS: dict[str, dict[str, Adapter]] = {
     "partial-convolutions": partial_convolutions.ADAPTERS,
+    "dagan": dagan.ADAPTERS,
+    "deepfaceediting": deepfaceediting.ADAPTERS,
+    "fe-gan": fe_gan.ADAPTERS,
+    "maggan": maggan.ADAPTERS,
+    "pd-gan": pd_gan.ADAPTERS,
     "region-normalization": region_normalization.ADAPTERS,
+    "semantic-photo-manipulation": semantic_photo_manipulation.ADAPTERS,
 }
 
 

@@ -1,0 +1,828 @@
+// Modulated normalisation on the CPU: SPADE, SPDNorm, AdaIN, pixel norm (torchext.modulated_norm).
+//
+//   y = leaky((x - mean) * rstd * scale + shift),  scale and shift from gamma, beta and weight
+//
+// Passes over memory (T = one tensor; the maps gamma and beta count as tensors where they are
+// full).
+//   Statistics per channel, contiguous: a thread takes a whole channel, so statistics and
+//   application share the cache: forward reads x, gamma and beta and writes y, 4T when a channel
+//   fits (the floor; 5T if not); backward reads grad, x and gamma and writes three gradients, 6T
+//   when it fits (9T if not). Channels last, and gradients of maps that all channels share: the
+//   higher figures, over ranges of pixels.
+//   Statistics per pixel: a thread takes a range of pixels with all their channels and keeps it in
+//   the cache: 4T and 6T, the floors.
+//
+// The split of the work never depends on the number of threads, so neither does the result. The
+// statistics per channel are region normalisation's, with one region.
+#include "modulated_norm_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "region_norm_kernels.h"
+#include "tensors.h"
+
+namespace torchext {
+namespace {
+
+using torch::stable::parallel_for;
+using MaybeTensor = std::optional<Tensor>;
+
+// Elements of a range of pixels with all their channels: 128 KiB of float32, kept in the cache.
+constexpr int64_t kRangeElements = 32768;
+
+enum class Statistics { kNone, kInstance, kBatch, kPosition, kRms };
+
+Statistics statistics_of(const std::string& name) {
+  if (name == "none") return Statistics::kNone;
+  if (name == "instance") return Statistics::kInstance;
+  if (name == "batch") return Statistics::kBatch;
+  if (name == "position") return Statistics::kPosition;
+  expects(name == "rms", "statistics: expected none, instance, batch, position or rms");
+  return Statistics::kRms;
+}
+
+Gain gain_of(const std::string& name) {
+  if (name == "one_plus") return Gain::kOnePlus;
+  if (name == "plain") return Gain::kPlain;
+  expects(name == "sigmoid", "gain: expected one_plus, plain or sigmoid");
+  return Gain::kSigmoid;
+}
+
+struct Problem {
+  int64_t images, channels, height, width, pixels;
+  bool channels_last;
+  Statistics statistics;
+  bool given;  // mean and rstd are constants, one per channel
+
+  bool per_pixel() const {
+    return statistics == Statistics::kPosition || statistics == Statistics::kRms;
+  }
+  bool per_channel() const { return !given && !per_pixel() && statistics != Statistics::kNone; }
+  bool per_image() const { return statistics == Statistics::kInstance; }
+  int64_t groups() const { return per_image() ? images : 1; }
+  int64_t group(int64_t image) const { return per_image() ? image : 0; }
+  int64_t first_image(int64_t group) const { return per_image() ? group : 0; }
+  int64_t last_image(int64_t group) const { return per_image() ? group + 1 : images; }
+  int64_t group_size() const {  // values that a mean is taken over
+    return per_pixel() ? channels : pixels * (per_image() ? 1 : images);
+  }
+};
+
+Problem describe(const Tensor& x, const std::string& statistics, bool given) {
+  Problem problem;
+  problem.channels_last = is_channels_last(x);
+  problem.images = x.size(0);
+  problem.channels = x.size(1);
+  problem.height = x.size(2);
+  problem.width = x.size(3);
+  problem.pixels = x.size(2) * x.size(3);
+  problem.statistics = statistics_of(statistics);
+  problem.given = given;
+  expects(problem.channels > 0 && problem.pixels > 0, "x: expected C, H and W of at least 1");
+  expects(!given || problem.statistics == Statistics::kBatch,
+          "mean, rstd: expected only for the statistics of the batch");
+  return problem;
+}
+
+// Which elements one value of a map belongs to.
+enum class Extent { kAbsent, kElement, kPixel, kChannel, kGroupChannel };
+
+// The elements of one row: the first one's image, channel and pixel, and where it lies. `local` is
+// the pixel within the range that is being worked on.
+struct Place {
+  int64_t image, channel, pixel, local, offset;
+};
+
+template <class T>
+struct Map {
+  using A = accumulate_t<T>;
+  Extent extent = Extent::kAbsent;
+  const T* elements = nullptr;
+  const A* values = nullptr;
+
+  RowInput<T> row(const Problem& problem, const Place& at) const {
+    RowInput<T> input;
+    switch (extent) {
+      case Extent::kAbsent:
+        break;
+      case Extent::kElement:
+        input.elements = elements + at.offset;
+        break;
+      case Extent::kPixel:
+        input.values = values + at.image * problem.pixels + at.pixel;
+        input.along = !problem.channels_last;
+        break;
+      case Extent::kChannel:
+        input.values = values + at.image * problem.channels + at.channel;
+        input.along = problem.channels_last;
+        break;
+      case Extent::kGroupChannel:
+        input.values = values + problem.group(at.image) * problem.channels + at.channel;
+        input.along = problem.channels_last;
+        break;
+    }
+    return input;
+  }
+};
+
+template <class T>
+Map<T> elements_of(const T* elements) {
+  Map<T> map;
+  map.extent = Extent::kElement;
+  map.elements = elements;
+  return map;
+}
+template <class T>
+Map<T> values_of(Extent extent, const accumulate_t<T>* values) {
+  Map<T> map;
+  if (values == nullptr) return map;
+  map.extent = extent;
+  map.values = values;
+  return map;
+}
+
+template <class T>
+Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor,
+              const char* message) {
+  if (!tensor.has_value()) return {};
+  const ScalarType accumulate = accumulate_type(x);
+  if (tensor->dim() == 2) {
+    expects_plain(*tensor, accumulate, problem.images * problem.channels, message);
+    return values_of<T>(Extent::kChannel, data<accumulate_t<T>>(*tensor));
+  }
+  if (tensor->numel() == x.numel()) {
+    expects(tensor->scalar_type() == x.scalar_type() && tensor->size(1) == x.size(1) &&
+                is_channels_last(*tensor) == problem.channels_last,
+            message);
+    return elements_of(data<T>(*tensor));
+  }
+  expects_plain(*tensor, accumulate, problem.images * problem.pixels, message);
+  return values_of<T>(Extent::kPixel, data<accumulate_t<T>>(*tensor));
+}
+
+// A map that is being written. Maps per pixel are added up in place; maps per channel in `values`
+// (C) of the range that is being worked on.
+template <class T>
+struct OutputMap {
+  using A = accumulate_t<T>;
+  Extent extent = Extent::kAbsent;
+  T* elements = nullptr;
+  A* values = nullptr;
+
+  RowOutput<T> row(const Problem& problem, const Place& at) const {
+    RowOutput<T> output;
+    if (extent == Extent::kElement) {
+      output.elements = elements + at.offset;
+    } else if (extent == Extent::kPixel) {
+      output.values = values + at.image * problem.pixels + at.pixel;
+      output.along = !problem.channels_last;
+    } else if (extent != Extent::kAbsent) {
+      output.values = values + at.channel;
+      output.along = problem.channels_last;
+    }
+    return output;
+  }
+};
+
+// Calls body(place, count, offset) for the rows of some pixels with all their channels: at most
+// kTile pixels if contiguous, one if channels last. `offset` counts elements in the rows' order.
+template <class Body>
+void for_each_row(const Problem& problem, int64_t image, int64_t pixel, int64_t local,
+                  int64_t pixels, Body body) {
+  const int64_t C = problem.channels, P = problem.pixels;
+  if (problem.channels_last)
+    for (int64_t c = 0; c < C; c += kTile)
+      body(Place{image, c, pixel, local, (image * P + pixel) * C + c}, std::min(kTile, C - c), c);
+  else
+    for (int64_t c = 0; c < C; ++c)
+      body(Place{image, c, pixel, local, (image * C + c) * P + pixel}, pixels, c * pixels);
+}
+
+// The rows of one channel of a contiguous image.
+template <class Body>
+void for_each_row_of_plane(const Problem& problem, int64_t image, int64_t channel, Body body) {
+  const int64_t plane = (image * problem.channels + channel) * problem.pixels;
+  for (int64_t p = 0; p < problem.pixels; p += kTile)
+    body(Place{image, channel, p, p, plane + p}, std::min(kTile, problem.pixels - p));
+}
+
+// Ranges of pixels of every image, each worked on with all its channels.
+struct Ranges {
+  int64_t length, per_image, count;
+
+  explicit Ranges(const Problem& problem) {
+    const int64_t fitting = kRangeElements / problem.channels;
+    length = problem.channels_last
+                 ? std::max<int64_t>(1, fitting)
+                 : std::min<int64_t>(kTile, std::max<int64_t>(16, fitting / 16 * 16));
+    per_image = (problem.pixels + length - 1) / length;
+    count = problem.images * per_image;
+  }
+};
+struct Range {
+  int64_t index, image, begin, end;
+};
+
+// Runs body(range) over all ranges, in parallel; body is made anew by make() for every thread.
+template <class Make>
+void for_each_range(const Problem& problem, const Ranges& ranges, Make make) {
+  parallel_for(0, ranges.count, 1, [&](int64_t begin, int64_t end) {
+    auto body = make();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % ranges.per_image * ranges.length;
+      body(Range{i, i / ranges.per_image, first, std::min(first + ranges.length, problem.pixels)});
+    }
+  });
+}
+
+// Calls body(first pixel, local, pixels) for the parts of a range that for_each_row takes.
+template <class Body>
+void for_each_part(const Problem& problem, const Range& range, Body body) {
+  if (problem.channels_last)
+    for (int64_t p = range.begin; p < range.end; ++p) body(p, p - range.begin, int64_t{1});
+  else
+    body(range.begin, int64_t{0}, range.end - range.begin);
+}
+
+// Runs body(group, channel) over all groups and channels, in parallel.
+template <class Body>
+void for_each_channel(const Problem& problem, Body body) {
+  parallel_for(0, problem.groups() * problem.channels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit)
+      body(unit / problem.channels, unit % problem.channels);
+  });
+}
+
+// --- statistics ---------------------------------------------------------------------------------
+
+// Every pixel in region 0: what region normalisation's moments are asked for.
+class OneRegionPlane {
+ public:
+  explicit OneRegionPlane(int64_t pixels)
+      : pixels_(pixels), first_((pixels + kTile - 1) / kTile + 1), present_(first_.size()) {
+    for (size_t tile = 0; tile < first_.size(); ++tile) {
+      first_[tile] = static_cast<int32_t>(tile);
+      const int64_t begin = static_cast<int64_t>(tile) * kTile;
+      present_[tile] = {0, static_cast<int32_t>(std::min(kTile, pixels - begin))};
+    }
+  }
+  LabelPlane plane() const { return {nullptr, pixels_, first_.data(), present_.data()}; }
+
+ private:
+  int64_t pixels_;
+  std::vector<int32_t> first_;
+  std::vector<TileRegion> present_;
+};
+
+double rstd_of(double squares, int64_t count, bool unbiased, double eps) {
+  const double values = static_cast<double>(std::max<int64_t>(count - unbiased, 1));
+  // Rounding can leave the squares of a constant channel below zero.
+  return 1.0 / std::sqrt((squares < 0 ? 0.0 : squares) / values + eps);
+}
+
+// Mean and rstd (groups, C) of a channels-last tensor.
+template <class T>
+void channels_last_statistics(const Problem& problem, const T* x, bool unbiased, double eps,
+                              accumulate_t<T>* mean, accumulate_t<T>* rstd) {
+  const int64_t C = problem.channels;
+  const Ranges ranges(problem);
+  const std::vector<uint8_t> labels(ranges.length);
+  std::vector<int64_t> count(ranges.count);
+  std::vector<double> means(ranges.count * C), squares(ranges.count * C);
+  for_each_range(problem, ranges, [&] {
+    return [&](const Range& range) {
+      const int64_t i = range.index;
+      TORCHEXT_AT_SIMD_LEVEL(pixels_moments<T>)(
+          x + (range.image * problem.pixels + range.begin) * C, labels.data(),
+          range.end - range.begin, C, 1, false, &count[i], &means[i * C], &squares[i * C]);
+    };
+  });
+  std::vector<Moments> total(C);
+  for (int64_t group = 0; group < problem.groups(); ++group) {
+    std::fill(total.begin(), total.end(), Moments{});
+    for (int64_t i = problem.first_image(group) * ranges.per_image;
+         i < problem.last_image(group) * ranges.per_image; ++i)
+      for (int64_t c = 0; c < C; ++c) {
+        Moments& into = total[c];
+        const double before = static_cast<double>(into.count);
+        const double share = static_cast<double>(count[i]) / (before + count[i]);
+        const double delta = means[i * C + c] - into.mean;
+        into.mean += delta * share;
+        into.squares += squares[i * C + c] + delta * delta * share * before;
+        into.count += count[i];
+      }
+    for (int64_t c = 0; c < C; ++c) {
+      mean[group * C + c] = static_cast<accumulate_t<T>>(total[c].mean);
+      rstd[group * C + c] =
+          static_cast<accumulate_t<T>>(rstd_of(total[c].squares, total[c].count, unbiased, eps));
+    }
+  }
+}
+
+// --- forward ------------------------------------------------------------------------------------
+
+template <class T>
+struct Operands {
+  using A = accumulate_t<T>;
+  Map<T> x, mean, rstd, gamma, beta, weight;
+  Gain gain;
+  A slope;
+
+  Modulation<T> modulation(const Problem& problem, const Place& at) const {
+    return {gamma.row(problem, at), beta.row(problem, at), weight.row(problem, at), gain, slope};
+  }
+};
+
+template <class T>
+Operands<T> operands_of(const Problem& problem, const Tensor& x, const MaybeTensor& gamma,
+                        const MaybeTensor& beta, const MaybeTensor& weight, const std::string& gain,
+                        double slope) {
+  Operands<T> operands;
+  operands.x = elements_of(data<T>(x));
+  operands.gamma = map_of<T>(problem, x, gamma, "gamma: expected (N, C), (N, 1, H, W) or x's form");
+  operands.beta = map_of<T>(problem, x, beta, "beta: expected (N, C), (N, 1, H, W) or x's form");
+  operands.weight = map_of<T>(problem, x, weight, "weight: expected (N, 1, H, W) or x's form");
+  operands.gain = gain_of(gain);
+  operands.slope = static_cast<accumulate_t<T>>(slope);
+  return operands;
+}
+
+template <class T>
+void modulate(const Problem& problem, const Operands<T>& o, const RowInput<T>& x, const Place& at,
+              int64_t count, T* y) {
+  TORCHEXT_AT_SIMD_LEVEL(modulate_row<T>)(x, o.mean.row(problem, at), o.rstd.row(problem, at),
+                                          o.modulation(problem, at), count, y + at.offset);
+}
+
+// Statistics per pixel: they and the result from one visit to a range.
+template <class T>
+void forward_per_pixel(const Problem& problem, const Operands<T>& o, bool unbiased, double eps,
+                       accumulate_t<T>* mean, accumulate_t<T>* rstd, T* y) {
+  using A = accumulate_t<T>;
+  const int64_t C = problem.channels, P = problem.pixels;
+  const bool centred = problem.statistics == Statistics::kPosition;
+  const Ranges ranges(problem);
+  for_each_range(problem, ranges, [&] {
+    return [&, tile = std::vector<A>(problem.channels_last ? 0 : C * ranges.length),
+            centre = std::vector<A>(ranges.length)](const Range& range) mutable {
+      const T* x = o.x.elements;
+      const int64_t map = range.image * P + range.begin, pixels = range.end - range.begin;
+      if (problem.channels_last)
+        for (int64_t p = 0; p < pixels; ++p)
+          TORCHEXT_AT_SIMD_LEVEL(channel_moments_of_pixel<T>)(x + (map + p) * C, C, centred,
+                                                              &centre[p], rstd + map + p);
+      else
+        TORCHEXT_AT_SIMD_LEVEL(channel_moments_of_plane<T>)(x + range.image * C * P + range.begin,
+                                                            pixels, C, P, centred, tile.data(),
+                                                            centre.data(), rstd + map);
+      for (int64_t p = 0; p < pixels; ++p) {
+        if (centred) mean[map + p] = centre[p];
+        rstd[map + p] = static_cast<A>(rstd_of(rstd[map + p], C, unbiased, eps));
+      }
+      for_each_part(problem, range, [&](int64_t pixel, int64_t local, int64_t count) {
+        for_each_row(problem, range.image, pixel, local, count,
+                     [&](const Place& at, int64_t length, int64_t offset) {
+                       RowInput<T> row = o.x.row(problem, at);
+                       if (!problem.channels_last) row = {nullptr, tile.data() + offset, true};
+                       modulate(problem, o, row, at, length, y);
+                     });
+      });
+    };
+  });
+}
+
+// Statistics per channel, or none to take, of a contiguous tensor.
+template <class T>
+void forward_by_planes(const Problem& problem, const Operands<T>& o, bool unbiased, double eps,
+                       accumulate_t<T>* mean, accumulate_t<T>* rstd, T* y) {
+  using A = accumulate_t<T>;
+  const OneRegionPlane region(problem.pixels);
+  for_each_channel(problem, [&](int64_t group, int64_t channel) {
+    const int64_t first = problem.first_image(group), last = problem.last_image(group);
+    if (problem.per_channel()) {
+      Moments moments;
+      for (int64_t n = first; n < last; ++n)
+        TORCHEXT_AT_SIMD_LEVEL(plane_moments<T>)(
+            o.x.elements + (n * problem.channels + channel) * problem.pixels, region.plane(), false,
+            &moments);
+      const int64_t i = group * problem.channels + channel;
+      mean[i] = static_cast<A>(moments.mean);
+      rstd[i] = static_cast<A>(rstd_of(moments.squares, moments.count, unbiased, eps));
+    }
+    for (int64_t n = first; n < last; ++n)
+      for_each_row_of_plane(problem, n, channel, [&](const Place& at, int64_t count) {
+        modulate(problem, o, o.x.row(problem, at), at, count, y);
+      });
+  });
+}
+
+template <class T>
+void forward_by_ranges(const Problem& problem, const Operands<T>& o, T* y) {
+  const Ranges ranges(problem);
+  for_each_range(problem, ranges, [&] {
+    return [&](const Range& range) {
+      for_each_part(problem, range, [&](int64_t pixel, int64_t local, int64_t count) {
+        for_each_row(problem, range.image, pixel, local, count,
+                     [&](const Place& at, int64_t length, int64_t) {
+                       modulate(problem, o, o.x.row(problem, at), at, length, y);
+                     });
+      });
+    };
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> modulated_norm_cpu(
+    const Tensor& x, const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& weight,
+    const MaybeTensor& mean, const MaybeTensor& rstd, const std::string& statistics, bool unbiased,
+    double eps, const std::string& gain, double slope) {
+  const Problem problem = describe(x, statistics, mean.has_value());
+  const ScalarType type = accumulate_type(x);
+  const int64_t C = problem.channels;
+  expects(gamma.has_value() == beta.has_value(), "gamma, beta: expected both or none");
+  expects(mean.has_value() == rstd.has_value(), "mean, rstd: expected both or none");
+  expects_plain(mean, type, C, "mean: expected contiguous (1, C) of accumulate type");
+  expects_plain(rstd, type, C, "rstd: expected contiguous (1, C) of accumulate type");
+  Tensor y = torch::stable::empty_like(x);
+  const auto new_statistics = [&](bool wanted) {
+    if (problem.per_pixel() && wanted)
+      return empty(x, {problem.images, 1, problem.height, problem.width}, type);
+    if (problem.per_channel()) return empty(x, {problem.groups(), C}, type);
+    return empty(x, {0}, type);
+  };
+  Tensor means = new_statistics(problem.statistics != Statistics::kRms);
+  Tensor rstds = new_statistics(true);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    Operands<T> o = operands_of<T>(problem, x, gamma, beta, weight, gain, slope);
+    A* m = mutable_data<A>(means);
+    A* r = mutable_data<A>(rstds);
+    T* out = mutable_data<T>(y);
+    if (problem.given) {
+      o.mean = values_of<T>(Extent::kGroupChannel, data<A>(mean));
+      o.rstd = values_of<T>(Extent::kGroupChannel, data<A>(rstd));
+    } else if (problem.statistics != Statistics::kNone) {
+      const Extent extent = problem.per_pixel() ? Extent::kPixel : Extent::kGroupChannel;
+      if (problem.statistics != Statistics::kRms) o.mean = values_of<T>(extent, m);
+      o.rstd = values_of<T>(extent, r);
+    }
+    if (problem.per_pixel()) {
+      forward_per_pixel(problem, o, unbiased, eps, m, r, out);
+    } else if (!problem.channels_last) {
+      forward_by_planes(problem, o, unbiased, eps, m, r, out);
+    } else {
+      if (problem.per_channel())
+        channels_last_statistics(problem, o.x.elements, unbiased, eps, m, r);
+      forward_by_ranges(problem, o, out);
+    }
+  });
+  return {y, means, rstds};
+}
+
+// --- backward -----------------------------------------------------------------------------------
+
+template <class T>
+struct Gradient {
+  using A = accumulate_t<T>;
+  const T* grad;
+  const T* y;  // null where nothing is activated
+  Operands<T> operands;
+  Map<T> mean_sum, mean_product;  // of statistics per channel, divided by what they count
+  OutputMap<T> gamma, beta, weight;
+  T* grad_x;
+  double count, product_count;  // what the sums of gn and of gn * xn are divided by
+};
+
+template <class T>
+void gradient(const Problem& problem, const Gradient<T>& g, const Place& at, int64_t count,
+              const RowGradients<T>& out, accumulate_t<T>* gn, accumulate_t<T>* xn) {
+  const Operands<T>& o = g.operands;
+  TORCHEXT_AT_SIMD_LEVEL(gradient_row<T>)(
+      g.grad + at.offset, g.y != nullptr ? g.y + at.offset : nullptr, o.x.row(problem, at),
+      o.mean.row(problem, at), o.rstd.row(problem, at), o.modulation(problem, at), out, count, gn,
+      xn);
+}
+
+template <class T>
+void input_gradient(const Problem& problem, const Gradient<T>& g, const Place& at, int64_t count,
+                    const RowInput<T>& sum, const RowInput<T>& product, const accumulate_t<T>* gn,
+                    const accumulate_t<T>* xn) {
+  TORCHEXT_AT_SIMD_LEVEL(input_gradient_row<T>)(gn, xn, g.operands.rstd.row(problem, at), sum,
+                                                product, count, g.grad_x + at.offset);
+}
+
+// Sums of gn and gn * xn, and of the gradients of gamma and beta, of one channel.
+enum Sum { kSum, kProduct, kGamma, kBeta, kSums };
+
+// Statistics per channel, or none, of a contiguous tensor whose maps all have their own channel.
+// sums: (2, groups, C) to write them into, or null.
+template <class T>
+void backward_by_planes(const Problem& problem, const Gradient<T>& g, bool wants_maps,
+                        bool wants_grad_x, accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  const int64_t C = problem.channels, table = problem.groups() * C;
+  for_each_channel(problem, [&](int64_t group, int64_t channel) {
+    A gn[kTile], xn[kTile];
+    double total[2] = {};
+    for (int64_t n = problem.first_image(group); wants_maps && n < problem.last_image(group); ++n) {
+      double of_image[kSums] = {};
+      for_each_row_of_plane(problem, n, channel, [&](const Place& at, int64_t count) {
+        A row[kSums] = {};
+        RowGradients<T> out;
+        if (problem.per_channel()) out.sum.values = row + kSum;
+        if (problem.per_channel()) out.product.values = row + kProduct;
+        out.gamma = g.gamma.row(problem, at);
+        out.beta = g.beta.row(problem, at);
+        out.weight = g.weight.row(problem, at);
+        if (g.gamma.extent == Extent::kChannel) {
+          out.gamma.values = row + kGamma;
+          out.beta.values = row + kBeta;
+        }
+        gradient(problem, g, at, count, out, gn, xn);
+        for (int i = 0; i < kSums; ++i) of_image[i] += row[i];
+        if (wants_grad_x && !problem.per_channel())
+          input_gradient(problem, g, at, count, {}, {}, gn, xn);
+      });
+      if (g.gamma.extent == Extent::kChannel) {
+        g.gamma.values[n * C + channel] = static_cast<A>(of_image[kGamma]);
+        g.beta.values[n * C + channel] = static_cast<A>(of_image[kBeta]);
+      }
+      total[kSum] += of_image[kSum];
+      total[kProduct] += of_image[kProduct];
+    }
+    const int64_t i = group * C + channel;
+    if (sums != nullptr) {
+      sums[i] = static_cast<A>(total[kSum]);
+      sums[table + i] = static_cast<A>(total[kProduct]);
+    }
+    if (!wants_grad_x || !problem.per_channel()) return;
+    A means[2] = {static_cast<A>(total[kSum] / g.count),
+                  static_cast<A>(total[kProduct] / g.product_count)};
+    for (int64_t n = problem.first_image(group); n < problem.last_image(group); ++n)
+      for_each_row_of_plane(problem, n, channel, [&](const Place& at, int64_t count) {
+        const bool given = g.mean_sum.extent != Extent::kAbsent;
+        gradient(problem, g, at, count, {}, gn, xn);
+        input_gradient(
+            problem, g, at, count,
+            given ? g.mean_sum.row(problem, at) : RowInput<T>{nullptr, means, false},
+            given ? g.mean_product.row(problem, at) : RowInput<T>{nullptr, means + 1, false}, gn,
+            xn);
+      });
+  });
+}
+
+// Everything that a range of pixels with all its channels gives: the gradients of the maps, the
+// partial sums per channel (ranges, kSums, C), and, unless statistics per channel are still to be
+// summed, the gradient of x.
+template <class T>
+void backward_by_ranges(const Problem& problem, const Gradient<T>& g, const Ranges& ranges,
+                        bool wants_maps, bool wants_grad_x, accumulate_t<T>* partials) {
+  using A = accumulate_t<T>;
+  const int64_t C = problem.channels;
+  const int64_t block = problem.channels_last ? C : C * ranges.length;
+  const bool channel_map = g.gamma.extent == Extent::kChannel;
+  for_each_range(problem, ranges, [&] {
+    return [&, gn = std::vector<A>(block), xn = std::vector<A>(block),
+            pixel_sums = std::vector<A>(2 * ranges.length)](const Range& range) mutable {
+      A* partial = partials + range.index * kSums * C;
+      std::fill(pixel_sums.begin(), pixel_sums.end(), A(0));
+      A* const sum = pixel_sums.data();
+      A* const product = sum + ranges.length;
+      const int64_t pixels = range.end - range.begin,
+                    map = range.image * problem.pixels + range.begin;
+      if (wants_maps) {
+        std::fill_n(partial, kSums * C, A(0));
+        for (const OutputMap<T>* out : {&g.gamma, &g.beta, &g.weight})
+          if (out->extent == Extent::kPixel) std::fill_n(out->values + map, pixels, A(0));
+      }
+      for_each_part(problem, range, [&](int64_t pixel, int64_t local, int64_t count) {
+        for_each_row(problem, range.image, pixel, local, count,
+                     [&](const Place& at, int64_t length, int64_t offset) {
+                       RowGradients<T> out;
+                       if (wants_maps) {
+                         out.gamma = g.gamma.row(problem, at);
+                         out.beta = g.beta.row(problem, at);
+                         out.weight = g.weight.row(problem, at);
+                         if (channel_map) {
+                           out.gamma.values = partial + kGamma * C + at.channel;
+                           out.beta.values = partial + kBeta * C + at.channel;
+                         }
+                         const bool along = problem.channels_last;
+                         if (problem.per_channel()) {
+                           out.sum = {nullptr, partial + kSum * C + at.channel, along};
+                           out.product = {nullptr, partial + kProduct * C + at.channel, along};
+                         } else if (problem.per_pixel()) {
+                           out.sum = {nullptr, sum + at.local, !along};
+                           out.product = {nullptr, product + at.local, !along};
+                         }
+                       }
+                       gradient(problem, g, at, length, out, gn.data() + offset,
+                                xn.data() + offset);
+                     });
+        if (!wants_grad_x) return;
+        if (problem.per_pixel()) {
+          const bool centred = problem.statistics == Statistics::kPosition;
+          for (int64_t p = local; p < local + count; ++p) {
+            sum[p] = centred ? static_cast<A>(sum[p] / g.count) : A(0);
+            product[p] = static_cast<A>(product[p] / g.product_count);
+          }
+        }
+        for_each_row(problem, range.image, pixel, local, count,
+                     [&](const Place& at, int64_t length, int64_t offset) {
+                       RowInput<T> s = g.mean_sum.row(problem, at);
+                       RowInput<T> p = g.mean_product.row(problem, at);
+                       if (problem.per_pixel()) {
+                         s = {nullptr, sum + at.local, !problem.channels_last};
+                         p = {nullptr, product + at.local, !problem.channels_last};
+                       }
+                       input_gradient(problem, g, at, length, s, p, gn.data() + offset,
+                                      xn.data() + offset);
+                     });
+      });
+    };
+  });
+}
+
+// Adds up the ranges' partial sums: of the statistics into sums (2, groups, C), of the maps per
+// channel into their gradients.
+template <class T>
+void merge_partials(const Problem& problem, const Gradient<T>& g, const Ranges& ranges,
+                    const accumulate_t<T>* partials, accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  const int64_t C = problem.channels, table = problem.groups() * C;
+  std::vector<double> total(problem.per_channel() ? 2 * table : 0), of_image(kSums * C);
+  for (int64_t n = 0; n < problem.images; ++n) {
+    std::fill(of_image.begin(), of_image.end(), 0.0);
+    for (int64_t i = n * ranges.per_image; i < (n + 1) * ranges.per_image; ++i)
+      for (int64_t j = 0; j < kSums * C; ++j) of_image[j] += partials[i * kSums * C + j];
+    if (g.gamma.extent == Extent::kChannel)
+      for (int64_t c = 0; c < C; ++c) {
+        g.gamma.values[n * C + c] = static_cast<A>(of_image[kGamma * C + c]);
+        g.beta.values[n * C + c] = static_cast<A>(of_image[kBeta * C + c]);
+      }
+    if (problem.per_channel())
+      for (int64_t c = 0; c < C; ++c) {
+        total[problem.group(n) * C + c] += of_image[kSum * C + c];
+        total[table + problem.group(n) * C + c] += of_image[kProduct * C + c];
+      }
+  }
+  for (size_t j = 0; j < total.size(); ++j) sums[j] = static_cast<A>(total[j]);
+}
+
+// The tensors of a backward pass; those that a half of it does not use stay undefined.
+struct BackwardTensors {
+  Tensor grad;
+  MaybeTensor y;
+  Tensor x;
+  MaybeTensor gamma, beta, weight, mean, rstd, mean_sums;
+};
+
+struct BackwardOptions {
+  std::string statistics;
+  bool given, unbiased;
+  std::string gain;
+  double slope;
+  bool weight_gradient, wants_maps, wants_grad_x;
+};
+
+// Runs the sums (with the gradients of the maps), the gradient of x, or both.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensors& t,
+                                                            const BackwardOptions& options) {
+  const Problem problem = describe(t.x, options.statistics, options.given);
+  const ScalarType type = accumulate_type(t.x);
+  const int64_t C = problem.channels, R = problem.groups();
+  const auto like_x = [&](const Tensor& tensor) {
+    return tensor.scalar_type() == t.x.scalar_type() && tensor.numel() == t.x.numel() &&
+           is_channels_last(tensor) == problem.channels_last;
+  };
+  expects(like_x(t.grad), "grad: expected the dtype, shape and memory format of x");
+  expects(!t.y.has_value() || like_x(*t.y), "y: expected the dtype, shape and memory format of x");
+  const bool normalised = problem.given || problem.statistics != Statistics::kNone;
+  const int64_t size = problem.per_pixel() ? problem.images * problem.pixels : R * C;
+  const bool centred = normalised && problem.statistics != Statistics::kRms;
+  expects(!centred || t.mean.has_value(), "mean: expected a tensor");
+  expects(!normalised || t.rstd.has_value(), "rstd: expected a tensor");
+  if (centred) expects_plain(t.mean, type, size, "mean: expected what the forward pass gave");
+  if (normalised) expects_plain(t.rstd, type, size, "rstd: expected what the forward pass gave");
+  expects_plain(t.mean_sums, type, 2 * R * C, "mean_sums: expected contiguous (2, R, C)");
+  expects(options.wants_maps || t.mean_sums.has_value(), "mean_sums: expected a tensor");
+
+  Tensor nothing = empty(t.x, {0}, type);
+  const auto gradient_of = [&](const MaybeTensor& map, bool wanted) {
+    return map.has_value() && options.wants_maps && wanted ? torch::stable::empty_like(*map)
+                                                           : nothing;
+  };
+  Tensor grad_gamma = gradient_of(t.gamma, true);
+  Tensor grad_beta = gradient_of(t.gamma, true);
+  Tensor grad_weight = gradient_of(t.weight, options.weight_gradient);
+  Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing;
+  Tensor sums = problem.per_channel() && options.wants_maps ? empty(t.x, {2, R, C}, type) : nothing;
+
+  dispatch_floating(t.x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    Gradient<T> g;
+    g.grad = data<T>(t.grad);
+    g.y = data<T>(t.y);
+    g.operands =
+        operands_of<T>(problem, t.x, t.gamma, t.beta, t.weight, options.gain, options.slope);
+    const Extent extent = problem.per_pixel() ? Extent::kPixel : Extent::kGroupChannel;
+    if (centred) g.operands.mean = values_of<T>(extent, data<A>(t.mean));
+    if (normalised) g.operands.rstd = values_of<T>(extent, data<A>(t.rstd));
+    if (t.mean_sums.has_value()) {
+      g.mean_sum = values_of<T>(Extent::kGroupChannel, data<A>(t.mean_sums));
+      g.mean_product = values_of<T>(Extent::kGroupChannel, data<A>(t.mean_sums) + R * C);
+    }
+    const auto output = [&](const Map<T>& map, const Tensor& tensor, bool wanted) {
+      OutputMap<T> out;
+      if (!wanted || !options.wants_maps) return out;
+      out.extent = map.extent;
+      out.elements = mutable_data<T>(tensor);
+      out.values = mutable_data<A>(tensor);
+      return out;
+    };
+    g.gamma = output(g.operands.gamma, grad_gamma, true);
+    g.beta = output(g.operands.gamma, grad_beta, true);
+    g.weight = output(g.operands.weight, grad_weight, options.weight_gradient);
+    g.grad_x = mutable_data<T>(grad_x);
+    const int64_t count = std::max<int64_t>(problem.group_size(), 1);
+    g.count = static_cast<double>(count);
+    g.product_count = static_cast<double>(std::max<int64_t>(count - options.unbiased, 1));
+
+    const bool shared_gradient =
+        g.gamma.extent == Extent::kPixel || g.weight.extent == Extent::kPixel;
+    const bool by_planes = !problem.channels_last && !problem.per_pixel();
+    if (by_planes && !shared_gradient)
+      return backward_by_planes(problem, g, options.wants_maps, options.wants_grad_x,
+                                sums.numel() > 0 ? mutable_data<A>(sums) : nullptr);
+
+    const Ranges ranges(problem);
+    std::vector<A> partials;
+    const bool sums_first = problem.per_channel() && !t.mean_sums.has_value();
+    if (options.wants_maps) {
+      partials.resize(ranges.count * kSums * C);
+      backward_by_ranges(problem, g, ranges, true, options.wants_grad_x && !sums_first,
+                         partials.data());
+      merge_partials(problem, g, ranges, partials.data(), mutable_data<A>(sums));
+      if (!options.wants_grad_x || !sums_first) return;
+      // The gradient of x follows in a second visit, now that the sums are known.
+      std::vector<A> means(2 * R * C);
+      for (int64_t i = 0; i < R * C; ++i) {
+        means[i] = static_cast<A>(data<A>(sums)[i] / g.count);
+        means[R * C + i] = static_cast<A>(data<A>(sums)[R * C + i] / g.product_count);
+      }
+      g.mean_sum = values_of<T>(Extent::kGroupChannel, means.data());
+      g.mean_product = values_of<T>(Extent::kGroupChannel, means.data() + R * C);
+      g.gamma = g.beta = g.weight = {};
+      backward_by_ranges(problem, g, ranges, false, true, partials.data());
+    } else {
+      backward_by_ranges(problem, g, ranges, false, true, partials.data());
+    }
+  });
+  return {grad_x, grad_gamma, grad_beta, grad_weight, sums};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_cpu(
+    const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
+    const MaybeTensor& beta, const MaybeTensor& weight, const MaybeTensor& mean,
+    const MaybeTensor& rstd, const std::string& statistics, bool given, bool unbiased,
+    const std::string& gain, double slope, bool weight_gradient) {
+  auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
+      backward({grad, y, x, gamma, beta, weight, mean, rstd, std::nullopt},
+               {statistics, given, unbiased, gain, slope, weight_gradient, true, true});
+  return {grad_x, grad_gamma, grad_beta, grad_weight};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_sums_cpu(
+    const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
+    const MaybeTensor& beta, const MaybeTensor& weight, const Tensor& mean, const Tensor& rstd,
+    const std::string& gain, double slope, bool weight_gradient) {
+  auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
+      backward({grad, y, x, gamma, beta, weight, mean, rstd, std::nullopt},
+               {"batch", false, false, gain, slope, weight_gradient, true, false});
+  return {sums, grad_gamma, grad_beta, grad_weight};
+}
+
+Tensor modulated_norm_backward_apply_cpu(const Tensor& grad, const MaybeTensor& y, const Tensor& x,
+                                         const MaybeTensor& gamma, const MaybeTensor& weight,
+                                         const Tensor& mean, const Tensor& rstd,
+                                         const Tensor& mean_sums, const std::string& gain,
+                                         double slope) {
+  return std::get<0>(backward({grad, y, x, gamma, std::nullopt, weight, mean, rstd, mean_sums},
+                              {"batch", false, false, gain, slope, false, false, true}));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
+  m.impl("modulated_norm", TORCH_BOX(&modulated_norm_cpu));
+  m.impl("modulated_norm_backward", TORCH_BOX(&modulated_norm_backward_cpu));
+  m.impl("modulated_norm_backward_sums", TORCH_BOX(&modulated_norm_backward_sums_cpu));
+  m.impl("modulated_norm_backward_apply", TORCH_BOX(&modulated_norm_backward_apply_cpu));
+}
+
+}  // namespace torchext
