@@ -137,12 +137,12 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
         masks = MaskFolder(Path(options.masks), white=options.white, binary=not options.fractions)
     torch.manual_seed(options.seed)
     dataset = paper.dataset(options.images, masks, config, seed=options.seed)
-    if options.checkpoint is None:
-        networks = paper.networks(config)
-        recipe = paper.recipe(networks, config, vgg=options.vgg, initialise=True)
-    else:
-        networks, _ = papers.load(options.checkpoint, paper, config)
-        recipe = paper.recipe(networks, config, vgg=options.vgg, initialise=False)
+    networks, fresh = paper.networks(config), None
+    if options.checkpoint is not None:  # it may hold a part of them, such as the first stage
+        given, _ = papers.load(options.checkpoint, paper, config)
+        fresh = networks.keys() - given.keys()
+        networks |= {name: network for name, network in given.items() if name in networks}
+    recipe = paper.recipe(networks, config, vgg=options.vgg, initialise=fresh)
     batch = options.batch or config.batch
     iterations = options.iterations
     if iterations is None and options.epochs is None:

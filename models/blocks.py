@@ -35,7 +35,7 @@ def initialise(
     weight: Callable[[Tensor], object],
     bias: Callable[[Tensor], object] = nn.init.zeros_,
 ) -> None:
-    """Fill the weights and biases of all convolutions and linear layers, in place.
+    """Fill the weights and biases of all convolutions and linear layers but frozen ones, in place.
 
     Args:
         network: spectrally normalised weights are filled before their normalisation.
@@ -45,7 +45,10 @@ def initialise(
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, kinds):
-                weight(module.weight_orig if is_spectral(module) else module.weight)
+                values = module.weight_orig if is_spectral(module) else module.weight
+                if not values.requires_grad:  # a mask kernel
+                    continue
+                weight(values)
                 if module.bias is not None:
                     bias(module.bias)
 

@@ -138,6 +138,34 @@ def total_variation(x: Tensor) -> Tensor:
     return horizontal + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
+def total_variation_in_holes(
+    x: Tensor,
+    known: Tensor,
+    *,
+    rows: Literal["neighbours", "published"] = "neighbours",
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Absolute differences of neighbours that both lie in the holes grown by one pixel.
+
+    Args:
+        x: (N,C,H,W).
+        known: (N or 1,1 or C,H,W), 1 known, 0 hole.
+        rows: "published" compares the first with the last row in place of vertical neighbours, the
+            slip of PD-GAN's code.
+        reduction: of each direction, over all elements, those outside too.
+    """
+    grown = F.max_pool2d((1 - known).to(x.dtype), 3, stride=1, padding=1)
+    horizontal = grown[..., 1:] * grown[..., :-1] * (x[..., 1:] - x[..., :-1]).abs()
+    if rows == "neighbours":
+        vertical = (x[..., 1:, :] - x[..., :-1, :]).abs()
+    else:
+        vertical = (x[..., :1, :] - x[..., -1:, :]).abs()
+    vertical = grown[..., 1:, :] * grown[..., :-1, :] * vertical
+    if reduction == "mean":
+        return horizontal.mean() + vertical.mean()
+    return horizontal.sum() + vertical.sum()
+
+
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Of normal distributions from the standard one, summed over everything but the batch.
 

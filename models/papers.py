@@ -18,7 +18,7 @@ if typing.TYPE_CHECKING:
     from .data import MaskedImages
     from .training import Recipe
 
-NAMES = ("partial_convolutions", "region_normalization")
+NAMES = ("partial_convolutions", "region_normalization", "pd_gan")
 
 Networks = dict[str, nn.Module]
 
@@ -39,6 +39,7 @@ class Paper:
         edit: the edit of the command line: networks, configuration and the parsed options.
         edit_arguments: adds what `edit` needs to a parser.
         marks: parts of keys that no other paper's published files hold.
+        files: patterns of the published files in a folder, by network, where each has its own.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Paper:
     edit: Callable[[Networks, Any, argparse.Namespace], None]
     edit_arguments: Callable[[argparse.ArgumentParser], None]
     marks: tuple[str, ...]
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def find(name: str) -> Paper:
@@ -92,7 +94,7 @@ def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
     """Networks from a file of our format (a training checkpoint too) or a published one.
 
     Args:
-        path: of the file.
+        path: of the file, or the folder of those of a paper that has one for each network.
         paper: whose networks are wanted.
         config: for a published file, which does not hold one (default: the published values).
 
@@ -103,6 +105,14 @@ def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
         FileNotFoundError: there is no file.
         ValueError: it is cut off, does not fit, or belongs to another paper.
     """
+    path = Path(path)
+    if path.is_dir() and paper.files:
+        config = paper.config() if config is None else config
+        found = {name: sorted(path.glob(pattern)) for name, pattern in paper.files.items()}
+        content = {n: checkpoint.load_published(files[-1]) for n, files in found.items() if files}
+        if not content:
+            raise ValueError(f"{path}: expected files such as {[*paper.files.values()]}")
+        return paper.load_published(content, config, path), config
     if not checkpoint.is_ours(path):
         config = paper.config() if config is None else config
         return paper.load_published(checkpoint.load_published(path), config, path), config

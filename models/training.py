@@ -14,7 +14,7 @@ import copy
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,6 +54,10 @@ class Phase(NamedTuple):
 class Recipe(nn.Module):
     """What a paper adds to the loop.
 
+    Args:
+        networks: what is trained and saved, by name.
+        initialise: the names of those that start from new weights; all by default.
+
     Attributes:
         networks: what is trained and saved, by name.
         optimizers: by name.
@@ -62,9 +66,12 @@ class Recipe(nn.Module):
 
     averaged: tuple[str, ...] = ()
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], initialise: Collection[str] | None = None
+    ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
+        self.fresh = set(networks if initialise is None else initialise)
         self.optimizers: dict[str, Optimizer] = {}
 
     def phases(self, iteration: int) -> Sequence[Phase]:

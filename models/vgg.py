@@ -1,7 +1,7 @@
 """Features of VGG-16 and VGG-19 for losses, with torchvision's weights."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -93,12 +93,20 @@ class VGGFeatures(nn.Module):
                     " that file"
                 )
             path = found[-1]
-        state = checkpoint.load_published(path)
+        return self.load_torchvision(checkpoint.load_published(path), path)
+
+    def load_torchvision(self, state: Mapping[str, Tensor], source: object) -> "VGGFeatures":
+        """Load a state_dict of torchvision's; returns this module.
+
+        Entries of the classifier and of layers behind the last tap are left out.
+
+        Raises:
+            ValueError: it holds another network; `source` is named.
+        """
         own = self.state_dict().keys()
-        # Layers behind the last tap, and the classifier.
-        further = re.compile(r"features\.\d+\.(weight|bias)|classifier\.\d+\.(weight|bias)")
+        further = re.compile(r"(features|classifier)\.\d+\.(weight|bias)")
         kept = {k: v for k, v in state.items() if k in own or not further.fullmatch(k)}
-        checkpoint.load_strictly(self, kept, f"{path} as VGG-{self.depth}")
+        checkpoint.load_strictly(self, kept, f"{source} as VGG-{self.depth}")
         return self
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import perceptual, style, total_variation
+from ..losses import perceptual, style, total_variation, total_variation_in_holes
 from ..pictures import composite
 from ..vgg import VGGFeatures, imagenet_normalised
 
@@ -41,7 +41,7 @@ class InpaintingLoss(nn.Module):
         if self.variation == "image":
             variation = total_variation(merged)
         else:
-            variation = variation_in_holes(merged, mask)
+            variation = total_variation_in_holes(merged, mask)
         return {
             "valid": F.l1_loss(mask * output, mask * gt),
             "hole": F.l1_loss((1 - mask) * output, (1 - mask) * gt),
@@ -52,14 +52,6 @@ class InpaintingLoss(nn.Module):
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         return self.vgg(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
-
-
-def variation_in_holes(x: Tensor, known: Tensor) -> Tensor:
-    """Mean absolute differences of neighbours that both lie in the holes grown by one pixel."""
-    grown = F.max_pool2d((1 - known).to(x.dtype), 3, stride=1, padding=1)
-    horizontal = grown[..., :, 1:] * grown[..., :, :-1] * (x[..., :, 1:] - x[..., :, :-1]).abs()
-    vertical = grown[..., 1:, :] * grown[..., :-1, :] * (x[..., 1:, :] - x[..., :-1, :]).abs()
-    return horizontal.mean() + vertical.mean()
 
 
 class VGG16PartialLoss(nn.Module):

@@ -1,6 +1,6 @@
 """Both phases of the U-Net's training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -39,9 +39,9 @@ class PartialConvolutions(Recipe):
         config: Config,
         *,
         vgg: Path | None = None,
-        initialise: bool = True,
+        initialise: Collection[str] | None = None,
     ) -> None:
-        super().__init__(networks)
+        super().__init__(networks, initialise)
         self.config = config
         self.loss = InpaintingLoss(VGGFeatures(16, TAPS).load(vgg), variation=config.variation)
         self.weights = {

@@ -1,6 +1,6 @@
 """Losses and optimisers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -37,8 +37,8 @@ class RegionNormalization(Recipe):
         networks: "generator" and "discriminator".
         config: its options.
         vgg: no loss here uses it; the same argument for every paper.
-        initialise: fill the weights as the published script does: He-normal times 0.1, biases
-            normal with mean 1e-4 and deviation 1.
+        initialise: names of the networks whose weights are filled as the published script does:
+            He-normal times 0.1, biases normal with mean 1e-4 and deviation 1.
     """
 
     averaged = ("generator",)
@@ -49,14 +49,14 @@ class RegionNormalization(Recipe):
         config: Config,
         *,
         vgg: Path | None = None,
-        initialise: bool = True,
+        initialise: Collection[str] | None = None,
     ) -> None:
-        super().__init__(networks)
+        super().__init__(networks, initialise)
         self.config = config
         self.adversarial = AdversarialLoss(config.adversarial)
         betas = (config.beta1, config.beta2)
         for name, network in networks.items():
-            if initialise:
+            if name in self.fresh:
                 fill_weights(network, _he_normal, lambda bias: nn.init.normal_(bias, 1e-4, 1.0))
             self.optimizers[name] = Adam(network.parameters(), config.learning_rate, betas)
 

@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "region_normalization": {
         "width": 8, "residual_blocks": 1, "size": 32, "learning_rate": 2e-3, "threshold": 0.5
     },
+    "pd_gan": {"width": 4, "size": 128, "noise": 16, "rate_2": 4e-3},
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def trainer(
     paper = papers.find(name)
     config = papers.configure(paper.config, {**SMALL[name], **(settings or {})})
     torch.manual_seed(0)
-    recipe = paper.recipe(paper.networks(config), config, vgg=vgg, initialise=True)
+    recipe = paper.recipe(paper.networks(config), config, vgg=vgg)
     dataset = paper.dataset(photos, masks or GeneratedMasks("boxes", (0.2, 0.2)), config)
     given = {"iterations": 4, "batch": 2, "quiet": True, "log_every": 1, **options}
     return Trainer(paper, config, recipe, dataset, Options(output=output, **given))

@@ -70,7 +70,7 @@ class LossAdapter(Adapter):
         return self.make(vgg=VGGFeatures(16, TAPS), **golden.config["args"])
 
     def load(self, module: nn.Module, state: dict[str, Tensor]) -> None:
-        module.vgg.load_state_dict(state)
+        module.vgg.load_torchvision(state, "golden file")
 
 
 class InpaintingLossAdapter(LossAdapter):
