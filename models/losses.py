@@ -15,10 +15,11 @@ def _cross_entropy(score: Tensor, target: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(score, torch.full_like(score, target))
 
 
-def _probability(score: Tensor, target: float) -> Tensor:
-    with torch.autocast(score.device.type, enabled=False):  # refuses this loss
-        score = score.float() if score.dtype in (torch.float16, torch.bfloat16) else score
-        return F.binary_cross_entropy(score, torch.full_like(score, target))
+def _log(probability: Tensor) -> Tensor:
+    """At least -100, as in PyTorch's cross entropy, which refuses a NaN where this hands it on."""
+    if probability.dtype in (torch.float16, torch.bfloat16):
+        probability = probability.float()
+    return probability.log().clamp(min=-100)
 
 
 # Of a discriminator's score map: its loss on real and on fake images, and the generator's on fakes.
@@ -34,9 +35,9 @@ _FORMS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
         lambda score: _cross_entropy(score, 1.0),
     ),
     "probability": (
-        lambda score: _probability(score, 1.0),
-        lambda score: _probability(score, 0.0),
-        lambda score: _probability(score, 1.0),
+        lambda score: -_log(score).mean(),
+        lambda score: -_log(1 - score).mean(),
+        lambda score: -_log(score).mean(),
     ),
     "least_squares": (
         lambda score: (score - 1).square().mean(),

@@ -22,7 +22,7 @@ def load_published(
     state = without_module(content.get("model", content))
     built = networks(config)
     for key, value in built["generator"].state_dict().items():
-        if key.endswith("mask_conv.weight"):
+        if key.endswith("mask_conv.weight") and key.replace("mask_conv", "input_conv") in state:
             stored = state.setdefault(key, value)
             if isinstance(stored, Tensor) and not (stored == 1).all():
                 raise ValueError(f"{source}: {key}: expected only ones")

@@ -41,7 +41,8 @@ class PartialConv(torchext.nn.PartialConv):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias)
         if bias:
             self.mask_conv.bias = nn.Parameter(torch.zeros(out_channels), requires_grad=False)
-        self.refresh()
+        # The value of all mask weights; None if they differ, or there is a bias.
+        self.constant: float | None = 1.0
         self.register_load_state_dict_post_hook(lambda layer, keys: layer.refresh())
 
     def refresh(self) -> None:
@@ -49,7 +50,6 @@ class PartialConv(torchext.nn.PartialConv):
         kernel, bias = self.mask_conv.weight, self.mask_conv.bias
         first = kernel.flatten()[0].item()
         plain = bias is None or not bias.any()
-        # The value of all mask weights, None if they differ.
         self.constant = first if plain and first != 0 and (kernel == first).all() else None
 
     def forward(self, source: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,9 @@ def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(3)
     state = VGGFeatures(16, ("relu5_3",)).state_dict()
+    for value in state.values():
+        if value.dim() == 4:  # of a scale that survives 13 layers, as trained weights' does
+            torch.nn.init.kaiming_normal_(value)
     state["classifier.6.bias"] = torch.zeros(1000)
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
     torch.save(state, path)

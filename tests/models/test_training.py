@@ -14,21 +14,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.training import SMALL, trainer, worker
+from support.training import SMALL, centre_box, trainer, worker
 from torch import nn
 
 from torchext.models import checkpoint
 from torchext.models.training import NonFiniteLossError, checkpoints
 
-PAPERS = sorted(SMALL)
+# PD-GAN's smallest images are 128 pixels wide: its runs take minutes.
+PAPERS = [
+    pytest.param(name, marks=[pytest.mark.slow] if "pd_gan" in name else []) for name in SMALL
+]
 # What must fall, and settings under which a batch may be split without changing the mathematics:
 # no statistics over the batch.
 FALLS = {
     "partial_convolutions": ("valid", "prc"),
     "region_normalization": ("l1",),
+    "pd_gan": ("diversity",),
+    "pd_gan stage 1": ("known", "perceptual"),
 }
 SEPARABLE = {
     "region_normalization": {"scope": "instance"},
+    "pd_gan": {},
+    "pd_gan stage 1": {},
 }
 
 
@@ -43,12 +50,13 @@ def log(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_losses_fall(name, photos, vgg_file, tmp_path):
-    trainer(name, photos, tmp_path, vgg=vgg_file, iterations=30, batch=3).run()
+    iterations = 12 if "pd_gan" in name else 30
+    trainer(name, photos, tmp_path, vgg=vgg_file, iterations=iterations, batch=3).run()
     lines = log(tmp_path)
-    assert len(lines) == 30
+    assert len(lines) == iterations
     for loss in FALLS[name]:
         values = [line[loss] for line in lines]
-        assert np.mean(values[-8:]) < 0.85 * np.mean(values[:4]), (loss, values)
+        assert np.mean(values[-4:]) < 0.9 * np.mean(values[:4]), (loss, values)
     (sheet,) = tmp_path.glob("samples-*.png")
     assert np.asarray(Image.open(sheet)).std() > 10
 
@@ -57,11 +65,12 @@ def test_losses_fall(name, photos, vgg_file, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_is_exact(name, workers, photos, vgg_file, tmp_path):
     options = {"vgg": vgg_file, "average": 0.9, "workers": workers}
+    total, first = (3, 1) if "pd_gan" in name else (5, 3)
     if name == "region_normalization":
         options["settings"] = {"keep_leftover": True}  # gradients that a checkpoint must hold
-    trainer(name, photos, tmp_path / "whole", iterations=5, **options).run()
-    trainer(name, photos, tmp_path / "parts", iterations=3, **options).run()
-    trainer(name, photos, tmp_path / "parts", iterations=5, resume=True, **options).run()
+    trainer(name, photos, tmp_path / "whole", iterations=total, **options).run()
+    trainer(name, photos, tmp_path / "parts", iterations=first, **options).run()
+    trainer(name, photos, tmp_path / "parts", iterations=total, resume=True, **options).run()
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     for key, value in whole.items():
@@ -93,6 +102,7 @@ def train_in_two_processes(name: str, folder: Path, **arguments: object) -> None
 @pytest.mark.parametrize("name", sorted(SEPARABLE))
 def test_two_processes_equal_one_with_the_joined_batch(name, photos, vgg_file, tmp_path):
     given = {"photos": photos, "vgg": vgg_file, "settings": SEPARABLE[name], "iterations": 2}
+    given["masks"] = centre_box
     trainer(name, output=tmp_path / "one", batch=2, **given).run()
     train_in_two_processes(name, tmp_path / "two", batch=1, **given)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -114,9 +124,16 @@ def test_two_processes_with_statistics_of_their_own_agree_with_each_other(
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
 
 
-@pytest.mark.parametrize("name", sorted(SEPARABLE))
-def test_accumulation_equals_a_larger_batch(name, photos, vgg_file, tmp_path):
-    given = {"vgg": vgg_file, "settings": SEPARABLE[name], "iterations": 1}
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        # Spectral norms make a power iteration for each part.
+        ("region_normalization", {"scope": "instance", "spectral": False}),
+        pytest.param("pd_gan stage 1", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_accumulation_equals_a_larger_batch(name, settings, photos, vgg_file, tmp_path):
+    given = {"vgg": vgg_file, "settings": settings, "iterations": 1, "masks": centre_box}
     trainer(name, photos, tmp_path / "one", batch=4, **given).run()
     trainer(name, photos, tmp_path / "parts", batch=2, accumulate=2, **given).run()
     one, parts = weights(tmp_path / "one"), weights(tmp_path / "parts")
@@ -143,14 +160,16 @@ def test_finetuning_freezes_the_encoders_statistics(photos, vgg_file, tmp_path):
     assert run.recipe.optimizers["generator"].param_groups[0]["lr"] == 5e-5
 
 
+@pytest.mark.parametrize("name", PAPERS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_precisions_and_memory_formats(precision, channels_last, photos, vgg_file, tmp_path):
-    for name in PAPERS:
-        folder = tmp_path / name
-        options = {"precision": precision, "channels_last": channels_last, "iterations": 2}
-        losses = trainer(name, photos, folder, vgg=vgg_file, **options).run()
-        assert all(np.isfinite(list(losses.values())))
+def test_precisions_with_channels_last(name, precision, photos, vgg_file, tmp_path):
+    options = {"precision": precision, "channels_last": True, "iterations": 1}
+    plain = trainer(name, photos, tmp_path / "plain", vgg=vgg_file, iterations=1).run()
+    losses = trainer(name, photos, tmp_path / "other", vgg=vgg_file, **options).run()
+    tolerance = 1e-3 if precision == "float32" else 0.15
+    for key, value in plain.items():
+        if key != "diversity":  # a reciprocal of almost nothing, at first
+            assert losses[key] == pytest.approx(value, rel=tolerance, abs=tolerance / 10), key
 
 
 def test_leftover_gradients_change_the_discriminator(photos, tmp_path):

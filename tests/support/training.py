@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchext.models import papers
-from torchext.models.masks import GeneratedMasks
+from torchext.models.masks import GeneratedMasks, MaskSource
 from torchext.models.training import Options, Trainer
 
-# Reduced networks and short schedules.
+# Reduced networks; what follows a paper's name tells its runs apart.
 SMALL: dict[str, dict[str, Any]] = {
     "partial_convolutions": {
         "layers": 4, "width": 8, "size": 32, "learning_rate": 5e-3, "form": "ratio"
@@ -19,7 +20,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 8, "residual_blocks": 1, "size": 32, "learning_rate": 2e-3, "threshold": 0.5
     },
     "pd_gan": {"width": 4, "size": 128, "noise": 16, "rate_2": 4e-3},
+    "pd_gan stage 1": {"width": 4, "size": 128, "stage": 1, "rate_1": 1e-2},
 }  # fmt: skip
+
+
+def centre_box(height: int, width: int, random: np.random.Generator) -> np.ndarray:
+    """The same hole for all: losses that are divided by its share can be averaged."""
+    known = np.ones((height, width), np.float32)
+    known[height // 4 : -height // 4, width // 4 : -width // 4] = 0
+    return known
 
 
 def trainer(
@@ -29,11 +38,11 @@ def trainer(
     *,
     vgg: Path | None = None,
     settings: dict[str, Any] | None = None,
-    masks: GeneratedMasks | None = None,
+    masks: MaskSource | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of a small network of a paper."""
-    paper = papers.find(name)
+    paper = papers.find(name.split()[0])
     config = papers.configure(paper.config, {**SMALL[name], **(settings or {})})
     torch.manual_seed(0)
     recipe = paper.recipe(paper.networks(config), config, vgg=vgg)
