@@ -47,7 +47,7 @@ help:
 
 .venv/.installed: .venv/.torch pyproject.toml setup.py
 	TORCH_CUDA_ARCH_LIST='$(DEVELOPMENT_ARCHITECTURES)' \
-	$(BIN)/python -m pip install --no-build-isolation -v -e '.[test,bench,demo]'
+	$(BIN)/python -m pip install --no-build-isolation -v -e '.[models,test,bench,demo]'
 	mkdir -p build
 	touch build/.native $@
 

@@ -3,8 +3,9 @@
 The convolutions that make the maps are PyTorch's; what follows is `torchext.modulated_norm`.
 """
 
+import math
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -150,10 +151,22 @@ class SPDNorm(nn.Module):
     def forward(
         self, x: Tensor, prior: Tensor, weight: Tensor, activation: float | None = None
     ) -> Tensor:
-        hidden = self.mlp_activate(_nearest(prior, x))
-        gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, hidden)
+        return self.modulate(x, self.maps(_nearest(prior, x)), weight, activation)
+
+    def maps(self, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma and beta, (N,C,h,w), of a prior (N,3,h,w)."""
+        return _pair(self.mlp_gamma, self.mlp_beta, self.mlp_activate(prior))
+
+    def modulate(
+        self,
+        x: Tensor,
+        maps: tuple[Tensor, Tensor],
+        weight: Tensor,
+        activation: float | None = None,
+    ) -> Tensor:
+        """`forward` with the maps known."""
         gain = "one_plus" if self.form == "published" else "plain"
-        return self.param_free_norm(x, gamma, beta, weight=weight, gain=gain, activation=activation)
+        return self.param_free_norm(x, *maps, weight=weight, gain=gain, activation=activation)
 
     def extra_repr(self) -> str:
         return f"form={self.form!r}"
@@ -162,16 +175,37 @@ class SPDNorm(nn.Module):
 class _HardMap(nn.Module):
     """The hard diversity map, with the published state entry: a box, whose size alone counts."""
 
-    def __init__(self, steps: int, window: int) -> None:
+    def __init__(self, steps: int, window: int, base: float) -> None:
         super().__init__()
         self.steps = steps
         self.window = window
+        self.base = base
         self.mask_conv = nn.Conv2d(1, 1, window, padding=window // 2, bias=False)
         nn.init.constant_(self.mask_conv.weight, 1.0)
         self.mask_conv.weight.requires_grad_(False)
 
     def forward(self, mask: Tensor, size: tuple[int, int]) -> Tensor:
-        return diversity_map(mask, self.steps, self.window, size=size)
+        return diversity_map(mask, self.steps, self.window, self.base, size=size)
+
+
+class SPDNormConditions(NamedTuple):
+    """What a residual block derives from prior and mask alone, at its own size."""
+
+    norm_0: tuple[Tensor, Tensor]
+    norm_1: tuple[Tensor, Tensor]
+    norm_s: tuple[Tensor, Tensor]
+    attention: Tensor  # the prior's share of the soft map's logits
+    hard: Tensor
+    mask: Tensor
+
+    def repeated(self, times: int) -> "SPDNormConditions":
+        """For a batch that repeats the images."""
+
+        def repeat(value: Tensor) -> Tensor:
+            return value.repeat(times, 1, 1, 1)
+
+        pairs = (tuple(map(repeat, pair)) for pair in self[:3])
+        return SPDNormConditions(*pairs, *map(repeat, self[3:]))
 
 
 class SPDNormResnetBlock(nn.Module):
@@ -183,15 +217,26 @@ class SPDNormResnetBlock(nn.Module):
         fin, fout: channels in and out.
         mask_number, mask_ks: dilations of the hard map and their window.
         norm_G: spectral normalisation of the convolutions where it contains "spectral".
+        norm_type, form: of the norms, see `SPDNorm`.
+        base: of the hard map: e in the published code, 4 in the paper.
 
     Shape: x (N,fin,H,W), prior (N,3,h,w), mask (N,1 or more,h',w'), whose channel 0 counts
-    -> (N,fout,H,W).
+    -> (N,fout,H,W). In their place `conditions`, derived from them once for several x.
 
     Raises: what `torchext.modulated_norm` and `torchext.diversity_map` raise.
     """
 
     def __init__(
-        self, fin: int, fout: int, mask_number: int, mask_ks: int, norm_G: str = "spectral"
+        self,
+        fin: int,
+        fout: int,
+        mask_number: int,
+        mask_ks: int,
+        norm_G: str = "spectral",
+        *,
+        norm_type: Literal["position", "instance", "batch"] = "position",
+        form: Literal["published", "paper"] = "published",
+        base: float = math.e,
     ) -> None:
         super().__init__()
         middle = min(fin, fout)
@@ -200,10 +245,10 @@ class SPDNormResnetBlock(nn.Module):
         self.conv_0 = spectral(_convolution(fin, middle))
         self.conv_1 = spectral(_convolution(middle, fout))
         self.conv_s = spectral(nn.Conv2d(fin, fout, 1, bias=False))
-        self.norm_0 = SPDNorm(fin)
-        self.norm_1 = SPDNorm(middle)
-        self.norm_s = SPDNorm(fin)
-        self.mask_conv = _HardMap(mask_number, mask_ks)
+        self.norm_0 = SPDNorm(fin, norm_type, form=form)
+        self.norm_1 = SPDNorm(middle, norm_type, form=form)
+        self.norm_s = SPDNorm(fin, norm_type, form=form)
+        self.mask_conv = _HardMap(mask_number, mask_ks, base)
         self.conv_to_f = nn.Sequential(
             _convolution(3, _HIDDEN),
             nn.InstanceNorm2d(_HIDDEN),
@@ -212,20 +257,56 @@ class SPDNormResnetBlock(nn.Module):
         )
         self.attention = nn.Sequential(_convolution(2 * fin, fin), nn.Sigmoid())
 
+    def conditions(
+        self, prior: Tensor, mask: Tensor, size: tuple[int, int], hard: Tensor | None = None
+    ) -> SPDNormConditions:
+        """What depends on prior and mask alone, for x of a size: samples of an image share it.
+
+        Args:
+            prior, mask, size: as in `forward`; (H,W).
+            hard: the hard map, if it is known.
+        """
+        prior = F.interpolate(prior, size=size, mode="nearest")
+        mask = mask[:, :1]
+        features = self.conv_to_f(prior)
+        layer = self.attention[0]
+        # The convolution is linear in its concatenated input, the prior's features come first.
+        weight = layer.weight[:, : features.shape[1]]
+        return SPDNormConditions(
+            self.norm_0.maps(prior),
+            self.norm_1.maps(prior),
+            self.norm_s.maps(prior),
+            F.conv2d(features, weight, layer.bias, padding=1),
+            self.mask_conv(mask, size) if hard is None else hard,
+            mask,
+        )
+
+    def soft_map(self, x: Tensor, conditions: SPDNormConditions) -> Tensor:
+        """(N,fin,H,W)."""
+        weight = self.attention[0].weight[:, -x.shape[1] :]
+        logits = F.conv2d(x, weight, padding=1) + conditions.attention
+        return soft_diversity_map(logits, conditions.mask, resize_mask=True)
+
     def maps(self, x: Tensor, prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The soft map (N,fin,H,W) and the hard map (N,1,H,W) of a block."""
-        mask = mask[:, :1]
-        features = self.conv_to_f(_nearest(prior, x))
-        logits = self.attention[0](torch.cat((features, x), dim=1))
-        soft = soft_diversity_map(logits, mask, resize_mask=True)
-        return soft, self.mask_conv(mask, tuple(x.shape[2:]))
+        conditions = self.conditions(prior, mask, tuple(x.shape[2:]))
+        return self.soft_map(x, conditions), conditions.hard
 
-    def forward(self, x: Tensor, prior: Tensor, mask: Tensor) -> Tensor:
-        prior = _nearest(prior, x)
-        soft, hard = self.maps(x, prior, mask)
-        shortcut = self.conv_s(self.norm_s(x, prior, soft))
-        main = self.conv_0(self.norm_0(x, prior, hard, _SLOPE))
-        return shortcut + self.conv_1(self.norm_1(main, prior, hard, _SLOPE))
+    def forward(
+        self,
+        x: Tensor,
+        prior: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        conditions: SPDNormConditions | None = None,
+    ) -> Tensor:
+        if conditions is None:
+            conditions = self.conditions(prior, mask, tuple(x.shape[2:]))
+        soft, hard = self.soft_map(x, conditions), conditions.hard
+        shortcut = self.conv_s(self.norm_s.modulate(x, conditions.norm_s, soft))
+        main = self.conv_0(self.norm_0.modulate(x, conditions.norm_0, hard, _SLOPE))
+        main = self.conv_1(self.norm_1.modulate(main, conditions.norm_1, hard, _SLOPE))
+        return shortcut + main
 
 
 class SPADE(nn.Module):

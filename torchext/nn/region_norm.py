@@ -1,5 +1,7 @@
 """Region normalisation layers: "Region Normalization for Image Inpainting" (AAAI 2020)."""
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -110,27 +112,44 @@ class RN_B(nn.Module):
 
     Args:
         feature_channels: C.
+        scope: "batch" as published, or "instance", statistics per image, as the paper has it.
+        betas: "everywhere" as published, or "region": each stays in its region.
 
     Parameters, (C,), initialised to 0: foreground_gamma, foreground_beta, background_gamma,
     background_beta.
 
     Shape: x (N,C,H,W), mask (N or 1,1,h,w) of any height and width -> (N,C,H,W).
 
-    Raises: what `torchext.region_norm` raises.
+    Raises:
+        ValueError: an unknown `betas`; what `torchext.region_norm` raises.
     """
 
-    def __init__(self, feature_channels: int) -> None:
+    def __init__(
+        self,
+        feature_channels: int,
+        *,
+        scope: Scope = "batch",
+        betas: Literal["everywhere", "region"] = "everywhere",
+    ) -> None:
         super().__init__()
+        if betas not in ("everywhere", "region"):
+            raise ValueError(f"betas: expected 'everywhere' or 'region', got {betas!r}")
+        self.scope: Scope = scope
+        self.betas = betas
         for name in ("foreground_gamma", "foreground_beta", "background_gamma", "background_beta"):
             self.register_parameter(name, nn.Parameter(torch.zeros(feature_channels)))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         weight = torch.stack((self.background_gamma, self.foreground_gamma)) + 1
-        bias = (self.foreground_beta + self.background_beta).expand_as(weight)
-        return region_norm(x, mask, weight, bias, resize_mask=True)
+        if self.betas == "everywhere":
+            bias = (self.foreground_beta + self.background_beta).expand_as(weight)
+        else:
+            bias = torch.stack((self.background_beta, self.foreground_beta))
+        return region_norm(x, mask, weight, bias, scope=self.scope, resize_mask=True)
 
     def extra_repr(self) -> str:
-        return str(self.foreground_gamma.shape[0])
+        channels = self.foreground_gamma.shape[0]
+        return f"{channels}, scope={self.scope!r}, betas={self.betas!r}"
 
 
 class SelfAware_Affine(nn.Module):
@@ -177,20 +196,25 @@ class RN_L(nn.Module):
     Args:
         feature_channels: C.
         threshold: of the saliency; no gradient passes it.
+        scope: "batch" as published, or "instance", statistics per image, as the paper has it.
 
     Shape: x (N,C,H,W) -> (N,C,H,W).
 
     Raises: what `torchext.self_aware_region_norm` raises.
     """
 
-    def __init__(self, feature_channels: int, threshold: float = 0.8) -> None:
+    def __init__(
+        self, feature_channels: int, threshold: float = 0.8, *, scope: Scope = "batch"
+    ) -> None:
         super().__init__()
         self.feature_channels = feature_channels
         self.threshold = threshold
+        self.scope: Scope = scope
         self.sa = SelfAware_Affine()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self_aware_region_norm(x, *self.sa.weights(), threshold=self.threshold)
+        weights = self.sa.weights()
+        return self_aware_region_norm(x, *weights, threshold=self.threshold, scope=self.scope)
 
     def extra_repr(self) -> str:
-        return f"{self.feature_channels}, threshold={self.threshold}"
+        return f"{self.feature_channels}, threshold={self.threshold}, scope={self.scope!r}"

@@ -1,0 +1,43 @@
+"""Published files: one state_dict of a wrapper that holds both networks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint import load_strictly, part, without_module
+from .networks import Config, networks
+
+# Constants of the published loss module.
+_CONSTANTS = ("adversarial_loss.real_label", "adversarial_loss.fake_label")
+
+
+def load_published(
+    content: Mapping[str, Any], config: Config, source: object
+) -> dict[str, nn.Module]:
+    """Both networks from `generator.*` and `discriminator.*`, or a generator from its own keys.
+
+    The parts "module" of several GPUs are taken out of the keys. The released file stores the
+    discriminator's first convolution twice, as `conv1.0.*` and as `features.0.*`: both must agree.
+
+    Raises:
+        ValueError: an entry is missing, unexpected, or of another shape.
+    """
+    state = without_module(content)
+    built = networks(config)
+    if not part(state, "generator"):
+        load_strictly(built["generator"], state, source)
+        return {"generator": built["generator"]}
+    states = {name: part(state, name) for name in built if part(state, name)}
+    discriminator = states.get("discriminator", {})
+    for key in [key for key in discriminator if key.startswith("features.0.")]:
+        alias = discriminator.pop(key)
+        original = discriminator.get(key.replace("features.0.", "conv1.0."))
+        if original is None or not alias.equal(original):
+            raise ValueError(f"{source}: discriminator.{key} differs from the entry of conv1")
+    rest = [k for k in state if k.split(".")[0] not in states and k not in _CONSTANTS]
+    if rest:
+        raise ValueError(f"{source}: holds unexpected entries, such as {rest[0]}")
+    for name, own in states.items():
+        load_strictly(built[name], own, source)
+    return {name: built[name] for name in states}

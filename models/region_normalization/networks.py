@@ -1,0 +1,250 @@
+"""Generator and discriminator. Mask: **1 hole, 0 valid** (the paper's convention)."""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchext.nn import RN_B, RN_L
+
+from ..blocks import ResidualBlock, spectral
+from ..losses import Adversarial
+
+Scope = Literal["batch", "instance"]
+Betas = Literal["everywhere", "region"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option, with the published values.
+
+    Attributes:
+        width: channels behind the first convolution.
+        residual_blocks: in the middle.
+        threshold: of the RN-L in the residual blocks.
+        decoder_threshold: of the two RN-L in the decoder (the published constructor's threshold
+            does not reach them).
+        scope: of the statistics: the batch (published code and checkpoint) or each image (paper).
+        betas: of RN-B: both added everywhere (published code) or each in its region (paper).
+        sigmoid: behind the discriminator's score; "probability" needs it.
+        spectral: normalise the discriminator's weights.
+        adversarial: form of the GAN loss.
+        l1_weight, adversarial_weight: of the generator's terms.
+        keep_leftover: leave the gradients that the generator's loss has in the discriminator for
+            its next step, as the published script does by oversight.
+        learning_rate, discriminator_rate: of Adam; the second relative to the first.
+        beta1, beta2: of Adam.
+        decay: of the learning rates per epoch, from the third on.
+        size, flip, batch, epochs, iterations: of training.
+    """
+
+    width: int = 64
+    residual_blocks: int = 8
+    threshold: float = 0.8
+    decoder_threshold: float = 0.8
+    scope: Scope = "batch"
+    betas: Betas = "everywhere"
+    sigmoid: bool = True
+    spectral: bool = True
+    adversarial: Adversarial = "probability"
+    l1_weight: float = 1.0
+    adversarial_weight: float = 0.1
+    keep_leftover: bool = False
+    learning_rate: float = 1e-4
+    discriminator_rate: float = 0.1
+    beta1: float = 0.0
+    beta2: float = 0.9
+    decay: float = 0.8
+    size: int = 256
+    flip: float = 0.5
+    batch: int = 14
+    epochs: int | None = 10
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.adversarial == "probability" and not self.sigmoid:
+            raise ValueError("adversarial: 'probability' needs the option sigmoid")
+
+
+class saRN_ResnetBlock(ResidualBlock):
+    """A residual block with RN-L.
+
+    Args:
+        dim: C.
+        dilation: of the first convolution.
+        threshold: of both RN-L.
+        use_spectral_norm: on both convolutions.
+        scope: see `torchext.nn.RN_L`.
+
+    Shape: (N,C,H,W) -> (N,C,H,W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dilation: int = 1,
+        threshold: float = 0.8,
+        use_spectral_norm: bool = False,
+        *,
+        scope: Scope = "batch",
+    ) -> None:
+        norm = partial(RN_L, threshold=threshold, scope=scope)
+        super().__init__(dim, norm, dilation=dilation, use_spectral_norm=use_spectral_norm)
+
+
+class G_Net(nn.Module):
+    """The generator: an encoder with RN-B, residual blocks and a decoder with RN-L.
+
+    Args:
+        input_channels: of the image.
+        residual_blocks: in the middle.
+        threshold: of their RN-L.
+        width, decoder_threshold, scope, betas: see `Config`.
+
+    Shape: image (N,C,H,W) in [0,1], mask (N,1,H,W), 1 hole -> (N,3,H,W) in (0,1), the raw
+    prediction. H and W are multiples of 4, at least 12.
+
+    Raises:
+        ValueError: another size or shape.
+    """
+
+    def __init__(
+        self,
+        input_channels: int = 3,
+        residual_blocks: int = 8,
+        threshold: float = 0.8,
+        *,
+        width: int = 64,
+        decoder_threshold: float = 0.8,
+        scope: Scope = "batch",
+        betas: Betas = "everywhere",
+    ) -> None:
+        super().__init__()
+        first = partial(RN_B, scope=scope, betas=betas)
+        later = partial(RN_L, threshold=decoder_threshold, scope=scope)
+        self.input_channels = input_channels
+        self.encoder_pad1 = nn.ReflectionPad2d(3)
+        self.encoder_conv1 = nn.Conv2d(input_channels, width, kernel_size=7)
+        self.encoder_in1 = first(width)
+        self.encoder_conv2 = nn.Conv2d(width, 2 * width, kernel_size=4, stride=2, padding=1)
+        self.encoder_in2 = first(2 * width)
+        self.encoder_conv3 = nn.Conv2d(2 * width, 4 * width, kernel_size=4, stride=2, padding=1)
+        self.encoder_in3 = first(4 * width)
+        self.middle = nn.Sequential(
+            *(
+                saRN_ResnetBlock(4 * width, dilation=2, threshold=threshold, scope=scope)
+                for _ in range(residual_blocks)
+            )
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(4 * width, 8 * width, kernel_size=3, padding=1),
+            nn.PixelShuffle(2),
+            later(2 * width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(2 * width, 4 * width, kernel_size=3, padding=1),
+            nn.PixelShuffle(2),
+            later(width),
+            nn.ReLU(inplace=True),
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(width, 3, kernel_size=7),
+        )
+
+    def encode(self, image: Tensor, mask: Tensor) -> Tensor:
+        """(N,4*width,H/4,W/4); holes are painted white."""
+        x = self.encoder_pad1(torch.where(mask > 0, 1, image))
+        x = F.relu(self.encoder_in1(self.encoder_conv1(x), mask), inplace=True)
+        x = F.relu(self.encoder_in2(self.encoder_conv2(x), mask), inplace=True)
+        return F.relu(self.encoder_in3(self.encoder_conv3(x), mask), inplace=True)
+
+    def decode(self, features: Tensor) -> Tensor:
+        """(N,3,H,W) in (0,1)."""
+        return (torch.tanh(self.decoder(features)) + 1) / 2
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        _check_sizes(image, mask, self.input_channels)
+        return self.decode(self.middle(self.encode(image, mask)))
+
+
+def _check_sizes(image: Tensor, mask: Tensor, channels: int) -> None:
+    if image.dim() != 4 or image.shape[1] != channels:
+        raise ValueError(
+            f"image: expected the shape (N, {channels}, H, W), got {tuple(image.shape)}"
+        )
+    N, _, H, W = image.shape
+    if H % 4 or W % 4 or min(H, W) < 12:
+        raise ValueError(
+            f"image: expected a height and a width of 12 or more, multiples of 4, got {H} x {W}"
+        )
+    if mask.dim() != 4 or mask.shape[0] not in (1, N) or mask.shape[1:] != (1, H, W):
+        raise ValueError(
+            f"mask: expected the shape ({N} or 1, 1, {H}, {W}) of the image,"
+            f" got {tuple(mask.shape)}"
+        )
+
+
+class D_Net(nn.Module):
+    """The discriminator: five 4x4 convolutions without bias.
+
+    Args:
+        in_channels: of the image.
+        use_sigmoid: on the returned score.
+        use_spectral_norm: on all five.
+        width: channels behind the first.
+
+    Shape: (N,in_channels,H,W) -> score (N,1,H/8-2,W/8-2) and the five features, the last of them
+    the score before its sigmoid.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        use_sigmoid: bool = True,
+        use_spectral_norm: bool = True,
+        *,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.use_sigmoid = use_sigmoid
+        channels = (in_channels, width, 2 * width, 4 * width, 8 * width, 1)
+        for i, (before, behind) in enumerate(pairwise(channels), start=1):
+            stride = 2 if i <= 3 else 1
+            layer = nn.Conv2d(before, behind, kernel_size=4, stride=stride, padding=1, bias=False)
+            activation = [nn.LeakyReLU(0.2, inplace=True)] if i < 5 else []
+            stage = nn.Sequential(spectral(layer, use_spectral_norm), *activation)
+            self.add_module(f"conv{i}", stage)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        features = []
+        for stage in self.children():
+            x = stage(x)
+            features.append(x)
+        return torch.sigmoid(x) if self.use_sigmoid else x, features
+
+
+def networks(config: Config) -> dict[str, nn.Module]:
+    return {
+        "generator": G_Net(
+            residual_blocks=config.residual_blocks,
+            threshold=config.threshold,
+            width=config.width,
+            decoder_threshold=config.decoder_threshold,
+            scope=config.scope,
+            betas=config.betas,
+        ),
+        "discriminator": D_Net(
+            use_sigmoid=config.sigmoid, use_spectral_norm=config.spectral, width=config.width
+        ),
+    }
+
+
+def example(config: Config) -> dict[str, tuple[Tensor, ...]]:
+    """Inputs at the paper's size."""
+    image = torch.rand(1, 3, config.size, config.size)
+    return {
+        "generator": (image, torch.zeros(1, 1, config.size, config.size)),
+        "discriminator": (image,),
+    }

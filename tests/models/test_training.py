@@ -1,0 +1,237 @@
+"""Every paper trains: losses fall, a resumed run and two processes give the same weights."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.training import SMALL, centre_box, trainer, worker
+from torch import nn
+
+from torchext.models import checkpoint
+from torchext.models.training import NonFiniteLossError, checkpoints
+
+# PD-GAN's smallest images are 128 pixels wide: its runs take minutes.
+PAPERS = [
+    pytest.param(name, marks=[pytest.mark.slow] if "pd_gan" in name else []) for name in SMALL
+]
+# What must fall, and settings under which a batch may be split without changing the mathematics:
+# no statistics over the batch.
+FALLS = {
+    "partial_convolutions": ("valid", "prc"),
+    "region_normalization": ("l1",),
+    "pd_gan": ("diversity",),
+    "pd_gan stage 1": ("known", "perceptual"),
+}
+SEPARABLE = {
+    "region_normalization": {"scope": "instance"},
+    "pd_gan": {},
+    "pd_gan stage 1": {},
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors, _ = checkpoint.load(checkpoints(folder)[-1])
+    return tensors
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_losses_fall(name, photos, vgg_file, tmp_path):
+    iterations = 12 if "pd_gan" in name else 30
+    trainer(name, photos, tmp_path, vgg=vgg_file, iterations=iterations, batch=3).run()
+    lines = log(tmp_path)
+    assert len(lines) == iterations
+    for loss in FALLS[name]:
+        values = [line[loss] for line in lines]
+        assert np.mean(values[-4:]) < 0.9 * np.mean(values[:4]), (loss, values)
+    (sheet,) = tmp_path.glob("samples-*.png")
+    assert np.asarray(Image.open(sheet)).std() > 10
+
+
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_is_exact(name, workers, photos, vgg_file, tmp_path):
+    options = {"vgg": vgg_file, "average": 0.9, "workers": workers}
+    total, first = (3, 1) if "pd_gan" in name else (5, 3)
+    if name == "region_normalization":
+        options["settings"] = {"keep_leftover": True}  # gradients that a checkpoint must hold
+    trainer(name, photos, tmp_path / "whole", iterations=total, **options).run()
+    trainer(name, photos, tmp_path / "parts", iterations=first, **options).run()
+    trainer(name, photos, tmp_path / "parts", iterations=total, resume=True, **options).run()
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for key, value in whole.items():
+        assert value.equal(parts[key]), key
+    assert log(tmp_path / "whole") == log(tmp_path / "parts")
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def train_in_two_processes(name: str, folder: Path, **arguments: object) -> None:
+    arguments |= {"port": free_port()}
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=worker, args=(rank, str(folder), name, arguments))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SEPARABLE))
+def test_two_processes_equal_one_with_the_joined_batch(name, photos, vgg_file, tmp_path):
+    given = {"photos": photos, "vgg": vgg_file, "settings": SEPARABLE[name], "iterations": 2}
+    given["masks"] = centre_box
+    trainer(name, output=tmp_path / "one", batch=2, **given).run()
+    train_in_two_processes(name, tmp_path / "two", batch=1, **given)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        # Adam's first steps turn the sign of a gradient into a step: weights whose gradient is
+        # rounding noise may go either way; their moments are that small.
+        if "optimizers" in key or "_v" in key or "_u" in key:
+            scale = max(value.abs().max().item(), 1e-6)
+            assert (value - two[key]).abs().max().item() < 2e-3 * scale + 1e-6, key
+
+
+@pytest.mark.slow
+def test_two_processes_with_statistics_of_their_own_agree_with_each_other(
+    photos, vgg_file, tmp_path
+):
+    given = {"photos": photos, "vgg": vgg_file, "iterations": 2, "batch": 2}
+    train_in_two_processes("partial_convolutions", tmp_path, **given)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        # Spectral norms make a power iteration for each part.
+        ("region_normalization", {"scope": "instance", "spectral": False}),
+        pytest.param("pd_gan stage 1", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_accumulation_equals_a_larger_batch(name, settings, photos, vgg_file, tmp_path):
+    given = {"vgg": vgg_file, "settings": settings, "iterations": 1, "masks": centre_box}
+    trainer(name, photos, tmp_path / "one", batch=4, **given).run()
+    trainer(name, photos, tmp_path / "parts", batch=2, accumulate=2, **given).run()
+    one, parts = weights(tmp_path / "one"), weights(tmp_path / "parts")
+    moments = [key for key in one if key.endswith("exp_avg")]
+    assert moments
+    for key in moments:
+        scale = max(one[key].abs().max().item(), 1e-6)
+        assert (one[key] - parts[key]).abs().max().item() < 2e-3 * scale + 1e-7, key
+
+
+def test_finetuning_freezes_the_encoders_statistics(photos, vgg_file, tmp_path):
+    settings = {"finetune_at": 2}
+    run = trainer(
+        "partial_convolutions", photos, tmp_path, vgg=vgg_file, settings=settings, save_every=2
+    )
+    run.run()
+    before, _ = checkpoint.load(tmp_path / "checkpoint-00000002.safetensors")
+    after = weights(tmp_path)
+    mean = "networks.generator.{}.bn.running_mean"
+    assert before[mean.format("enc_2")].equal(after[mean.format("enc_2")])
+    assert not before[mean.format("dec_2")].equal(after[mean.format("dec_2")])
+    key = "networks.generator.enc_2.bn.weight"
+    assert not before[key].equal(after[key])
+    assert run.recipe.optimizers["generator"].param_groups[0]["lr"] == 5e-5
+
+
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precisions_with_channels_last(name, precision, photos, vgg_file, tmp_path):
+    options = {"precision": precision, "channels_last": True, "iterations": 1}
+    plain = trainer(name, photos, tmp_path / "plain", vgg=vgg_file, iterations=1).run()
+    losses = trainer(name, photos, tmp_path / "other", vgg=vgg_file, **options).run()
+    tolerance = 1e-3 if precision == "float32" else 0.15
+    for key, value in plain.items():
+        if key != "diversity":  # a reciprocal of almost nothing, at first
+            assert losses[key] == pytest.approx(value, rel=tolerance, abs=tolerance / 10), key
+
+
+def test_leftover_gradients_change_the_discriminator(photos, tmp_path):
+    results = []
+    for keep in (False, True):
+        folder = tmp_path / str(keep)
+        settings = {"keep_leftover": keep}
+        trainer("region_normalization", photos, folder, settings=settings, iterations=2).run()
+        results.append(weights(folder)["networks.discriminator.conv1.0.weight_orig"])
+    assert not results[0].equal(results[1])
+
+
+def test_non_finite_loss_stops_and_names_the_batch(photos, tmp_path):
+    run = trainer("region_normalization", photos, tmp_path)
+    nn.init.constant_(run.recipe.networks["generator"].encoder_conv1.weight, float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0: loss .* nan.*\.png.*batch-0"):
+        run.run()
+    (path,) = tmp_path.glob("batch-*.safetensors")
+    tensors, header = checkpoint.load(path)
+    assert tensors["image"].shape == (2, 3, 32, 32)
+    assert all(Path(name).is_file() for name in header["name"])
+
+
+def test_old_checkpoints_are_removed(photos, tmp_path):
+    trainer("region_normalization", photos, tmp_path, iterations=5, save_every=1, keep=2).run()
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert names == [f"checkpoint-0000000{i}.safetensors" for i in (4, 5)]
+
+
+def test_resume_refuses_what_does_not_fit(photos, vgg_file, tmp_path):
+    trainer("region_normalization", photos, tmp_path, iterations=1).run()
+    with pytest.raises(ValueError, match="earlier run"):
+        trainer("region_normalization", photos, tmp_path)
+    with pytest.raises(ValueError, match=r"threshold was 0\.5 there, 0\.6 is given"):
+        trainer("region_normalization", photos, tmp_path, resume=True, settings={"threshold": 0.6})
+    with pytest.raises(ValueError, match="'batch': 2"):
+        trainer("region_normalization", photos, tmp_path, resume=True, batch=3)
+    with pytest.raises(ValueError, match="checkpoint of region_normalization"):
+        trainer("partial_convolutions", photos, tmp_path, vgg=vgg_file, resume=True)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_loadable_checkpoints(photos, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
+        "from support.training import trainer;"
+        "trainer('region_normalization', Path(sys.argv[2]), Path(sys.argv[3]),"
+        " iterations=10**6, save_every=1, sample_every=10**6).run()"
+    )
+    tests = Path(__file__).parents[1]
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        command = [sys.executable, "-c", program, str(tests), str(photos), str(folder)]
+        with subprocess.Popen(command, cwd=tests) as process:
+            deadline = time.monotonic() + 90
+            while len(checkpoints(folder)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.03 * attempt)
+            os.kill(process.pid, signal.SIGKILL)
+        found = checkpoints(folder)
+        assert found
+        for path in found:
+            tensors, header = checkpoint.load(path)
+            assert tensors
+            assert header["paper"] == "region_normalization"
