@@ -5,18 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 from . import diversity_map as _diversity_map
+from . import gabor_orientation as _gabor_orientation
 from . import label_conv2d as _label_conv2d
 from . import modulated_norm as _modulated_norm
 from . import partial_conv as _partial_conv
-from . import gabor_orientation as _gabor_orientation
 from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
 from .diversity_map import diversity_map, soft_diversity_map
-from .label_conv2d import label_conv2d
-from .modulated_norm import modulated_norm
-from .partial_conv import mask_window, partial_conv2d, partial_conv3d
 from .gabor_orientation import (
     difference_of_gaussians_bank,
     gabor_bank,
@@ -25,24 +22,27 @@ from .gabor_orientation import (
     orientation_map,
     oriented_filter_max,
 )
+from .label_conv2d import label_conv2d
+from .modulated_norm import modulated_norm
+from .partial_conv import mask_window, partial_conv2d, partial_conv3d
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
 
 __all__ = [
-    "diversity_map",
-    "install",
-    "mask_window",
-    "label_conv2d",
-    "modulated_norm",
-    "partial_conv2d",
-    "partial_conv3d",
     "difference_of_gaussians_bank",
+    "diversity_map",
     "gabor_bank",
     "gabor_orientation",
+    "install",
+    "label_conv2d",
+    "mask_window",
+    "modulated_norm",
     "orientation_angle",
     "orientation_map",
     "oriented_filter_max",
+    "partial_conv2d",
+    "partial_conv3d",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
@@ -50,7 +50,16 @@ __all__ = [
     "soft_diversity_map",
 ]
 
-_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv, _modulated_norm, _diversity_map, _gabor_orientation, _label_conv2d,)
+_FAMILIES = (
+    _region_norm,
+    _self_aware_affine,
+    _self_aware_region_norm,
+    _partial_conv,
+    _modulated_norm,
+    _diversity_map,
+    _gabor_orientation,
+    _label_conv2d,
+)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -81,6 +90,7 @@ _TRITON_LAUNCHERS = {
         "diversity_maps",
         "soft_diversity_map",
         "soft_diversity_map_backward",
+    ),
     "gabor_orientation": (
         "oriented_filter_max",
         "oriented_filter_max_backward_image",
