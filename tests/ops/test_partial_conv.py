@@ -14,6 +14,7 @@ from support.tolerance import assert_close
 
 import torchext
 from torchext import backend, reference
+from torchext.ops import partial_conv as partial_conv_ops
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 RAW_OPS = ("cpu", "cuda-emulated", "triton-interpreted", "cuda", "triton")
@@ -399,6 +400,98 @@ def test_opcheck(last: bool) -> None:
     torch.library.opcheck(ops.partial_conv_epilogue_backward, (raw, scale, updated))
 
 
+def test_opcheck_of_the_one_op() -> None:
+    ops = torch.ops.torchext
+    for case in (CASES[5], CASES[-3]):
+        tensors = make(case, torch.float32)
+        dimensions = len(case.kernel)
+        stride, padding = ([value] * dimensions for value in (1, 1))
+        size = [n + 2 - (k - 1) for n, k in zip(case.x[2:], case.kernel, strict=True)]
+        geometry = (stride, padding, [1] * dimensions)
+        window = (list(case.kernel), *geometry, size, True, True, 1e-8)
+        scale, updated = ops.mask_window(tensors.mask, [], *window)
+        first = (tensors.x, tensors.mask, [], scale, updated, tensors.weight)
+        torch.library.opcheck(
+            ops.partial_conv, (*first, tensors.bias, None, None, 1.0, False, *geometry, 1)
+        )
+        leaves = [leaf.requires_grad_() for leaf in tensors.leaves().values()]
+        first = (leaves[0], *first[1:5], leaves[1])
+        for norm, slope in ((None, 1.0), (tensors.bias, 0.2)):
+            torch.library.opcheck(
+                ops.partial_conv, (*first, leaves[2], norm, norm, slope, False, *geometry, 1)
+            )
+        grad = torch.randn(case.x[0], case.out, *size)
+        torch.library.opcheck(
+            ops.partial_conv_backward,
+            (grad, *(t.detach() if isinstance(t, torch.Tensor) else t for t in first),
+             *geometry, 1, [True, True, True]),
+        )  # fmt: skip
+
+
+BLOB = torch.zeros(2, 1, 75, 83)
+BLOB[0, :, 10:30, 50:83] = BLOB[1, :, 60:, :20] = 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masks", [1, 5])
+@pytest.mark.parametrize(
+    "kernel, options",
+    [
+        (3, {"padding": 1}),
+        (5, {"padding": 2, "stride": (1, 2)}),
+        (3, {"padding": 2, "dilation": 2}),
+        (1, {}),
+        (3, {"padding": 1, "negative_slope": 0.2, "norm": True}),
+        (3, {"padding": 1, "negative_slope": 0.0, "norm": True, "mask_output": True}),
+    ],
+    ids=str,
+)
+def test_tiles_of_holes_are_skipped(
+    kernel: int, options: dict, masks: int, dtype: torch.dtype
+) -> None:
+    """A mask with large holes, where only some tiles of the output are convolved."""
+    options = dict(options)
+    generator = torch.Generator().manual_seed(kernel)
+    x = torch.randn(2, 5, 75, 83, generator=generator).to(dtype)
+    x[BLOB.expand_as(x) == 0] = float("nan")
+    weight = torch.randn(6, 5, kernel, kernel, generator=generator).to(dtype)
+    bias = torch.randn(6, generator=generator).to(dtype)
+    mask = BLOB.repeat(1, masks, 1, 1)
+    if options.pop("norm", False):
+        options |= {"norm_weight": bias.flip(0), "norm_bias": bias + 1}
+    skipped = []
+    live_tiles = partial_conv_ops._live_tiles
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            partial_conv_ops,
+            "_live_tiles",
+            lambda *a: skipped.append(live_tiles(*a)) or skipped[-1],
+        )
+        y, updated = torchext.partial_conv2d(x, mask, weight, bias, **options)
+    assert (skipped[0] < 0).float().mean() > 0.3
+    doubles = {key: v.double() for key, v in options.items() if isinstance(v, torch.Tensor)}
+    with running("reference"):
+        wanted, wanted_mask = torchext.partial_conv2d(
+            x.double(), mask, weight.double(), bias.double(), **{**options, **doubles}
+        )
+    room = 4 if dtype == torch.bfloat16 else 1
+    assert_close("y", y, wanted, length=5 * kernel**2, scale=room * wanted.abs().max().item())
+    assert torch.equal(updated.double(), wanted_mask)
+
+
+def test_opcheck_of_tiles() -> None:
+    ops = torch.ops.torchext
+    x = torch.randn(2, 3, 20, 18)
+    slots = torch.tensor([[[0, -1, 1], [-1, 2, -1], [3, -1, -1]], [[4, 5, -1], [-1] * 3, [-1] * 3]])
+    slots = slots.int()
+    tiles = (slots, 6, [10, 10], [1, 1], [1, 1])
+    torch.library.opcheck(ops.gather_tiles, (x, torch.ones(2, 1, 20, 18), [], *tiles))
+    torch.library.opcheck(ops.gather_tiles, (x, None, [], *tiles))
+    maps = torch.ones(2, 1, 20, 18)
+    arguments = (slots, maps, maps, torch.ones(3), None, None, 1.0, False)
+    torch.library.opcheck(ops.scatter_tiles, (torch.randn(6, 3, 8, 8), *arguments))
+
+
 @pytest.mark.parametrize("name", parameters("cuda-emulated"))
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", [CASES[5], CASES[12]], ids=str)
@@ -445,7 +538,7 @@ def test_window_of_any_geometry(data: st.DataObject) -> None:
 
 
 def test_saved_for_backward_is_little() -> None:
-    """x * mask, the weight and maps of one channel."""
+    """x, the weight and maps of one channel."""
     saved = {}
     x, weight = torch.randn(1, 32, 40, 40, requires_grad=True), torch.randn(32, 32, 3, 3)
     weight.requires_grad_()
@@ -457,7 +550,7 @@ def test_saved_for_backward_is_little() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         torchext.partial_conv2d(x, mask, weight, torch.randn(32), padding=1)
-    assert sum(saved.values()) <= x.nbytes + weight.nbytes + 3 * mask.nbytes
+    assert sum(saved.values()) <= x.nbytes + weight.nbytes + 3 * mask.nbytes + 4 * 32
 
 
 def test_which_says_the_backend() -> None:
