@@ -31,10 +31,12 @@ from .ops import (
     mask_window,
     partial_conv2d,
     partial_conv3d,
+    partial_upsample_conv2d,
     region_norm,
     region_statistics,
     self_aware_affine,
     self_aware_region_norm,
+    upsample_conv2d,
 )
 
 __all__ = [
@@ -45,9 +47,11 @@ __all__ = [
     "nn",
     "partial_conv2d",
     "partial_conv3d",
+    "partial_upsample_conv2d",
     "reference",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
+    "upsample_conv2d",
 ]

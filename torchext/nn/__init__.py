@@ -2,6 +2,7 @@
 
 from .partial_conv import PartialConv, PartialConv2d, PartialConv3d
 from .region_norm import RN_B, RN_L, RegionNorm2d, RN_binarylabel, SelfAware_Affine
+from .upsample_conv import UpsampleConv2d
 
 __all__ = [
     "RN_B",
@@ -12,4 +13,5 @@ __all__ = [
     "RN_binarylabel",
     "RegionNorm2d",
     "SelfAware_Affine",
+    "UpsampleConv2d",
 ]

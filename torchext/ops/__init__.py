@@ -9,23 +9,33 @@ from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
-from .partial_conv import mask_window, partial_conv2d, partial_conv3d
+from . import upsample_conv as _upsample_conv
+from .partial_conv import mask_window, partial_conv2d, partial_conv3d, partial_upsample_conv2d
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
+from .upsample_conv import upsample_conv2d
 
 __all__ = [
     "install",
     "mask_window",
     "partial_conv2d",
     "partial_conv3d",
+    "partial_upsample_conv2d",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
+    "upsample_conv2d",
 ]
 
-_FAMILIES = (_region_norm, _self_aware_affine, _self_aware_region_norm, _partial_conv)
+_FAMILIES = (
+    _region_norm,
+    _self_aware_affine,
+    _self_aware_region_norm,
+    _partial_conv,
+    _upsample_conv,
+)
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
     "region_norm": (
@@ -38,6 +48,7 @@ _TRITON_LAUNCHERS = {
         "region_norm_backward_apply",
     ),
     "self_aware_affine": ("channel_mean_max", "self_aware_maps", "self_aware_maps_backward"),
+    "upsample_conv": ("interleave_phases", "interleave_phases_backward"),
     "partial_conv": (
         "mask_window",
         "mask_product",

@@ -31,6 +31,7 @@ from .checks import (
 from .region_norm import gradients_of_reference
 from .registration import call, operator, register
 from .schema import implement
+from .upsample_conv import by_phases, check_odd_kernel
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
@@ -147,6 +148,91 @@ def partial_conv3d(
         3, x, mask, weight, bias, stride, padding, dilation, groups, form, eps, mask_channels,
         padding_mode, masked_input, window, norm_weight, norm_bias, negative_slope, mask_output,
     )  # fmt: skip
+
+
+def partial_upsample_conv2d(
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    skip: Tensor | None = None,
+    skip_mask: Tensor | None = None,
+    form: Form = "ratio",
+    eps: float = EPS,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    negative_slope: float | None = None,
+    mask_output: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`partial_conv2d` of [x up-sampled by two, skip], neither built. Mask: **1 known, 0 hole**.
+
+    Up-sampling is nearest, of the mask too; the convolution keeps the size (padding k // 2). The
+    up-sampled part is convolved by phases, as by `torchext.upsample_conv2d`, and the skip's part
+    is added. A U-Net's decoder stage.
+
+    Args:
+        x: (N,C1,H,W), float32, float64, float16 or bfloat16.
+        mask: (N or 1,1,H,W), or the same expanded to C1 channels.
+        weight: (Co,C1+C2,kh,kw), both sizes odd.
+        bias: (Co,).
+        skip, skip_mask: (N,C2,2H,2W), (N or 1,1,2H,2W); both or neither.
+        form, eps, norm_weight, norm_bias, negative_slope, mask_output: as for `partial_conv2d`;
+            with a skip each mask counts as often as it has channels.
+
+    Returns:
+        y (N,Co,2H,2W) and the updated mask (N or 1,1,2H,2W).
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    check_feature_map("x", x)
+    check_odd_kernel(weight)
+    if (skip is None) != (skip_mask is None):
+        raise ValueError("skip_mask: expected both skip and skip_mask, or none")
+    N, low_channels, H, W = x.shape
+    masks = [F.interpolate(_one_channel("mask", mask, x), scale_factor=2.0, mode="nearest")]
+    channels = [low_channels]
+    if skip is not None and skip_mask is not None:
+        check_feature_map("skip", skip)
+        if (skip.shape[0], *skip.shape[2:]) != (N, 2 * H, 2 * W) or skip.dtype != x.dtype:
+            raise ValueError(
+                f"skip: expected the shape ({N}, C2, {2 * H}, {2 * W}) and {x.dtype}, got"
+                f" {tuple(skip.shape)} and {skip.dtype}"
+            )
+        check_device("skip", skip, x)
+        masks.append(_one_channel("skip_mask", skip_mask, skip))
+        channels.append(skip.shape[1])
+    expected = (weight.shape[0], sum(channels), *weight.shape[2:])
+    check_parameter("weight", weight, expected, x)
+    _check(
+        2, x, weight[:, :low_channels], bias, 1, form, eps, "zeros", norm_weight, norm_bias,
+        negative_slope,
+    )  # fmt: skip
+    padding = [size // 2 for size in weight.shape[2:]]
+    geometry = _geometry((2 * H, 2 * W), list(weight.shape[2:]), 1, padding, 1)
+    namespace = backend.choose("partial_conv_epilogue", x).namespace
+    batch = max(m.shape[0] for m in masks)
+    known = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], dim=1)
+    counts = channels if len(channels) > 1 or form == "sum" else []
+    scale, updated = _window(namespace, known, counts, geometry, form, bias is not None, eps)
+    rest = None
+    if skip is not None:
+        masked = product(namespace, skip, masks[1], [])
+        rest = _convolve(masked, weight[:, low_channels:], geometry, 1, "zeros")
+    low = product(namespace, x, _one_channel("mask", mask, x), [])
+    raw = by_phases(namespace, low, weight[:, :low_channels], None, rest)
+    affine = (bias, norm_weight, norm_bias)
+    y = epilogue(namespace, raw, scale, updated, *affine, negative_slope, mask_output)
+    return y, updated.to(x.dtype)
+
+
+def _one_channel(name: str, mask: Tensor, x: Tensor) -> Tensor:
+    mask, _ = check_mask(name, mask, x, None)
+    if mask.shape[1] != 1:
+        raise ValueError(f"{name}: expected a mask of one channel, got {tuple(mask.shape)}")
+    return mask
 
 
 def mask_window(

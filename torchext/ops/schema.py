@@ -111,6 +111,10 @@ SCHEMAS = {
     "partial_conv_epilogue_backward": (
         "(Tensor grad, Tensor scale, Tensor updated) -> (Tensor grad_raw, Tensor grad_bias)"
     ),
+    "interleave_phases": ("(Tensor phases, Tensor? bias, Tensor? addend, int[] offsets) -> Tensor"),
+    "interleave_phases_backward": (
+        "(Tensor grad, int[] offsets, SymInt height, SymInt width) -> Tensor"
+    ),
 }
 
 # A Library that is collected takes its ops with it.

@@ -13,9 +13,11 @@ from .partial_conv import (
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
+from .upsample_conv import interleave_phases, upsample_conv2d
 
 __all__ = [
     "channel_mean_max",
+    "interleave_phases",
     "mask_product",
     "mask_window",
     "partial_conv",
@@ -27,4 +29,5 @@ __all__ = [
     "self_aware_affine",
     "self_aware_maps",
     "self_aware_region_norm",
+    "upsample_conv2d",
 ]
