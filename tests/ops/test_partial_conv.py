@@ -555,3 +555,130 @@ def test_saved_for_backward_is_little() -> None:
 
 def test_which_says_the_backend() -> None:
     assert backend.which("mask_window", torch.ones(1)) in backend.names()
+
+
+SMALL_MASK = mask_of("irregular", 2, 1, (12, 10)).float()
+SMALL_WEIGHT = torch.arange(108, dtype=torch.float32).sin().view(3, 4, 3, 3)
+
+
+def conv2d(x: torch.Tensor) -> torch.Tensor:
+    bias = SMALL_WEIGHT[:, 0, 0, 0]
+    return torchext.partial_conv2d(x, SMALL_MASK, SMALL_WEIGHT, bias, padding=1)[0]
+
+
+def upsample(x: torch.Tensor) -> torch.Tensor:
+    return torchext.partial_upsample_conv2d(x, SMALL_MASK, SMALL_WEIGHT, negative_slope=0.2)[0]
+
+
+@pytest.mark.parametrize("function", [conv2d, upsample], ids=lambda f: f.__name__)
+class TestTransforms:
+    """torch.compile, export, torch.func and autocast."""
+
+    def gradient(self, function: Any, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.clone().requires_grad_()
+        y = function(x)
+        return [y.detach(), *torch.autograd.grad((y * cotangent(y)).sum(), x)]
+
+    def test_compile_fullgraph(self, function: Any) -> None:
+        torch._dynamo.reset()
+        x = torch.randn(2, 4, 12, 10)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for got, wanted in zip(self.gradient(compiled, x), self.gradient(function, x), strict=True):
+            assert_close("compiled", got, wanted.double(), length=36)
+
+    def test_export(self, function: Any) -> None:
+        class Module(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return function(x)
+
+        x = torch.randn(2, 4, 12, 10)
+        exported = torch.export.export(Module(), (x,))
+        assert_close("exported", exported.module()(x), function(x).double(), length=36)
+
+    def test_func(self, function: Any) -> None:
+        x = torch.randn(2, 4, 12, 10)
+        _, wanted = self.gradient(function, x)
+        weights = cotangent(function(x))
+        got = torch.func.grad(lambda x: (function(x) * weights).sum())(x)
+        assert_close("grad", got, wanted.double(), length=36)
+        pair = torch.stack((x, 2 * x))
+        both = torch.func.vmap(function)(pair)
+        assert_close("vmap", both[1], function(2 * x).double(), length=36)
+
+
+W = torch.zeros(6, 4, 3, 3)
+IMAGE = torch.zeros(2, 4, 8, 6)
+KNOWN = torch.ones(2, 1, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "arguments, kind, error",
+    [
+        ({"x": [1]}, TypeError, "x: expected a torch.Tensor, got list"),
+        ({"x": IMAGE.long()}, TypeError,
+         "x: expected float32, float64, float16 or bfloat16, got torch.int64"),
+        ({"x": IMAGE[0]}, ValueError, "x: expected the shape (N, C, H, W), got (4, 8, 6)"),
+        ({"mask": KNOWN[..., :5]}, ValueError,
+         "mask: expected the shape (2 or 1, 1 or 4, 8, 6) for x of (2, 4, 8, 6), got (2, 1, 8, 5)"),
+        ({"mask": torch.ones(3, 1, 8, 6)}, ValueError,
+         "mask: expected the shape (2 or 1, 1 or 4, 8, 6) for x of (2, 4, 8, 6), got (3, 1, 8, 6)"),
+        ({"mask": torch.ones(2, 3, 8, 6)}, ValueError,
+         "mask: expected the shape (2 or 1, 1 or 4, 8, 6) for x of (2, 4, 8, 6), got (2, 3, 8, 6)"),
+        ({"mask": KNOWN, "mask_channels": (3, 1)}, ValueError,
+         "mask: expected the shape (2 or 1, 2, 8, 6) for x of (2, 4, 8, 6), got (2, 1, 8, 6)"),
+        ({"mask_channels": (3, 2)}, ValueError,
+         "mask_channels: expected numbers that add up to x's 4 channels, got [3, 2]"),
+        ({"mask": KNOWN.to(torch.complex64)}, TypeError,
+         "mask: expected a bool, integer or floating-point mask, got torch.complex64"),
+        ({"mask": KNOWN.to("meta")}, ValueError, "mask: expected the device of x, cpu, got meta"),
+        ({"weight": W[0]}, ValueError,
+         "weight: expected the shape (Co, Ci / groups, kh, kw), got (4, 3, 3)"),
+        ({"weight": W[:, :3]}, ValueError, "weight: expected the shape (6, 4, 3, 3), got"
+         " (6, 3, 3, 3)"),
+        ({"weight": W.double()}, TypeError,
+         "weight: expected the dtype of x, torch.float32, got torch.float64"),
+        ({"groups": 3}, ValueError, "groups: expected a divisor of x's 4 channels, got 3"),
+        ({"groups": 4}, ValueError, "groups: expected a divisor of weight's 6 channels, got 4"),
+        ({"groups": 0}, ValueError, "groups: expected 1 to 2147483647, got 0"),
+        ({"stride": -1}, ValueError, "stride: expected 1 to 2147483647, got -1"),
+        ({"stride": (1, 1, 1)}, ValueError, "stride: expected an int or 2 of them, got 3"),
+        ({"padding": 1.0}, TypeError, "padding: expected an int, got float"),
+        ({"padding": "full"}, ValueError,
+         "padding: expected one of ['same', 'valid'], got 'full'"),
+        ({"padding": "same", "stride": 2}, ValueError,
+         "stride: expected 1 with padding 'same', got 2"),
+        ({"dilation": 4}, ValueError,
+         "weight: expected windows that fit into the padded size, got a kernel of (3, 3) with"
+         " dilation (4, 4) for (8, 6) padded by (0, 0)"),
+        ({"bias": torch.zeros(5)}, ValueError, "bias: expected the shape (6,), got (5,)"),
+        ({"form": "mean"}, ValueError, "form: expected one of ['ratio', 'sum'], got 'mean'"),
+        ({"eps": 0.0}, ValueError, "eps: expected a positive finite number, got 0.0"),
+        ({"padding_mode": "same"}, ValueError, "padding_mode: expected one of ['circular',"
+         " 'reflect', 'replicate', 'zeros'], got 'same'"),
+        ({"norm_weight": torch.ones(6)}, ValueError,
+         "norm_bias: expected both norm_weight and norm_bias, or none"),
+        ({"negative_slope": 2.0}, ValueError, "negative_slope: expected 0 to 1, got 2.0"),
+        ({"negative_slope": "0"}, TypeError, "negative_slope: expected a number, got str"),
+        ({"window": (KNOWN, KNOWN)}, ValueError,
+         "window: expected two tensors of the shape (2 or 1, 1, 6, 4), got (2, 1, 8, 6)"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments: dict, kind: type[Exception], error: str) -> None:
+    given = {"x": IMAGE, "mask": KNOWN, "weight": W} | arguments
+    with pytest.raises(kind) as raised:
+        torchext.partial_conv2d(**given)
+    assert str(raised.value) == error
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["x", "mask", "weight", "bias", "stride", "padding", "groups", "eps"]),
+    value=st.one_of(st.none(), st.integers(-3, 0), st.text(max_size=2), st.floats(-2, 0)),
+)
+def test_no_bad_argument_reaches_a_kernel(name: str, value: Any) -> None:
+    if (name in ("mask", "bias") and value is None) or (name == "padding" and value == 0):
+        return
+    if isinstance(value, float) and name == "padding":
+        return
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+        torchext.partial_conv2d(**{"x": IMAGE, "mask": KNOWN, "weight": W, name: value})
