@@ -26,6 +26,7 @@ from . import (
     partial_conv,
     region_norm,
     self_aware_affine,
+    upsample_conv,
 )
 from .common import CUDA_OPTIONS, Variant
 
@@ -50,6 +51,7 @@ def variants() -> list[Variant]:
         *modulated_norm.ahead_of_time_variants(),
         *diversity_map.ahead_of_time_variants(),
         *label_conv2d.ahead_of_time_variants(),
+        *upsample_conv.ahead_of_time_variants(),
     ]
 
 

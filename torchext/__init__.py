@@ -41,11 +41,13 @@ from .ops import (
     oriented_filter_max,
     partial_conv2d,
     partial_conv3d,
+    partial_upsample_conv2d,
     region_norm,
     region_statistics,
     self_aware_affine,
     self_aware_region_norm,
     soft_diversity_map,
+    upsample_conv2d,
 )
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "oriented_filter_max",
     "partial_conv2d",
     "partial_conv3d",
+    "partial_upsample_conv2d",
     "reference",
     "region_norm",
     "region_statistics",
@@ -73,4 +76,5 @@ __all__ = [
     "self_aware_affine",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "upsample_conv2d",
 ]

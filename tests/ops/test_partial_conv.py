@@ -14,6 +14,7 @@ from support.tolerance import assert_close
 
 import torchext
 from torchext import backend, reference
+from torchext.ops import partial_conv as partial_conv_ops
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 RAW_OPS = ("cpu", "cuda-emulated", "triton-interpreted", "cuda", "triton")
@@ -399,6 +400,98 @@ def test_opcheck(last: bool) -> None:
     torch.library.opcheck(ops.partial_conv_epilogue_backward, (raw, scale, updated))
 
 
+def test_opcheck_of_the_one_op() -> None:
+    ops = torch.ops.torchext
+    for case in (CASES[5], CASES[-3]):
+        tensors = make(case, torch.float32)
+        dimensions = len(case.kernel)
+        stride, padding = ([value] * dimensions for value in (1, 1))
+        size = [n + 2 - (k - 1) for n, k in zip(case.x[2:], case.kernel, strict=True)]
+        geometry = (stride, padding, [1] * dimensions)
+        window = (list(case.kernel), *geometry, size, True, True, 1e-8)
+        scale, updated = ops.mask_window(tensors.mask, [], *window)
+        first = (tensors.x, tensors.mask, [], scale, updated, tensors.weight)
+        torch.library.opcheck(
+            ops.partial_conv, (*first, tensors.bias, None, None, 1.0, False, *geometry, 1)
+        )
+        leaves = [leaf.requires_grad_() for leaf in tensors.leaves().values()]
+        first = (leaves[0], *first[1:5], leaves[1])
+        for norm, slope in ((None, 1.0), (tensors.bias, 0.2)):
+            torch.library.opcheck(
+                ops.partial_conv, (*first, leaves[2], norm, norm, slope, False, *geometry, 1)
+            )
+        grad = torch.randn(case.x[0], case.out, *size)
+        torch.library.opcheck(
+            ops.partial_conv_backward,
+            (grad, *(t.detach() if isinstance(t, torch.Tensor) else t for t in first),
+             *geometry, 1, [True, True, True]),
+        )  # fmt: skip
+
+
+BLOB = torch.zeros(2, 1, 75, 83)
+BLOB[0, :, 10:30, 50:83] = BLOB[1, :, 60:, :20] = 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masks", [1, 5])
+@pytest.mark.parametrize(
+    "kernel, options",
+    [
+        (3, {"padding": 1}),
+        (5, {"padding": 2, "stride": (1, 2)}),
+        (3, {"padding": 2, "dilation": 2}),
+        (1, {}),
+        (3, {"padding": 1, "negative_slope": 0.2, "norm": True}),
+        (3, {"padding": 1, "negative_slope": 0.0, "norm": True, "mask_output": True}),
+    ],
+    ids=str,
+)
+def test_tiles_of_holes_are_skipped(
+    kernel: int, options: dict, masks: int, dtype: torch.dtype
+) -> None:
+    """A mask with large holes, where only some tiles of the output are convolved."""
+    options = dict(options)
+    generator = torch.Generator().manual_seed(kernel)
+    x = torch.randn(2, 5, 75, 83, generator=generator).to(dtype)
+    x[BLOB.expand_as(x) == 0] = float("nan")
+    weight = torch.randn(6, 5, kernel, kernel, generator=generator).to(dtype)
+    bias = torch.randn(6, generator=generator).to(dtype)
+    mask = BLOB.repeat(1, masks, 1, 1)
+    if options.pop("norm", False):
+        options |= {"norm_weight": bias.flip(0), "norm_bias": bias + 1}
+    skipped = []
+    live_tiles = partial_conv_ops._live_tiles
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            partial_conv_ops,
+            "_live_tiles",
+            lambda *a: skipped.append(live_tiles(*a)) or skipped[-1],
+        )
+        y, updated = torchext.partial_conv2d(x, mask, weight, bias, **options)
+    assert (skipped[0] < 0).float().mean() > 0.3
+    doubles = {key: v.double() for key, v in options.items() if isinstance(v, torch.Tensor)}
+    with running("reference"):
+        wanted, wanted_mask = torchext.partial_conv2d(
+            x.double(), mask, weight.double(), bias.double(), **{**options, **doubles}
+        )
+    room = 4 if dtype == torch.bfloat16 else 1
+    assert_close("y", y, wanted, length=5 * kernel**2, scale=room * wanted.abs().max().item())
+    assert torch.equal(updated.double(), wanted_mask)
+
+
+def test_opcheck_of_tiles() -> None:
+    ops = torch.ops.torchext
+    x = torch.randn(2, 3, 20, 18)
+    slots = torch.tensor([[[0, -1, 1], [-1, 2, -1], [3, -1, -1]], [[4, 5, -1], [-1] * 3, [-1] * 3]])
+    slots = slots.int()
+    tiles = (slots, 6, [10, 10], [1, 1], [1, 1])
+    torch.library.opcheck(ops.gather_tiles, (x, torch.ones(2, 1, 20, 18), [], *tiles))
+    torch.library.opcheck(ops.gather_tiles, (x, None, [], *tiles))
+    maps = torch.ones(2, 1, 20, 18)
+    arguments = (slots, maps, maps, torch.ones(3), None, None, 1.0, False)
+    torch.library.opcheck(ops.scatter_tiles, (torch.randn(6, 3, 8, 8), *arguments))
+
+
 @pytest.mark.parametrize("name", parameters("cuda-emulated"))
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", [CASES[5], CASES[12]], ids=str)
@@ -445,7 +538,7 @@ def test_window_of_any_geometry(data: st.DataObject) -> None:
 
 
 def test_saved_for_backward_is_little() -> None:
-    """x * mask, the weight and maps of one channel."""
+    """x, the weight and maps of one channel."""
     saved = {}
     x, weight = torch.randn(1, 32, 40, 40, requires_grad=True), torch.randn(32, 32, 3, 3)
     weight.requires_grad_()
@@ -457,8 +550,135 @@ def test_saved_for_backward_is_little() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         torchext.partial_conv2d(x, mask, weight, torch.randn(32), padding=1)
-    assert sum(saved.values()) <= x.nbytes + weight.nbytes + 3 * mask.nbytes
+    assert sum(saved.values()) <= x.nbytes + weight.nbytes + 3 * mask.nbytes + 4 * 32
 
 
 def test_which_says_the_backend() -> None:
     assert backend.which("mask_window", torch.ones(1)) in backend.names()
+
+
+SMALL_MASK = mask_of("irregular", 2, 1, (12, 10)).float()
+SMALL_WEIGHT = torch.arange(108, dtype=torch.float32).sin().view(3, 4, 3, 3)
+
+
+def conv2d(x: torch.Tensor) -> torch.Tensor:
+    bias = SMALL_WEIGHT[:, 0, 0, 0]
+    return torchext.partial_conv2d(x, SMALL_MASK, SMALL_WEIGHT, bias, padding=1)[0]
+
+
+def upsample(x: torch.Tensor) -> torch.Tensor:
+    return torchext.partial_upsample_conv2d(x, SMALL_MASK, SMALL_WEIGHT, negative_slope=0.2)[0]
+
+
+@pytest.mark.parametrize("function", [conv2d, upsample], ids=lambda f: f.__name__)
+class TestTransforms:
+    """torch.compile, export, torch.func and autocast."""
+
+    def gradient(self, function: Any, x: torch.Tensor) -> list[torch.Tensor]:
+        x = x.clone().requires_grad_()
+        y = function(x)
+        return [y.detach(), *torch.autograd.grad((y * cotangent(y)).sum(), x)]
+
+    def test_compile_fullgraph(self, function: Any) -> None:
+        torch._dynamo.reset()
+        x = torch.randn(2, 4, 12, 10)
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for got, wanted in zip(self.gradient(compiled, x), self.gradient(function, x), strict=True):
+            assert_close("compiled", got, wanted.double(), length=36)
+
+    def test_export(self, function: Any) -> None:
+        class Module(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return function(x)
+
+        x = torch.randn(2, 4, 12, 10)
+        exported = torch.export.export(Module(), (x,))
+        assert_close("exported", exported.module()(x), function(x).double(), length=36)
+
+    def test_func(self, function: Any) -> None:
+        x = torch.randn(2, 4, 12, 10)
+        _, wanted = self.gradient(function, x)
+        weights = cotangent(function(x))
+        got = torch.func.grad(lambda x: (function(x) * weights).sum())(x)
+        assert_close("grad", got, wanted.double(), length=36)
+        pair = torch.stack((x, 2 * x))
+        both = torch.func.vmap(function)(pair)
+        assert_close("vmap", both[1], function(2 * x).double(), length=36)
+
+
+W = torch.zeros(6, 4, 3, 3)
+IMAGE = torch.zeros(2, 4, 8, 6)
+KNOWN = torch.ones(2, 1, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "arguments, kind, error",
+    [
+        ({"x": [1]}, TypeError, "x: expected a torch.Tensor, got list"),
+        ({"x": IMAGE.long()}, TypeError,
+         "x: expected float32, float64, float16 or bfloat16, got torch.int64"),
+        ({"x": IMAGE[0]}, ValueError, "x: expected the shape (N, C, H, W), got (4, 8, 6)"),
+        ({"mask": KNOWN[..., :5]}, ValueError,
+         "mask: expected the shape (2 or 1, 1 or 4, 8, 6) for x of (2, 4, 8, 6), got (2, 1, 8, 5)"),
+        ({"mask": torch.ones(3, 1, 8, 6)}, ValueError,
+         "mask: expected the shape (2 or 1, 1 or 4, 8, 6) for x of (2, 4, 8, 6), got (3, 1, 8, 6)"),
+        ({"mask": torch.ones(2, 3, 8, 6)}, ValueError,
+         "mask: expected the shape (2 or 1, 1 or 4, 8, 6) for x of (2, 4, 8, 6), got (2, 3, 8, 6)"),
+        ({"mask": KNOWN, "mask_channels": (3, 1)}, ValueError,
+         "mask: expected the shape (2 or 1, 2, 8, 6) for x of (2, 4, 8, 6), got (2, 1, 8, 6)"),
+        ({"mask_channels": (3, 2)}, ValueError,
+         "mask_channels: expected numbers that add up to x's 4 channels, got [3, 2]"),
+        ({"mask": KNOWN.to(torch.complex64)}, TypeError,
+         "mask: expected a bool, integer or floating-point mask, got torch.complex64"),
+        ({"mask": KNOWN.to("meta")}, ValueError, "mask: expected the device of x, cpu, got meta"),
+        ({"weight": W[0]}, ValueError,
+         "weight: expected the shape (Co, Ci / groups, kh, kw), got (4, 3, 3)"),
+        ({"weight": W[:, :3]}, ValueError, "weight: expected the shape (6, 4, 3, 3), got"
+         " (6, 3, 3, 3)"),
+        ({"weight": W.double()}, TypeError,
+         "weight: expected the dtype of x, torch.float32, got torch.float64"),
+        ({"groups": 3}, ValueError, "groups: expected a divisor of x's 4 channels, got 3"),
+        ({"groups": 4}, ValueError, "groups: expected a divisor of weight's 6 channels, got 4"),
+        ({"groups": 0}, ValueError, "groups: expected 1 to 2147483647, got 0"),
+        ({"stride": -1}, ValueError, "stride: expected 1 to 2147483647, got -1"),
+        ({"stride": (1, 1, 1)}, ValueError, "stride: expected an int or 2 of them, got 3"),
+        ({"padding": 1.0}, TypeError, "padding: expected an int, got float"),
+        ({"padding": "full"}, ValueError,
+         "padding: expected one of ['same', 'valid'], got 'full'"),
+        ({"padding": "same", "stride": 2}, ValueError,
+         "stride: expected 1 with padding 'same', got 2"),
+        ({"dilation": 4}, ValueError,
+         "weight: expected windows that fit into the padded size, got a kernel of (3, 3) with"
+         " dilation (4, 4) for (8, 6) padded by (0, 0)"),
+        ({"bias": torch.zeros(5)}, ValueError, "bias: expected the shape (6,), got (5,)"),
+        ({"form": "mean"}, ValueError, "form: expected one of ['ratio', 'sum'], got 'mean'"),
+        ({"eps": 0.0}, ValueError, "eps: expected a positive finite number, got 0.0"),
+        ({"padding_mode": "same"}, ValueError, "padding_mode: expected one of ['circular',"
+         " 'reflect', 'replicate', 'zeros'], got 'same'"),
+        ({"norm_weight": torch.ones(6)}, ValueError,
+         "norm_bias: expected both norm_weight and norm_bias, or none"),
+        ({"negative_slope": 2.0}, ValueError, "negative_slope: expected 0 to 1, got 2.0"),
+        ({"negative_slope": "0"}, TypeError, "negative_slope: expected a number, got str"),
+        ({"window": (KNOWN, KNOWN)}, ValueError,
+         "window: expected two tensors of the shape (2 or 1, 1, 6, 4), got (2, 1, 8, 6)"),
+    ],
+)  # fmt: skip
+def test_bad_input(arguments: dict, kind: type[Exception], error: str) -> None:
+    given = {"x": IMAGE, "mask": KNOWN, "weight": W} | arguments
+    with pytest.raises(kind) as raised:
+        torchext.partial_conv2d(**given)
+    assert str(raised.value) == error
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["x", "mask", "weight", "bias", "stride", "padding", "groups", "eps"]),
+    value=st.one_of(st.none(), st.integers(-3, 0), st.text(max_size=2), st.floats(-2, 0)),
+)
+def test_no_bad_argument_reaches_a_kernel(name: str, value: Any) -> None:
+    if (name in ("mask", "bias") and value is None) or (name == "padding" and value == 0):
+        return
+    if isinstance(value, float) and name == "padding":
+        return
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+        torchext.partial_conv2d(**{"x": IMAGE, "mask": KNOWN, "weight": W, name: value})

@@ -12,7 +12,11 @@ COMPOSITES = {"self_aware_region_norm"}
 # Their modules stand with the modules of another op.
 MODULES_WITH = {"self_aware_affine": "region_norm", "self_aware_region_norm": "region_norm"}
 # Timed as a part of another op.
-BENCHMARKED_WITH = {"self_aware_affine": "region_norm", "self_aware_region_norm": "region_norm"}
+BENCHMARKED_WITH = {
+    "self_aware_affine": "region_norm",
+    "self_aware_region_norm": "region_norm",
+    "upsample_conv": "partial_conv",
+}
 
 
 def rooms(op: str) -> list[str]:

@@ -13,6 +13,7 @@ from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
+from . import upsample_conv as _upsample_conv
 from .diversity_map import diversity_map, soft_diversity_map
 from .gabor_orientation import (
     difference_of_gaussians_bank,
@@ -24,10 +25,11 @@ from .gabor_orientation import (
 )
 from .label_conv2d import label_conv2d
 from .modulated_norm import modulated_norm
-from .partial_conv import mask_window, partial_conv2d, partial_conv3d
+from .partial_conv import mask_window, partial_conv2d, partial_conv3d, partial_upsample_conv2d
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
+from .upsample_conv import upsample_conv2d
 
 __all__ = [
     "difference_of_gaussians_bank",
@@ -43,11 +45,13 @@ __all__ = [
     "oriented_filter_max",
     "partial_conv2d",
     "partial_conv3d",
+    "partial_upsample_conv2d",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "upsample_conv2d",
 ]
 
 _FAMILIES = (
@@ -59,6 +63,7 @@ _FAMILIES = (
     _diversity_map,
     _gabor_orientation,
     _label_conv2d,
+    _upsample_conv,
 )
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
@@ -72,6 +77,7 @@ _TRITON_LAUNCHERS = {
         "region_norm_backward_apply",
     ),
     "self_aware_affine": ("channel_mean_max", "self_aware_maps", "self_aware_maps_backward"),
+    "upsample_conv": ("interleave_phases", "interleave_phases_backward"),
     "partial_conv": (
         "mask_window",
         "mask_product",

@@ -29,7 +29,7 @@ def _loop(run: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         def sample(index: int) -> list[Any]:
             return [
-                arg if dim is None else arg.select(dim, index)
+                arg.select(dim, index) if isinstance(dim, int) else arg  # of a list: a list of None
                 for arg, dim in zip(args, in_dims, strict=True)
             ]
 

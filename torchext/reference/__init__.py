@@ -17,11 +17,13 @@ from .partial_conv import (
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
+from .upsample_conv import interleave_phases, upsample_conv2d
 
 __all__ = [
     "channel_mean_max",
     "diversity_map",
     "filter_responses",
+    "interleave_phases",
     "label_conv2d",
     "mask_product",
     "mask_window",
@@ -38,4 +40,5 @@ __all__ = [
     "self_aware_maps",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "upsample_conv2d",
 ]
