@@ -203,7 +203,26 @@ def traffic_cases() -> dict[str, tuple[Callable[[], Any], int]]:
             lambda arguments=derivative: ops.self_aware_region_norm_backward(*arguments),
             5 * T,
         )
-    return cases
+    return cases | _gabor_cases()
+
+
+def _gabor_cases() -> dict[str, tuple[Callable[[], Any], int]]:
+    """Forward: the image in, two maps out. Backward of the image: two maps in, one out."""
+    ops = torch.ops.torchext_emulated
+    image = 255 * torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    bank = torchext.gabor_bank()
+    response, index = ops.oriented_filter_max(image, bank, False)
+    floor = 3 * image.nbytes
+    return {
+        "oriented_filter_max forward": (
+            lambda: ops.oriented_filter_max(image, bank, False),
+            floor,
+        ),
+        "oriented_filter_max backward image": (
+            lambda: ops.oriented_filter_max_backward_image(response, index, bank),
+            floor,
+        ),
+    }
 
 
 def traffic() -> tuple[list[Row], dict[str, int]]:

@@ -79,24 +79,6 @@ def test_bands_meet_without_a_seam(tmp_path: Path) -> None:
     assert np.array_equal(results[0][0], code[0, 0].numpy())
 
 
-def test_memory_does_not_grow_with_the_photograph(tmp_path: Path) -> None:
-    """Tensors alive at once, as PyTorch's allocator counts them."""
-    from benchmarks.harness import peak_bytes
-
-    peaks = []
-    for height in (400, 1600):
-        photo = save(noise(height, 300), tmp_path / f"{height}.png")
-        peaks.append(
-            peak_bytes(
-                lambda photo=photo: orientation.convert_photo(
-                    photo, tmp_path / "out.png", band_pixels=300 * 64
-                ),
-                "cpu",
-            )
-        )
-    assert peaks[1] <= 1.05 * peaks[0]
-
-
 def test_modes_of_pictures(tmp_path: Path) -> None:
     grey = stripes(0.8)
     colour = np.stack([grey] * 3, axis=-1)

@@ -40,6 +40,10 @@ def test_traffic_and_launches(ledger: tuple) -> None:
             row = rows[f"self_aware_region_norm {direction} {layout}"]
             assert row["launches"] <= 5
             assert row["bytes"] <= 1.1 * row["floor_bytes"]
+    for direction in ("forward", "backward image"):
+        row = rows[f"oriented_filter_max {direction}"]
+        assert row["launches"] == 1
+        assert row["bytes"] <= 1.5 * row["floor_bytes"]
 
 
 def test_occupancy() -> None:

@@ -51,19 +51,19 @@ def published(
 def test_published_form(kind: str, dark: bool, name: str) -> None:
     image = (0.02 * IMAGE - 0.98 if dark else IMAGE).double()
     with running(name) as device:
-        leaf = image.to(device).requires_grad_()
+        leaf = image.clone().to(device).requires_grad_()
         hair, code = HAIR.to(device), CODE.to(device)
         losses = nn.OrientationLoss(kind)(leaf, code, hair)
         sum(losses).backward()
         two_channel, confidence = nn.GaborOrientation(kind)(leaf.detach(), hair)
-    leaf64 = image.clone().requires_grad_()
+    leaf64 = image.detach().clone().requires_grad_()
     expected = published(leaf64, CODE.double(), HAIR.double(), kind)
     (expected[2] + expected[3]).backward()
-    assert_close("two_channel", two_channel, expected[0], length=300)
-    assert_close("confidence", confidence, expected[1], length=300)
+    assert_close("two_channel", two_channel, expected[0], length=3000)
+    assert_close("confidence", confidence, expected[1], length=3000)
     for got, want in zip(losses, expected[2:], strict=True):
         assert_close("loss", got[None], want[None], length=2000)
-    assert_close("gradient", leaf.grad, leaf64.grad, length=300)
+    assert_close("gradient", leaf.grad, leaf64.grad, length=300, condition=16)
     assert leaf64.grad.abs().max() > 0
 
 
