@@ -11,7 +11,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from benchmarks import demo
+from benchmarks import layer_demo as demo
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_truncated_and_tiny_pictures(picture: np.ndarray, tmp_path: Path) -> Non
     Image.fromarray(picture).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(demo.UnreadableError, match="--image: cannot read"):
+    with pytest.raises(demo.pictures.UnreadableError, match="--image: cannot read"):
         demo.load_image(tmp_path / "half.png")
     Image.new("RGB", (100, 8)).save(tmp_path / "tiny.png")
-    with pytest.raises(demo.UnreadableError, match="at least 12 pixels a side"):
+    with pytest.raises(demo.pictures.UnreadableError, match="at least 12 pixels a side"):
         demo.load_image(tmp_path / "tiny.png")
 
 
