@@ -77,7 +77,7 @@ def partial_convolution(scale: float) -> Variant:
     ours = PConvUNet(5, width=24, form="ratio")
     theirs = published.UNet(PConvUNet(5, width=24))
     return Variant(
-        "partial convolutions", ours, theirs, predict, fill_by_partial_convolution, int(360 * scale)
+        "partial convolutions", ours, theirs, predict, fill_by_partial_convolution, int(700 * scale)
     )
 
 
@@ -92,7 +92,7 @@ def region_normalization(scale: float) -> Variant:
         published.with_published_region_norm(ours),
         predict,
         fill_by_region_normalization,
-        int(260 * scale),
+        int(450 * scale),
     )
 
 
@@ -239,7 +239,8 @@ def draw(image: Tensor, known: Tensor, fills: Sequence[Fill], path: Path) -> Non
     for fill in fills:
         title = f"{fill.title}: {fill.psnr:.1f} dB, SSIM {fill.ssim:.2f} in the hole"
         cells.append((title, fill.image, fill.note))
-    figure, axes = pyplot.subplots(2, 3, figsize=(13.5, 9.6), layout="constrained")
+    ratio = image.shape[2] / image.shape[3]
+    figure, axes = pyplot.subplots(2, 3, figsize=(13.5, 1.8 + 9 * ratio), layout="constrained")
     for axis, (title, picture, note) in zip(axes.flat, cells, strict=False):
         axis.set_title(title, fontsize=11, loc="left")
         axis.imshow(picture[0].permute(1, 2, 0).numpy(), interpolation="nearest")
