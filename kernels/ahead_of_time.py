@@ -18,7 +18,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import region_norm, self_aware_affine
+from . import partial_conv, region_norm, self_aware_affine, upsample_conv
 from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
@@ -37,6 +37,8 @@ def variants() -> list[Variant]:
     return [
         *region_norm.ahead_of_time_variants(),
         *self_aware_affine.ahead_of_time_variants(),
+        *partial_conv.ahead_of_time_variants(),
+        *upsample_conv.ahead_of_time_variants(),
     ]
 
 

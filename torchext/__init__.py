@@ -33,11 +33,13 @@ from .ops import (
     modulated_norm,
     partial_conv2d,
     partial_conv3d,
+    partial_upsample_conv2d,
     region_norm,
     region_statistics,
     self_aware_affine,
     self_aware_region_norm,
     soft_diversity_map,
+    upsample_conv2d,
 )
 
 __all__ = [
@@ -50,10 +52,12 @@ __all__ = [
     "nn",
     "partial_conv2d",
     "partial_conv3d",
+    "partial_upsample_conv2d",
     "reference",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "upsample_conv2d",
 ]

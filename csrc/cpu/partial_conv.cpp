@@ -25,8 +25,11 @@ namespace {
 using torch::stable::parallel_for;
 using Sizes = std::vector<int64_t>;
 
-int64_t tiles_of(int64_t count) {
-  return (count + kTile - 1) / kTile;
+// Elements of a plane that one unit of parallel work takes.
+constexpr int64_t kUnit = 8 * kTile;
+
+int64_t units_of(int64_t count) {
+  return (count + kUnit - 1) / kUnit;
 }
 
 // --- mask window -------------------------------------------------------------------------------
@@ -64,12 +67,12 @@ template <class T>
 std::vector<accumulate_t<T>> channel_sums(const Tensor& mask, bool channels_last, int64_t pixels,
                                           const std::vector<accumulate_t<T>>& factors) {
   using A = accumulate_t<T>;
-  const int64_t N = mask.size(0), G = mask.size(1), tiles = tiles_of(pixels);
+  const int64_t N = mask.size(0), G = mask.size(1), units = units_of(pixels);
   std::vector<A> sums(N * pixels);
-  parallel_for(0, N * tiles, std::max<int64_t>(1, 32 / G), [&](int64_t begin, int64_t end) {
+  parallel_for(0, N * units, std::max<int64_t>(1, 4 / G), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / tiles, first = unit % tiles * kTile;
-      const int64_t count = std::min(kTile, pixels - first);
+      const int64_t n = unit / units, first = unit % units * kUnit;
+      const int64_t count = std::min(kUnit, pixels - first);
       A* out = sums.data() + n * pixels + first;
       if (channels_last) {
         TORCHEXT_AT_SIMD_LEVEL(sum_channels<T>)(data<T>(mask) + (n * pixels + first) * G,
@@ -154,72 +157,94 @@ std::tuple<Tensor, Tensor> mask_window_cpu(const Tensor& mask, const Sizes& mask
 
 // --- product -----------------------------------------------------------------------------------
 
-Tensor mask_product_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_channels) {
+// Which mask channel, of which image, a channel of x meets.
+struct MaskLayout {
+  int64_t masks, pixels, shared;  // shared: 0 if one mask serves all images, else 1
+  Sizes ends;                     // where each mask channel's run of x's channels ends
+  bool each;                      // each channel of x has its own
+
+  MaskLayout(const Tensor& x, const Tensor& mask, const Sizes& mask_channels)
+      : masks(mask.dim() == 4 ? mask.size(1) : 0),
+        pixels(x.size(2) * x.size(3)),
+        shared(mask.dim() == 4 && mask.size(0) == 1 ? 0 : 1),
+        each(masks > 1 && mask_channels.empty()) {
+    expects(mask.dim() == 4 && (mask.size(0) == x.size(0) || mask.size(0) == 1) &&
+                mask.size(2) == x.size(2) && mask.size(3) == x.size(3) &&
+                mask.scalar_type() == x.scalar_type(),
+            "mask: expected x's dtype, height and width, and its batch size or 1");
+    const int64_t C = x.size(1);
+    if (each) {
+      expects(masks == C, "mask: expected one channel, or x's");
+      expects(is_channels_last(mask) == is_channels_last(x), "mask: expected x's memory format");
+      return;
+    }
+    expects(mask.is_contiguous(), "mask: expected a contiguous mask");
+    int64_t end = 0;
+    for (int64_t channels : masks == 1 ? Sizes{C} : mask_channels) ends.push_back(end += channels);
+    expects(static_cast<int64_t>(ends.size()) == masks && end == C,
+            "mask_channels: expected a number for each mask channel, x's channels in all");
+  }
+  int64_t of(int64_t c) const {
+    return each ? c : std::upper_bound(ends.begin(), ends.end(), c) - ends.begin();
+  }
+  // Of contiguous masks: where the plane of channel c of image n begins.
+  int64_t plane(int64_t n, int64_t c) const { return (shared * n * masks + of(c)) * pixels; }
+};
+
+void multiply_mask_into(const Tensor& x, const Tensor& mask, const Sizes& mask_channels,
+                        const Tensor& y) {
   const bool channels_last = is_channels_last(x);
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
-  expects(mask.dim() == 4 && (mask.size(0) == N || mask.size(0) == 1) &&
-              mask.size(2) == x.size(2) && mask.size(3) == x.size(3) &&
-              mask.scalar_type() == x.scalar_type(),
-          "mask: expected x's dtype, height and width, and its batch size or 1");
-  const int64_t G = mask.size(1);
-  // Where mask channel g ends among x's channels.
-  Sizes ends;
-  int64_t end = 0;
-  if (G == 1) {
-    ends = {C};
-  } else if (!mask_channels.empty()) {
-    for (int64_t channels : mask_channels) ends.push_back(end += channels);
-    expects(static_cast<int64_t>(ends.size()) == G && end == C,
-            "mask_channels: expected a number for each mask channel, x's channels in all");
-  } else {
-    expects(G == C, "mask: expected one channel, or x's");
-  }
-  const bool elementwise = ends.empty();
-  expects(elementwise ? is_channels_last(mask) == channels_last : mask.is_contiguous(),
-          "mask: expected a contiguous mask, or x's memory format if it has x's channels");
-  Tensor y = torch::stable::empty_like(x);
-  const int64_t shared = mask.size(0) == 1 ? 0 : 1;  // 0: one mask for all images
+  const MaskLayout layout(x, mask, mask_channels);
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* in = data<T>(x);
     const T* masks = data<T>(mask);
     T* out = mutable_data<T>(y);
-    if (elementwise) {
-      const int64_t image = C * P, tiles = tiles_of(image);
-      parallel_for(0, N * tiles, 16, [&](int64_t begin, int64_t stop) {
+    if (layout.each && channels_last) {
+      const int64_t image = C * P, units = units_of(image);
+      parallel_for(0, N * units, 2, [&](int64_t begin, int64_t stop) {
         for (int64_t unit = begin; unit < stop; ++unit) {
-          const int64_t n = unit / tiles, first = unit % tiles * kTile;
+          const int64_t n = unit / units, first = unit % units * kUnit;
           TORCHEXT_AT_SIMD_LEVEL(multiply_mask<T>)(
-              in + n * image + first, masks + shared * n * image + first,
-              std::min(kTile, image - first), out + n * image + first);
+              in + n * image + first, masks + layout.shared * n * image + first,
+              std::min(kUnit, image - first), out + n * image + first);
         }
       });
       return;
     }
     if (channels_last) {
-      parallel_for(0, N * P, std::max<int64_t>(1, 16 * kTile / C),
-                   [&](int64_t begin, int64_t stop) {
-                     for (int64_t pixel = begin; pixel < stop; ++pixel) {
-                       const T* values = masks + shared * (pixel / P) * G * P + pixel % P;
-                       for (int64_t g = 0, c = 0; g < G; c = ends[g++])
-                         TORCHEXT_AT_SIMD_LEVEL(multiply_mask_value<T>)(
-                             in + pixel * C + c, values[g * P], ends[g] - c, out + pixel * C + c);
-                     }
-                   });
+      parallel_for(
+          0, N * P, std::max<int64_t>(1, 16 * kTile / C), [&](int64_t begin, int64_t stop) {
+            for (int64_t pixel = begin; pixel < stop; ++pixel) {
+              const T* values = masks + layout.shared * (pixel / P) * layout.masks * P + pixel % P;
+              for (int64_t g = 0, c = 0; g < layout.masks; c = layout.ends[g++])
+                TORCHEXT_AT_SIMD_LEVEL(multiply_mask_value<T>)(
+                    in + pixel * C + c, values[g * P], layout.ends[g] - c, out + pixel * C + c);
+            }
+          });
       return;
     }
-    const int64_t tiles = tiles_of(P);
-    parallel_for(0, N * C * tiles, 16, [&](int64_t begin, int64_t stop) {
+    const int64_t units = units_of(P);
+    parallel_for(0, N * C * units, 2, [&](int64_t begin, int64_t stop) {
       for (int64_t unit = begin; unit < stop; ++unit) {
-        const int64_t plane = unit / tiles, first = unit % tiles * kTile;
-        const int64_t g = std::upper_bound(ends.begin(), ends.end(), plane % C) - ends.begin();
+        const int64_t plane = unit / units, first = unit % units * kUnit;
         TORCHEXT_AT_SIMD_LEVEL(multiply_mask<T>)(
-            in + plane * P + first, masks + (shared * (plane / C) * G + g) * P + first,
-            std::min(kTile, P - first), out + plane * P + first);
+            in + plane * P + first, masks + layout.plane(plane / C, plane % C) + first,
+            std::min(kUnit, P - first), out + plane * P + first);
       }
     });
   });
+}
+
+Tensor mask_product_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_channels) {
+  Tensor y = torch::stable::empty_like(x);
+  multiply_mask_into(x, mask, mask_channels, y);
   return y;
+}
+
+void mask_product_in_place_cpu(const Tensor& x, const Tensor& mask, const Sizes& mask_channels) {
+  multiply_mask_into(x, mask, mask_channels, x);
 }
 
 // --- epilogue ----------------------------------------------------------------------------------
@@ -243,25 +268,31 @@ struct EpilogueShape {
   int64_t pixel_grain() const { return std::max<int64_t>(1, 16 * kTile / std::max<int64_t>(C, 1)); }
 };
 
-Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const Tensor& updated,
-                                 const std::optional<Tensor>& bias,
-                                 const std::optional<Tensor>& norm_weight,
-                                 const std::optional<Tensor>& norm_bias, double negative_slope,
-                                 bool mask_output) {
-  const EpilogueShape shape(raw, scale, updated);
-  const int64_t C = shape.C, P = shape.P;
-  const ScalarType type = accumulate_type(raw);
+template <class A>
+ChannelEpilogue<A> channel_epilogue(int64_t C, ScalarType type, const std::optional<Tensor>& bias,
+                                    const std::optional<Tensor>& norm_weight,
+                                    const std::optional<Tensor>& norm_bias, double negative_slope,
+                                    bool mask_output) {
   expects_plain(bias, type, C, "bias: expected a number per channel");
   expects_plain(norm_weight, type, C, "norm_weight: expected a number per channel");
   expects_plain(norm_bias, type, C, "norm_bias: expected a number per channel");
   expects(norm_weight.has_value() == norm_bias.has_value(),
           "norm_bias: expected both norm_weight and norm_bias, or none");
-  Tensor y = torch::stable::empty_like(raw);
+  return {data<A>(bias), data<A>(norm_weight), data<A>(norm_bias), static_cast<A>(negative_slope),
+          mask_output};
+}
+
+void epilogue_into(const Tensor& raw, const Tensor& scale, const Tensor& updated,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& norm_weight,
+                   const std::optional<Tensor>& norm_bias, double negative_slope, bool mask_output,
+                   const Tensor& y) {
+  const EpilogueShape shape(raw, scale, updated);
+  const int64_t C = shape.C, P = shape.P;
   dispatch_floating(raw.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const ChannelEpilogue<A> epilogue{data<A>(bias), data<A>(norm_weight), data<A>(norm_bias),
-                                      static_cast<A>(negative_slope), mask_output};
+    const ChannelEpilogue<A> epilogue = channel_epilogue<A>(
+        C, accumulate_type(raw), bias, norm_weight, norm_bias, negative_slope, mask_output);
     const T* in = data<T>(raw);
     const A* scales = data<A>(scale);
     const A* masks = data<A>(updated);
@@ -278,18 +309,36 @@ Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const T
       });
       return;
     }
-    const int64_t tiles = tiles_of(P);
-    parallel_for(0, shape.N * C * tiles, 16, [&](int64_t begin, int64_t end) {
+    const int64_t units = units_of(P);
+    parallel_for(0, shape.N * C * units, 2, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t plane = unit / tiles, first = unit % tiles * kTile;
+        const int64_t plane = unit / units, first = unit % units * kUnit;
         const int64_t at = shape.shared * (plane / C) * P + first;
         TORCHEXT_AT_SIMD_LEVEL(epilogue_plane<T>)(in + plane * P + first, scales + at, masks + at,
-                                                  std::min(kTile, P - first), plane % C, epilogue,
+                                                  std::min(kUnit, P - first), plane % C, epilogue,
                                                   out + plane * P + first);
       }
     });
   });
+}
+
+Tensor partial_conv_epilogue_cpu(const Tensor& raw, const Tensor& scale, const Tensor& updated,
+                                 const std::optional<Tensor>& bias,
+                                 const std::optional<Tensor>& norm_weight,
+                                 const std::optional<Tensor>& norm_bias, double negative_slope,
+                                 bool mask_output) {
+  Tensor y = torch::stable::empty_like(raw);
+  epilogue_into(raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output, y);
   return y;
+}
+
+void partial_conv_epilogue_in_place_cpu(const Tensor& raw, const Tensor& scale,
+                                        const Tensor& updated, const std::optional<Tensor>& bias,
+                                        const std::optional<Tensor>& norm_weight,
+                                        const std::optional<Tensor>& norm_bias,
+                                        double negative_slope, bool mask_output) {
+  epilogue_into(raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output,
+                raw);
 }
 
 std::tuple<Tensor, Tensor> partial_conv_epilogue_backward_cpu(const Tensor& grad,
@@ -307,9 +356,8 @@ std::tuple<Tensor, Tensor> partial_conv_epilogue_backward_cpu(const Tensor& grad
     const A* masks = data<A>(updated);
     T* out = mutable_data<T>(grad_raw);
     // Sums over parts of a fixed size, then over the parts in order.
-    const int64_t length =
-        shape.channels_last ? std::max<int64_t>(64, tiles_of(N * P) * kTile / 256) : kTile;
-    const int64_t parts = shape.channels_last ? (N * P + length - 1) / length : N * tiles_of(P);
+    const int64_t length = shape.channels_last ? std::max<int64_t>(64, (N * P + 255) / 256) : kUnit;
+    const int64_t parts = shape.channels_last ? (N * P + length - 1) / length : N * units_of(P);
     std::vector<A> partial(parts * C);
     if (shape.channels_last) {
       parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
@@ -327,14 +375,14 @@ std::tuple<Tensor, Tensor> partial_conv_epilogue_backward_cpu(const Tensor& grad
         }
       });
     } else {
-      const int64_t tiles = tiles_of(P);
-      parallel_for(0, N * C * tiles, 16, [&](int64_t begin, int64_t end) {
+      const int64_t units = units_of(P);
+      parallel_for(0, N * C * units, 2, [&](int64_t begin, int64_t end) {
         for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t plane = unit / tiles, first = unit % tiles * kTile;
+          const int64_t plane = unit / units, first = unit % units * kUnit;
           const int64_t at = shape.shared * (plane / C) * P + first;
-          partial[(plane / C * tiles + unit % tiles) * C + plane % C] = TORCHEXT_AT_SIMD_LEVEL(
+          partial[(plane / C * units + unit % units) * C + plane % C] = TORCHEXT_AT_SIMD_LEVEL(
               epilogue_backward_plane<T>)(in + plane * P + first, scales + at, masks + at,
-                                          std::min(kTile, P - first), out + plane * P + first);
+                                          std::min(kUnit, P - first), out + plane * P + first);
         }
       });
     }
@@ -347,12 +395,103 @@ std::tuple<Tensor, Tensor> partial_conv_epilogue_backward_cpu(const Tensor& grad
   return {grad_raw, grad_bias};
 }
 
+// --- tiles -------------------------------------------------------------------------------------
+// A convolution of only those tiles of the output whose windows are not all hole: gathered with
+// their borders and times the mask into a batch (x's share of them read, and written), convolved
+// by PyTorch, scattered through the epilogue (read; the whole result written).
+
+// slots: int32 (N, rows, columns) of tiles, each tile's place in the batch, -1 where it is dead.
+void expects_slots(const Tensor& slots, int64_t N) {
+  expects(slots.dim() == 3 && slots.size(0) == N && slots.is_contiguous() &&
+              slots.scalar_type() == ScalarType::Int,
+          "slots: expected contiguous int32 (N, rows, columns)");
+}
+
+Tensor gather_tiles_cpu(const Tensor& x, const std::optional<Tensor>& mask,
+                        const Sizes& mask_channels, const Tensor& slots, int64_t count,
+                        const Sizes& extent, const Sizes& stride, const Sizes& padding) {
+  expects(!is_channels_last(x), "x: expected a contiguous tensor");
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3);
+  expects_slots(slots, N);
+  expects(extent.size() == 2 && stride.size() == 2 && padding.size() == 2 && extent[0] > 0 &&
+              extent[1] > 0,
+          "extent: expected two sizes");
+  std::optional<MaskLayout> layout;
+  if (mask.has_value()) layout.emplace(x, *mask, mask_channels);
+  Tensor tiles = empty(x, {count, C, extent[0], extent[1]}, x.scalar_type());
+  const int64_t rows = slots.size(1), columns = slots.size(2);
+  dispatch_floating(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const PlaneWindows windows{H,         W,         -padding[1], kTileSide * stride[1],
+                               extent[0], extent[1], columns};
+    const int64_t area = extent[0] * extent[1];
+    parallel_for(0, N * rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t n = unit / rows, top = unit % rows * kTileSide * stride[0] - padding[0];
+        for (int64_t c = 0; c < C; ++c)
+          TORCHEXT_AT_SIMD_LEVEL(gather_row<T>)(
+              data<T>(x) + (n * C + c) * H * W,
+              layout ? data<T>(mask) + layout->plane(n, c) : nullptr, windows, top,
+              data<int32_t>(slots) + unit * columns, count, C * area,
+              mutable_data<T>(tiles) + c * area);
+      }
+    });
+  });
+  return tiles;
+}
+
+Tensor scatter_tiles_cpu(const Tensor& tiles, const Tensor& slots, const Tensor& scale,
+                         const Tensor& updated, const std::optional<Tensor>& bias,
+                         const std::optional<Tensor>& norm_weight,
+                         const std::optional<Tensor>& norm_bias, double negative_slope,
+                         bool mask_output) {
+  expects(tiles.dim() == 4 && tiles.is_contiguous(), "tiles: expected a contiguous batch");
+  expects(scale.dim() == 4 && slots.dim() == 3, "scale: expected four dimensions");
+  constexpr int64_t side = kTileSide;
+  const int64_t N = slots.size(0), C = tiles.size(1);
+  const int64_t H = scale.size(2), W = scale.size(3);
+  expects_slots(slots, N);
+  expects(tiles.size(2) == side && tiles.size(3) == side &&
+              slots.size(1) == (H + side - 1) / side && slots.size(2) == (W + side - 1) / side &&
+              (scale.size(0) == N || scale.size(0) == 1),
+          "slots: expected a place for each tile of scale");
+  const ScalarType type = accumulate_type(tiles);
+  expects_plain(scale, type, scale.size(0) * H * W, "scale: expected contiguous (N or 1, 1, H, W)");
+  expects_plain(updated, type, scale.size(0) * H * W, "updated: expected the shape of scale");
+  const int64_t shared = scale.size(0) == 1 ? 0 : 1;
+  Tensor y = empty(tiles, {N, C, H, W}, tiles.scalar_type());
+  dispatch_floating(tiles.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    const ChannelEpilogue<A> epilogue =
+        channel_epilogue<A>(C, type, bias, norm_weight, norm_bias, negative_slope, mask_output);
+    const int64_t rows = slots.size(1);
+    parallel_for(0, N * rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t n = unit / rows, top = unit % rows * side;
+        const int64_t map = shared * n * H * W + top * W;
+        for (int64_t c = 0; c < C; ++c)
+          TORCHEXT_AT_SIMD_LEVEL(scatter_row<T>)(
+              data<T>(tiles) + c * side * side, data<int32_t>(slots) + unit * slots.size(2),
+              tiles.size(0), C * side * side, data<A>(scale) + map, data<A>(updated) + map,
+              std::min(side, H - top), W, c, epilogue,
+              mutable_data<T>(y) + (n * C + c) * H * W + top * W);
+      }
+    });
+  });
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
   m.impl("mask_window", TORCH_BOX(&mask_window_cpu));
   m.impl("mask_product", TORCH_BOX(&mask_product_cpu));
+  m.impl("mask_product_", TORCH_BOX(&mask_product_in_place_cpu));
   m.impl("partial_conv_epilogue", TORCH_BOX(&partial_conv_epilogue_cpu));
+  m.impl("partial_conv_epilogue_", TORCH_BOX(&partial_conv_epilogue_in_place_cpu));
+  m.impl("gather_tiles", TORCH_BOX(&gather_tiles_cpu));
+  m.impl("scatter_tiles", TORCH_BOX(&scatter_tiles_cpu));
   m.impl("partial_conv_epilogue_backward", TORCH_BOX(&partial_conv_epilogue_backward_cpu));
 }
 

@@ -30,6 +30,20 @@ inline A masked(A value, A mask) {
   return mask == A(0) ? A(0) : value * mask;
 }
 
+// Loops of a fixed length, for the elements that are accumulated in their own type.
+template <class A>
+inline void multiply_lanes(const A* __restrict x, const A* __restrict mask, A* __restrict y) {
+#pragma omp simd
+  for (int64_t l = 0; l < kLanes; ++l) y[l] = masked(x[l], mask[l]);
+}
+
+template <class A>
+inline void rescale_row(const A* __restrict raw, const A* __restrict scale,
+                        const A* __restrict updated, A bias, A* __restrict y) {
+#pragma omp simd
+  for (int64_t i = 0; i < kTileSide; ++i) y[i] = rescaled(raw[i], scale[i], updated[i], bias);
+}
+
 }  // namespace
 
 template <class T>
@@ -115,9 +129,9 @@ void multiply_mask(const T* x, const T* mask, int64_t count, T* y) {
   OutputTile<T> output;
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t n = smaller(kTile, count - first);
-    const A* __restrict in = input(x + first, n);
+    const A* in = input(x + first, n);
     const A* __restrict m = mask_input(mask + first, n);
-    A* __restrict out = output(y + first);
+    A* out = output(y + first);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) out[i] = masked(in[i], m[i]);
     output.commit(y + first, n);
@@ -133,12 +147,12 @@ void multiply_mask_value(const T* x, T mask, int64_t count, T* y) {
   if (m == A(0)) {
     memset(y, 0, count * sizeof(T));
   } else if (m == A(1)) {
-    memcpy(y, x, count * sizeof(T));
+    if (y != x) memcpy(y, x, count * sizeof(T));
   } else {
     for (int64_t first = 0; first < count; first += kTile) {
       const int64_t n = smaller(kTile, count - first);
-      const A* __restrict in = input(x + first, n);
-      A* __restrict out = output(y + first);
+      const A* in = input(x + first, n);
+      A* out = output(y + first);
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) out[i] = in[i] * m;
       output.commit(y + first, n);
@@ -160,10 +174,10 @@ void epilogue_plane(const T* raw, const accumulate_t<T>* scale, const accumulate
   const bool plain = !epilogue.norm_weight && slope == A(1);
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t n = smaller(kTile, count - first);
-    const A* __restrict in = input(raw + first, n);
+    const A* in = input(raw + first, n);
     const A* __restrict k = scale + first;
     const A* __restrict u = updated + first;
-    A* __restrict out = output(y + first);
+    A* out = output(y + first);
     if (plain) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) out[i] = rescaled(in[i], k[i], u[i], bias);
@@ -192,8 +206,8 @@ void epilogue_pixels(const T* raw, const accumulate_t<T>* scale, const accumulat
     for (int64_t first = 0; first < channels; first += kTile) {
       const int64_t n = smaller(kTile, channels - first);
       const int64_t at = p * channels + first;
-      const A* __restrict in = input(raw + at, n);
-      A* __restrict out = output(y + at);
+      const A* in = input(raw + at, n);
+      A* out = output(y + at);
       if (u == A(0)) {
         for (int64_t c = 0; c < n; ++c) out[c] = A(0);
       } else if (epilogue.bias) {
@@ -219,6 +233,90 @@ void epilogue_pixels(const T* raw, const accumulate_t<T>* scale, const accumulat
       output.commit(y + at, n);
     }
   }
+}
+
+// A window of a plane, zero outside of it, times the mask (if any).
+template <class T>
+inline void gather_tile(const T* plane, const T* mask, int64_t height, int64_t width, int64_t top,
+                        int64_t left, int64_t rows, int64_t columns, T* tile) {
+  using A = accumulate_t<T>;
+  int64_t r = 0;
+  if constexpr (sizeof(T) == sizeof(accumulate_t<T>)) {
+    // Rows are short: inside of the plane they are taken in whole vectors. What is too much, the
+    // next row overwrites; the last ones, which may not write beyond the tile, are left for below.
+    const int64_t whole = (columns + kLanes - 1) / kLanes * kLanes;
+    const bool inside = top >= 0 && top + rows <= height && left >= 0 && left + whole <= width;
+    for (; inside && r * columns + whole <= rows * columns; ++r) {
+      const int64_t at = (top + r) * width + left;
+      for (int64_t i = 0; i < whole; i += kLanes) {
+        if (mask != nullptr)
+          multiply_lanes(plane + at + i, mask + at + i, tile + r * columns + i);
+        else
+          memcpy(tile + r * columns + i, plane + at + i, kLanes * sizeof(T));
+      }
+    }
+  }
+  const int64_t before = left < 0 ? smaller(-left, columns) : 0;
+  const int64_t end = smaller(columns, width - left);
+  const int64_t count = end > before ? end - before : 0;
+  for (; r < rows; ++r) {
+    T* out = tile + r * columns;
+    const int64_t row = top + r;
+    if (row < 0 || row >= height || count == 0) {
+      memset(out, 0, columns * sizeof(T));
+      continue;
+    }
+    const int64_t at = row * width + left + before;
+    memset(out, 0, before * sizeof(T));
+    if (mask != nullptr)
+      multiply_mask(plane + at, mask + at, count, out + before);
+    else
+      memcpy(out + before, plane + at, count * sizeof(T));
+    memset(out + before + count, 0, (columns - before - count) * sizeof(T));
+  }
+}
+
+// The epilogue of `rows` by `columns` of a tile of channel c.
+template <class T>
+inline void epilogue_tile(const T* tile, const accumulate_t<T>* scale,
+                          const accumulate_t<T>* updated, int64_t rows, int64_t columns,
+                          int64_t width, int64_t c,
+                          const ChannelEpilogue<accumulate_t<T>>& epilogue, T* plane) {
+  if constexpr (sizeof(T) == sizeof(accumulate_t<T>)) {
+    const bool plain =
+        !epilogue.norm_weight && epilogue.negative_slope == 1 && !epilogue.mask_output;
+    if (plain && rows == kTileSide && columns == kTileSide) {
+      const T bias = epilogue.bias ? epilogue.bias[c] : T(0);
+      for (int64_t r = 0; r < kTileSide; ++r)
+        rescale_row(tile + r * kTileSide, scale + r * width, updated + r * width, bias,
+                    plane + r * width);
+      return;
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    epilogue_plane(tile + r * kTileSide, scale + r * width, updated + r * width, columns, c,
+                   epilogue, plane + r * width);
+}
+
+template <class T>
+void gather_row(const T* plane, const T* mask, const PlaneWindows& windows, int64_t top,
+                const int32_t* slots, int64_t count, int64_t pitch, T* tiles) {
+  for (int64_t i = 0; i < windows.tiles; ++i)
+    if (slots[i] >= 0 && slots[i] < count)
+      gather_tile(plane, mask, windows.height, windows.width, top, windows.left + i * windows.step,
+                  windows.rows, windows.columns, tiles + slots[i] * pitch);
+}
+
+template <class T>
+void scatter_row(const T* tiles, const int32_t* slots, int64_t count, int64_t pitch,
+                 const accumulate_t<T>* scale, const accumulate_t<T>* updated, int64_t rows,
+                 int64_t width, int64_t c, const ChannelEpilogue<accumulate_t<T>>& epilogue,
+                 T* plane) {
+  const T nothing[kTileSide * kTileSide] = {};
+  for (int64_t i = 0, left = 0; left < width; ++i, left += kTileSide)
+    epilogue_tile(slots[i] >= 0 && slots[i] < count ? tiles + slots[i] * pitch : nothing,
+                  scale + left, updated + left, rows, smaller(kTileSide, width - left), width, c,
+                  epilogue, plane + left);
 }
 
 template <class T>
@@ -288,6 +386,11 @@ void epilogue_backward_pixels(const T* grad, const accumulate_t<T>* scale,
                                   int64_t, int64_t, const ChannelEpilogue<accumulate_t<T>>&, T*);  \
   template void epilogue_pixels<T>(const T*, const accumulate_t<T>*, const accumulate_t<T>*,       \
                                    int64_t, int64_t, const ChannelEpilogue<accumulate_t<T>>&, T*); \
+  template void gather_row<T>(const T*, const T*, const PlaneWindows&, int64_t, const int32_t*,    \
+                              int64_t, int64_t, T*);                                               \
+  template void scatter_row<T>(const T*, const int32_t*, int64_t, int64_t, const accumulate_t<T>*, \
+                               const accumulate_t<T>*, int64_t, int64_t, int64_t,                  \
+                               const ChannelEpilogue<accumulate_t<T>>&, T*);                       \
   template accumulate_t<T> epilogue_backward_plane<T>(const T*, const accumulate_t<T>*,            \
                                                       const accumulate_t<T>*, int64_t, T*);        \
   template void epilogue_backward_pixels<T>(const T*, const accumulate_t<T>*,                      \

@@ -22,6 +22,18 @@ struct ChannelEpilogue {
   bool mask_output;
 };
 
+// Output pixels of a tile in each direction: small, so that many tiles are all hole (8 x 8 leaves a
+// seventh less to convolve than 16 x 16 where half is in holes), while a convolution of 8 x 8 tiles
+// takes but 2 to 5 % longer than one of large ones.
+constexpr int64_t kTileSide = 8;
+
+// The windows of a row of tiles: where the first begins, how far apart they are, their size.
+struct PlaneWindows {
+  int64_t height, width;  // of the plane
+  int64_t left, step, rows, columns;
+  int64_t tiles;
+};
+
 #define TORCHEXT_PARTIAL_CONV_KERNELS                                                              \
   /* sums[i] += factor * values[i] */                                                              \
   template <class T>                                                                               \
@@ -48,6 +60,18 @@ struct ChannelEpilogue {
   void epilogue_pixels(const T* raw, const accumulate_t<T>* scale, const accumulate_t<T>* updated, \
                        int64_t pixels, int64_t channels,                                           \
                        const ChannelEpilogue<accumulate_t<T>>& epilogue, T* y);                    \
+  /* For a row of tiles whose slot is not negative: the windows of `plane`, zero outside of it, */ \
+  /* times the mask (if any), each to tiles + slot * pitch. */                                     \
+  template <class T>                                                                               \
+  void gather_row(const T* plane, const T* mask, const PlaneWindows& windows, int64_t top,         \
+                  const int32_t* slots, int64_t count, int64_t pitch, T* tiles);                   \
+  /* The epilogue of a row of tiles of channel c, `rows` of each, into a plane; dead ones are */   \
+  /* those of a raw output of 0. */                                                                \
+  template <class T>                                                                               \
+  void scatter_row(const T* tiles, const int32_t* slots, int64_t count, int64_t pitch,             \
+                   const accumulate_t<T>* scale, const accumulate_t<T>* updated, int64_t rows,     \
+                   int64_t width, int64_t c, const ChannelEpilogue<accumulate_t<T>>& epilogue,     \
+                   T* plane);                                                                      \
   /* grad_raw = grad * scale, and the sum of grad * updated. */                                    \
   template <class T>                                                                               \
   accumulate_t<T> epilogue_backward_plane(const T* grad, const accumulate_t<T>* scale,             \

@@ -17,8 +17,17 @@ MEMORY_BOUND = {
     "region_norm_backward_sums_kernel",
     "region_norm_backward_apply_kernel",
     "channel_mean_max_kernel",
+    "mask_product_kernel",
+    "partial_conv_epilogue_kernel",
+    "partial_conv_epilogue_backward_kernel",
 }
-WRITES_X = {"region_norm_apply_kernel", "region_norm_backward_apply_kernel"}
+WRITES_X = {
+    "region_norm_apply_kernel",
+    "region_norm_backward_apply_kernel",
+    "mask_product_kernel",
+    "partial_conv_epilogue_kernel",
+    "partial_conv_epilogue_backward_kernel",
+}
 
 
 def compiled(target: str, every: int, cache) -> list[dict]:

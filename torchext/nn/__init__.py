@@ -11,6 +11,7 @@ from .modulated_norm import (
 )
 from .partial_conv import PartialConv, PartialConv2d, PartialConv3d
 from .region_norm import RN_B, RN_L, RegionNorm2d, RN_binarylabel, SelfAware_Affine
+from .upsample_conv import UpsampleConv2d
 
 __all__ = [
     "RN_B",
@@ -28,4 +29,5 @@ __all__ = [
     "SPDNorm",
     "SPDNormResnetBlock",
     "SelfAware_Affine",
+    "UpsampleConv2d",
 ]

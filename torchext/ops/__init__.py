@@ -11,12 +11,14 @@ from . import region_norm as _region_norm
 from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
+from . import upsample_conv as _upsample_conv
 from .diversity_map import diversity_map, soft_diversity_map
 from .modulated_norm import modulated_norm
-from .partial_conv import mask_window, partial_conv2d, partial_conv3d
+from .partial_conv import mask_window, partial_conv2d, partial_conv3d, partial_upsample_conv2d
 from .region_norm import region_norm, region_statistics
 from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
+from .upsample_conv import upsample_conv2d
 
 __all__ = [
     "diversity_map",
@@ -25,11 +27,13 @@ __all__ = [
     "modulated_norm",
     "partial_conv2d",
     "partial_conv3d",
+    "partial_upsample_conv2d",
     "region_norm",
     "region_statistics",
     "self_aware_affine",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "upsample_conv2d",
 ]
 
 _FAMILIES = (
@@ -39,6 +43,7 @@ _FAMILIES = (
     _partial_conv,
     _modulated_norm,
     _diversity_map,
+    _upsample_conv,
 )
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
@@ -52,10 +57,13 @@ _TRITON_LAUNCHERS = {
         "region_norm_backward_apply",
     ),
     "self_aware_affine": ("channel_mean_max", "self_aware_maps", "self_aware_maps_backward"),
+    "upsample_conv": ("interleave_phases", "interleave_phases_backward"),
     "partial_conv": (
         "mask_window",
         "mask_product",
+        "mask_product_",
         "partial_conv_epilogue",
+        "partial_conv_epilogue_",
         "partial_conv_epilogue_backward",
     ),
     "modulated_norm": (

@@ -1,7 +1,10 @@
 """Partial convolution: arXiv 1804.07723 (irregular holes) and arXiv 1811.11718 (padding).
 
-A composite of three ops around PyTorch's own convolution, which stays visible to autocast and
-compilers: the mask's window (scale and updated mask), the product x * mask, and the epilogue.
+Three ops around PyTorch's own convolution: the mask's window (scale and updated mask), the product
+x * mask, and the epilogue. Compilers see them one by one; eager code runs all but the window as the
+one op `partial_conv`, which keeps less, writes the epilogue into the convolution's own result, and
+on the CPU looks at the mask: a mask of ones needs no product, and where many windows are all hole
+only the other tiles of the output are convolved.
 """
 
 from collections.abc import Sequence
@@ -27,6 +30,8 @@ from .checks import (
 )
 from .region_norm import gradients_of_reference
 from .registration import call, operator, register
+from .schema import implement
+from .upsample_conv import by_phases, check_odd_kernel
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
@@ -143,6 +148,91 @@ def partial_conv3d(
         3, x, mask, weight, bias, stride, padding, dilation, groups, form, eps, mask_channels,
         padding_mode, masked_input, window, norm_weight, norm_bias, negative_slope, mask_output,
     )  # fmt: skip
+
+
+def partial_upsample_conv2d(
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    skip: Tensor | None = None,
+    skip_mask: Tensor | None = None,
+    form: Form = "ratio",
+    eps: float = EPS,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    negative_slope: float | None = None,
+    mask_output: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`partial_conv2d` of [x up-sampled by two, skip], neither built. Mask: **1 known, 0 hole**.
+
+    Up-sampling is nearest, of the mask too; the convolution keeps the size (padding k // 2). The
+    up-sampled part is convolved by phases, as by `torchext.upsample_conv2d`, and the skip's part
+    is added. A U-Net's decoder stage.
+
+    Args:
+        x: (N,C1,H,W), float32, float64, float16 or bfloat16.
+        mask: (N or 1,1,H,W), or the same expanded to C1 channels.
+        weight: (Co,C1+C2,kh,kw), both sizes odd.
+        bias: (Co,).
+        skip, skip_mask: (N,C2,2H,2W), (N or 1,1,2H,2W); both or neither.
+        form, eps, norm_weight, norm_bias, negative_slope, mask_output: as for `partial_conv2d`;
+            with a skip each mask counts as often as it has channels.
+
+    Returns:
+        y (N,Co,2H,2W) and the updated mask (N or 1,1,2H,2W).
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    check_feature_map("x", x)
+    check_odd_kernel(weight)
+    if (skip is None) != (skip_mask is None):
+        raise ValueError("skip_mask: expected both skip and skip_mask, or none")
+    N, low_channels, H, W = x.shape
+    masks = [F.interpolate(_one_channel("mask", mask, x), scale_factor=2.0, mode="nearest")]
+    channels = [low_channels]
+    if skip is not None and skip_mask is not None:
+        check_feature_map("skip", skip)
+        if (skip.shape[0], *skip.shape[2:]) != (N, 2 * H, 2 * W) or skip.dtype != x.dtype:
+            raise ValueError(
+                f"skip: expected the shape ({N}, C2, {2 * H}, {2 * W}) and {x.dtype}, got"
+                f" {tuple(skip.shape)} and {skip.dtype}"
+            )
+        check_device("skip", skip, x)
+        masks.append(_one_channel("skip_mask", skip_mask, skip))
+        channels.append(skip.shape[1])
+    expected = (weight.shape[0], sum(channels), *weight.shape[2:])
+    check_parameter("weight", weight, expected, x)
+    _check(
+        2, x, weight[:, :low_channels], bias, 1, form, eps, "zeros", norm_weight, norm_bias,
+        negative_slope,
+    )  # fmt: skip
+    padding = [size // 2 for size in weight.shape[2:]]
+    geometry = _geometry((2 * H, 2 * W), list(weight.shape[2:]), 1, padding, 1)
+    namespace = backend.choose("partial_conv_epilogue", x).namespace
+    batch = max(m.shape[0] for m in masks)
+    known = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], dim=1)
+    counts = channels if len(channels) > 1 or form == "sum" else []
+    scale, updated = _window(namespace, known, counts, geometry, form, bias is not None, eps)
+    rest = None
+    if skip is not None:
+        masked = product(namespace, skip, masks[1], [])
+        rest = _convolve(masked, weight[:, low_channels:], geometry, 1, "zeros")
+    low = product(namespace, x, _one_channel("mask", mask, x), [])
+    raw = by_phases(namespace, low, weight[:, :low_channels], None, rest)
+    affine = (bias, norm_weight, norm_bias)
+    y = epilogue(namespace, raw, scale, updated, *affine, negative_slope, mask_output)
+    return y, updated.to(x.dtype)
+
+
+def _one_channel(name: str, mask: Tensor, x: Tensor) -> Tensor:
+    mask, _ = check_mask(name, mask, x, None)
+    if mask.shape[1] != 1:
+        raise ValueError(f"{name}: expected a mask of one channel, got {tuple(mask.shape)}")
+    return mask
 
 
 def mask_window(
@@ -348,6 +438,14 @@ def _planes(x: Tensor) -> Tensor:
     return native(x.flatten(2, 3) if x.dim() == 5 else x)
 
 
+def _with_mask(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as planes: a mask of x's channels in x's memory format, others contiguous."""
+    planes, masks = _planes(x), _planes(mask)
+    each_its_own = masks.shape[1] == x.shape[1] and x.shape[1] > 1
+    layout = memory_format(planes) if each_its_own else torch.contiguous_format
+    return planes, masks.contiguous(memory_format=layout)
+
+
 def _spatial(planes: Tensor, x: Tensor) -> Tensor:
     """Back from `_planes(x)`."""
     return planes.unflatten(2, x.shape[2:4]) if x.dim() == 5 else planes
@@ -380,11 +478,7 @@ def _window(
 
 def product(namespace: str, x: Tensor, mask: Tensor, channels: list[int]) -> Tensor:
     """x * mask, for volumes too."""
-    planes, masks = _planes(x), _planes(mask)
-    each_its_own = masks.shape[1] == x.shape[1] and x.shape[1] > 1
-    masks = masks.contiguous(
-        memory_format=memory_format(planes) if each_its_own else torch.contiguous_format
-    )
+    planes, masks = _with_mask(x, mask)
     return _spatial(_run(namespace, "mask_product", planes, masks, channels), x)
 
 
@@ -456,13 +550,59 @@ def _partial_conv(
         scale, updated = _window(namespace, known, counts, geometry, form, bias is not None, eps)
     else:
         scale, updated = _check_window(window, x, geometry)
-    if mask is not None and not masked_input:
-        x = product(namespace, x, known, channels)
-    raw = _convolve(x, weight, geometry, groups, padding_mode)
-    y = epilogue(
-        namespace, raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output
-    )
+    masks = None if mask is None or masked_input else known
+    affine = (bias, norm_weight, norm_bias)
+    one_op = padding_mode == "zeros" and geometry.symmetric
+    if namespace and one_op and not torch.compiler.is_compiling():
+        y = _in_one_op(
+            namespace, x, masks, channels, scale, updated, weight, affine, negative_slope,
+            mask_output, geometry, groups,
+        )  # fmt: skip
+    else:
+        if masks is not None:
+            x = product(namespace, x, masks, channels)
+        raw = _convolve(x, weight, geometry, groups, padding_mode)
+        y = epilogue(namespace, raw, scale, updated, *affine, negative_slope, mask_output)
     return y, updated.to(x.dtype)
+
+
+def _in_one_op(
+    namespace: str,
+    x: Tensor,
+    mask: Tensor | None,
+    channels: list[int],
+    scale: Tensor,
+    updated: Tensor,
+    weight: Tensor,
+    affine: tuple[Tensor | None, ...],
+    negative_slope: float | None,
+    mask_output: bool,
+    geometry: Geometry,
+    groups: int,
+) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):  # the convolution's inputs, as autocast would cast them
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+        mask = None if mask is None else mask.to(dtype)
+    accumulate = accumulate_dtype(x.dtype)
+    return call(
+        namespace,
+        "partial_conv",
+        x,
+        mask,
+        channels,
+        scale.to(accumulate),
+        updated.to(accumulate),
+        weight,
+        *(None if value is None else value.to(accumulate).contiguous() for value in affine),
+        1.0 if negative_slope is None else float(negative_slope),
+        mask_output,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        groups,
+    )
 
 
 def _check_window(
@@ -496,6 +636,223 @@ def _convolve(
 
 
 # --- registration -------------------------------------------------------------------------------
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    transposed, output_padding = False, [0] * len(stride)
+    arguments = (stride, padding, dilation, transposed, output_padding, groups)
+    return torch.ops.aten.convolution(x, weight, None, *arguments)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """`x` in the format of `_planes`, with its own shape: copied only if it has neither."""
+    return _spatial(_planes(x), x)
+
+
+def _forward(namespace: str) -> Any:
+    def partial_conv(
+        x: Tensor,
+        mask: Tensor | None,
+        mask_channels: list[int],
+        scale: Tensor,
+        updated: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        negative_slope: float,
+        mask_output: bool,
+        *geometry: Any,
+    ) -> Tensor:
+        tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
+        scale, updated = _planes(scale), _planes(updated)
+        if x.is_cpu:
+            slots = _live_tiles(namespace, x, updated, weight, *geometry)
+            if slots is not None:
+                tiles = _convolve_tiles(x, mask, mask_channels, slots, weight, *geometry)
+                return operator(namespace, "scatter_tiles")(tiles, slots, scale, updated, *tail)
+            if mask is not None and bool((mask == 1).all()):
+                mask = None
+        if mask is not None:
+            x = product(namespace, x, mask, mask_channels)
+        raw = _dense(_convolution(x, weight, *geometry))
+        operator(namespace, "partial_conv_epilogue_")(_planes(raw), scale, updated, *tail)
+        return raw
+
+    return partial_conv
+
+
+# A convolution of tiles is worth its gathering where fewer than this share of them is live.
+LIVE_SHARE = 0.8
+TILE = 8  # as in csrc/cpu/partial_conv_kernels.h
+_MIN_TILES = 64
+
+
+def _live_tiles(
+    namespace: str, x: Tensor, updated: Tensor, weight: Tensor, *geometry: Any
+) -> Tensor | None:
+    """Each tile's place among those to be convolved, -1 where all is hole; None if too many."""
+    if namespace != "torchext" or x.dim() != 4 or not x.is_contiguous():
+        return None
+    live = F.max_pool2d(updated, TILE, ceil_mode=True)[:, 0] > 0
+    live = live.expand(x.shape[0], -1, -1)
+    if live.numel() < _MIN_TILES or int(live.sum()) > LIVE_SHARE * live.numel():
+        return None
+    places = live.flatten().cumsum(0, dtype=torch.int32).sub_(1).view(live.shape)
+    return places.masked_fill_(~live, -1)
+
+
+def _convolve_tiles(
+    x: Tensor,
+    mask: Tensor | None,
+    mask_channels: list[int],
+    slots: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    extent = [
+        (TILE - 1) * s + d * (k - 1) + 1
+        for s, d, k in zip(stride, dilation, weight.shape[2:], strict=True)
+    ]
+    count = int(slots.max()) + 1
+    if mask is not None:
+        mask = mask.contiguous()
+    tiles = torch.ops.torchext.gather_tiles(
+        x, mask, mask_channels, slots, count, extent, stride, padding
+    )
+    return _convolution(tiles, weight, stride, [0, 0], dilation, groups).contiguous()
+
+
+def _fake_partial_conv(x: Tensor, *rest: Any) -> Tensor:
+    weight, geometry = rest[4], rest[10:]
+    return torch.empty_like(_dense(_convolution(x, weight, *geometry)))
+
+
+def _fake_gather(
+    x: Tensor,
+    mask: Tensor | None,
+    mask_channels: list[int],
+    slots: Tensor,
+    count: int,
+    extent: list[int],
+    *_: Any,
+) -> Tensor:
+    return x.new_empty((count, x.shape[1], *extent))
+
+
+def _fake_scatter(tiles: Tensor, slots: Tensor, scale: Tensor, *_: Any) -> Tensor:
+    return tiles.new_empty((slots.shape[0], tiles.shape[1], *scale.shape[2:]))
+
+
+def _setup_partial_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, mask, ctx.mask_channels, scale, updated, weight, *affine = inputs[:9]
+    ctx.options, ctx.geometry = list(inputs[9:11]), inputs[11:]
+    ctx.save_for_backward(x, mask, scale, updated, weight, *affine)
+    ctx.wanted = [inputs[i] is not None and ctx.needs_input_grad[i] for i in (0, 5, 6)]
+
+
+def _backward_partial_conv(namespace: str) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, mask, scale, updated, weight, *affine = ctx.saved_tensors
+        linear = affine[1] is None and ctx.options == [1.0, False]
+        if linear and not torch.is_grad_enabled():
+            grad_x, grad_weight, grad_bias = operator(namespace, "partial_conv_backward")(
+                grad, x, mask, ctx.mask_channels, scale, updated, weight, *ctx.geometry, ctx.wanted
+            )
+            gradients = [
+                value if wanted else None
+                for value, wanted in zip((grad_x, grad_weight, grad_bias), ctx.wanted, strict=True)
+            ]
+            grad_affine = [gradients[2], None, None]
+        else:
+
+            def function(x: Tensor, weight: Tensor, *affine: Tensor | None) -> Tensor:
+                if mask is not None:
+                    x = reference.mask_product(x, mask, ctx.mask_channels)
+                raw = _convolution(x, weight, *ctx.geometry)
+                return reference.partial_conv_epilogue(raw, scale, updated, *affine, *ctx.options)
+
+            gradients = gradients_of_reference(function, [x, weight, *affine], grad)
+            grad_affine = gradients[2:]
+        grad_x, grad_weight = gradients[:2]
+        return grad_x, *(None,) * 4, grad_weight, *grad_affine, *(None,) * 6
+
+    return backward
+
+
+def _backward_op(namespace: str) -> Any:
+    def partial_conv_backward(
+        grad: Tensor,
+        x: Tensor,
+        mask: Tensor | None,
+        mask_channels: list[int],
+        scale: Tensor,
+        updated: Tensor,
+        weight: Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        wanted: list[bool],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_raw, grad_bias = operator(namespace, "partial_conv_epilogue_backward")(
+            _planes(grad.to(x.dtype)), _planes(scale), _planes(updated)
+        )
+        if x.is_cpu and mask is not None and bool((mask == 1).all()):
+            mask = None
+        if mask is not None and wanted[1]:  # made again rather than kept
+            x = product(namespace, x, mask, mask_channels)
+        transposed, output_padding = False, [0] * len(stride)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            _spatial(grad_raw, grad), x, weight, None, stride, padding, dilation, transposed,
+            output_padding, groups, [*wanted[:2], False],
+        )  # fmt: skip
+        if wanted[0]:
+            grad_x = _dense(grad_x)
+            if mask is not None:
+                planes, masks = _with_mask(grad_x, mask)
+                operator(namespace, "mask_product_")(planes, masks, mask_channels)
+        grad_x = x.new_empty(0) if grad_x is None else grad_x
+        grad_weight = x.new_empty(0) if grad_weight is None else grad_weight
+        return grad_x, grad_weight.contiguous(), grad_bias
+
+    return partial_conv_backward
+
+
+def _fake_partial_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    mask_channels: list[int],
+    scale: Tensor,
+    updated: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    transposed, output_padding = False, [0] * len(stride)
+    grad_x, _, _ = torch.ops.aten.convolution_backward(
+        _dense(grad.to(x.dtype)), x, weight, None, stride, padding, dilation, transposed,
+        output_padding, groups, [*wanted[:2], False],
+    )  # fmt: skip
+    return (
+        torch.empty_like(_dense(grad_x)) if wanted[0] else x.new_empty(0),
+        weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
+        scale.new_empty((grad.shape[1],)),
+    )
 
 
 def _fake_window(mask: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -571,6 +928,21 @@ def _backward_epilogue(namespace: str) -> Any:
 
 
 def register_ops(namespace: str) -> None:
+    key = "CompositeExplicitAutograd"
+    implement(namespace, "partial_conv", _forward(namespace), key)
+    implement(namespace, "partial_conv_backward", _backward_op(namespace), key)
+    register(
+        namespace,
+        "partial_conv",
+        _fake_partial_conv,
+        _setup_partial_conv,
+        _backward_partial_conv(namespace),
+    )
+    register(namespace, "partial_conv_backward", _fake_partial_conv_backward)
+    register(namespace, "gather_tiles", _fake_gather)
+    register(namespace, "scatter_tiles", _fake_scatter)
+    for name in ("mask_product_", "partial_conv_epilogue_"):
+        register(namespace, name, lambda *_: None)
     register(namespace, "mask_window", _fake_window, _setup_window, _backward_window)
     register(namespace, "mask_product", _fake_product, _setup_product, _backward_product(namespace))
     register(

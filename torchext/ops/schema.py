@@ -79,9 +79,34 @@ SCHEMAS = {
         " -> (Tensor scale, Tensor updated)"
     ),
     "mask_product": "(Tensor x, Tensor mask, int[] mask_channels) -> Tensor",
+    "mask_product_": "(Tensor(a!) x, Tensor mask, int[] mask_channels) -> ()",
     "partial_conv_epilogue": (
         "(Tensor raw, Tensor scale, Tensor updated, Tensor? bias, Tensor? norm_weight,"
         " Tensor? norm_bias, float negative_slope, bool mask_output) -> Tensor"
+    ),
+    "partial_conv_epilogue_": (
+        "(Tensor(a!) raw, Tensor scale, Tensor updated, Tensor? bias, Tensor? norm_weight,"
+        " Tensor? norm_bias, float negative_slope, bool mask_output) -> ()"
+    ),
+    "gather_tiles": (
+        "(Tensor x, Tensor? mask, int[] mask_channels, Tensor slots, int count,"
+        " int[] extent, int[] stride, int[] padding) -> Tensor"
+    ),
+    "scatter_tiles": (
+        "(Tensor tiles, Tensor slots, Tensor scale, Tensor updated, Tensor? bias,"
+        " Tensor? norm_weight, Tensor? norm_bias, float negative_slope, bool mask_output)"
+        " -> Tensor"
+    ),
+    "partial_conv": (
+        "(Tensor x, Tensor? mask, int[] mask_channels, Tensor scale, Tensor updated,"
+        " Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias,"
+        " float negative_slope, bool mask_output, SymInt[] stride, SymInt[] padding,"
+        " SymInt[] dilation, SymInt groups) -> Tensor"
+    ),
+    "partial_conv_backward": (
+        "(Tensor grad, Tensor x, Tensor? mask, int[] mask_channels, Tensor scale, Tensor updated,"
+        " Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups,"
+        " bool[3] wanted) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
     ),
     "partial_conv_epilogue_backward": (
         "(Tensor grad, Tensor scale, Tensor updated) -> (Tensor grad_raw, Tensor grad_bias)"
@@ -112,6 +137,10 @@ SCHEMAS = {
     ),
     "soft_diversity_map": "(Tensor logits, Tensor labels) -> Tensor",
     "soft_diversity_map_backward": "(Tensor grad, Tensor y, Tensor labels) -> Tensor",
+    "interleave_phases": ("(Tensor phases, Tensor? bias, Tensor? addend, int[] offsets) -> Tensor"),
+    "interleave_phases_backward": (
+        "(Tensor grad, int[] offsets, SymInt height, SymInt width) -> Tensor"
+    ),
 }
 
 # A Library that is collected takes its ops with it.

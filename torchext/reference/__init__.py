@@ -15,10 +15,12 @@ from .partial_conv import (
 from .region_norm import region_labels, region_norm, region_statistics
 from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
+from .upsample_conv import interleave_phases, upsample_conv2d
 
 __all__ = [
     "channel_mean_max",
     "diversity_map",
+    "interleave_phases",
     "mask_product",
     "mask_window",
     "modulated_norm",
@@ -32,4 +34,5 @@ __all__ = [
     "self_aware_maps",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "upsample_conv2d",
 ]
