@@ -18,7 +18,15 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from . import partial_conv, region_norm, self_aware_affine, upsample_conv
+from . import (
+    diversity_map,
+    label_conv2d,
+    modulated_norm,
+    partial_conv,
+    region_norm,
+    self_aware_affine,
+    upsample_conv,
+)
 from .common import CUDA_OPTIONS, Variant
 
 TARGETS = {
@@ -39,6 +47,9 @@ def variants() -> list[Variant]:
         *self_aware_affine.ahead_of_time_variants(),
         *partial_conv.ahead_of_time_variants(),
         *upsample_conv.ahead_of_time_variants(),
+        *modulated_norm.ahead_of_time_variants(),
+        *diversity_map.ahead_of_time_variants(),
+        *label_conv2d.ahead_of_time_variants(),
     ]
 
 

@@ -29,6 +29,7 @@ from . import backend, nn, reference
 from ._load import build_info
 from .ops import (
     diversity_map,
+    label_conv2d,
     mask_window,
     modulated_norm,
     partial_conv2d,
@@ -47,6 +48,7 @@ __all__ = [
     "backend",
     "build_info",
     "diversity_map",
+    "label_conv2d",
     "mask_window",
     "modulated_norm",
     "nn",

@@ -711,16 +711,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
   expects_plain(t.mean_sums, type, 2 * R * C, "mean_sums: expected contiguous (2, R, C)");
   expects(options.wants_maps || t.mean_sums.has_value(), "mean_sums: expected a tensor");
 
-  Tensor nothing = empty(t.x, {0}, type);
+  const auto nothing = [&] { return empty(t.x, {0}, type); };  // outputs may not alias
   const auto gradient_of = [&](const MaybeTensor& map, bool wanted) {
     return map.has_value() && options.wants_maps && wanted ? torch::stable::empty_like(*map)
-                                                           : nothing;
+                                                           : nothing();
   };
   Tensor grad_gamma = gradient_of(t.gamma, true);
   Tensor grad_beta = gradient_of(t.gamma, true);
   Tensor grad_weight = gradient_of(t.weight, options.weight_gradient);
-  Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing;
-  Tensor sums = problem.per_channel() && options.wants_maps ? empty(t.x, {2, R, C}, type) : nothing;
+  Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing();
+  Tensor sums =
+      problem.per_channel() && options.wants_maps ? empty(t.x, {2, R, C}, type) : nothing();
 
   dispatch_floating(t.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.diversity_map import diversity_map, soft_diversity_map
+from ..ops.label_conv2d import label_conv2d
 from ..ops.modulated_norm import Statistics, modulated_norm
 
 _HIDDEN = 128  # channels between the condition and its maps, in all published layers
@@ -90,6 +91,18 @@ def _nearest(value: Tensor, x: Tensor) -> Tensor:
     """Resize a condition to x's height and width, source index floor(i * in / out)."""
     size = x.shape[2:]
     return value if value.shape[2:] == size else F.interpolate(value, size=size, mode="nearest")
+
+
+def _nearest_labels(labels: Tensor, x: Tensor) -> Tensor:
+    """The same for a map of integers (N,h,w) or (N,1,h,w), which gives (N,H,W)."""
+    labels = labels[:, 0] if labels.dim() == 4 else labels
+    height, width = labels.shape[1:]
+    H, W = x.shape[2:]
+    if (height, width) == (H, W):
+        return labels
+    rows = torch.arange(H, device=labels.device) * height // H
+    columns = torch.arange(W, device=labels.device) * width // W
+    return labels[:, rows][:, :, columns]
 
 
 class SPDNorm(nn.Module):
@@ -330,7 +343,11 @@ class SPADE(nn.Module):
         self.mlp_beta = _convolution(_HIDDEN, norm_nc, kernel_size)
 
     def forward(self, x: Tensor, segmap: Tensor, activation: float | None = None) -> Tensor:
-        hidden = self.mlp_shared(_nearest(segmap, x))
+        if segmap.is_floating_point():
+            hidden = self.mlp_shared(_nearest(segmap, x))
+        else:
+            first = self.mlp_shared[0]
+            hidden = label_conv2d(_nearest_labels(segmap, x), first.weight, first.bias).relu()
         gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, hidden)
         return self.param_free_norm(x, gamma, beta, activation=activation)
 

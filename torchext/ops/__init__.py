@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import diversity_map as _diversity_map
+from . import label_conv2d as _label_conv2d
 from . import modulated_norm as _modulated_norm
 from . import partial_conv as _partial_conv
 from . import region_norm as _region_norm
@@ -13,6 +14,7 @@ from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
 from . import upsample_conv as _upsample_conv
 from .diversity_map import diversity_map, soft_diversity_map
+from .label_conv2d import label_conv2d
 from .modulated_norm import modulated_norm
 from .partial_conv import mask_window, partial_conv2d, partial_conv3d, partial_upsample_conv2d
 from .region_norm import region_norm, region_statistics
@@ -23,6 +25,7 @@ from .upsample_conv import upsample_conv2d
 __all__ = [
     "diversity_map",
     "install",
+    "label_conv2d",
     "mask_window",
     "modulated_norm",
     "partial_conv2d",
@@ -44,6 +47,7 @@ _FAMILIES = (
     _modulated_norm,
     _diversity_map,
     _upsample_conv,
+    _label_conv2d,
 )
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {
@@ -77,6 +81,7 @@ _TRITON_LAUNCHERS = {
         "soft_diversity_map",
         "soft_diversity_map_backward",
     ),
+    "label_conv2d": ("label_conv2d", "label_conv2d_backward"),
 }
 
 

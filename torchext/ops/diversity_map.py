@@ -58,7 +58,7 @@ def diversity_map(
         raise ValueError(f"mask: expected the shape (N, 1, H, W), got {tuple(mask.shape)}")
     check_mask(mask, mask, 2, False)
     check_positive("base", base)
-    several = size is not None and len(size) > 0 and not isinstance(size[0], (int, torch.SymInt))
+    several = isinstance(size, Sequence) and len(size) > 0 and isinstance(size[0], Sequence)
     sizes = list(size) if several else [tuple(mask.shape[2:]) if size is None else size]
     steps_of = _each("steps", steps, len(sizes), several)
     windows = _each("window", window, len(sizes), several)

@@ -459,7 +459,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     ctx.given = given_mean is not None
     ctx.weight_gradient = weight is not None and ctx.needs_input_grad[3]
-    statistics = (given_mean, given_rstd) if ctx.given else (mean, rstd)
+    kind = options[0]
+    statistics = (
+        given_mean if ctx.given else None if kind in ("none", "rms") else mean,
+        given_rstd if ctx.given else None if kind == "none" else rstd,
+    )
     sign = y if options[-1] != 1 else None
     ctx.save_for_backward(
         x, gamma, beta if ctx.weight_gradient else None, weight, *statistics, sign

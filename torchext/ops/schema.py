@@ -141,6 +141,11 @@ SCHEMAS = {
     "interleave_phases_backward": (
         "(Tensor grad, int[] offsets, SymInt height, SymInt width) -> Tensor"
     ),
+    "label_conv2d": (
+        "(Tensor labels, Tensor weight, Tensor? bias, ScalarType dtype, bool check_values)"
+        " -> Tensor"
+    ),
+    "label_conv2d_backward": "(Tensor grad, Tensor labels, int classes, int kernel) -> Tensor",
 }
 
 # A Library that is collected takes its ops with it.

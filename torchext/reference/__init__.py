@@ -4,6 +4,7 @@ Written to read like the formulas, not to be fast. The kernels are compared with
 """
 
 from .diversity_map import diversity_map, soft_diversity_map
+from .label_conv2d import label_conv2d
 from .modulated_norm import modulated_norm
 from .partial_conv import (
     mask_product,
@@ -21,6 +22,7 @@ __all__ = [
     "channel_mean_max",
     "diversity_map",
     "interleave_phases",
+    "label_conv2d",
     "mask_product",
     "mask_window",
     "modulated_norm",
