@@ -20,8 +20,8 @@ REST := (slow or packaging) and not gpu
 # The tools in .venv/bin come before the machine's, in the tests too.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv build test test-full test-sanitize coverage bench demo gpu-report lint format \
-        wheel clean
+.PHONY: help venv build test test-full test-sanitize coverage bench demo layer-demo gpu-report lint \
+        format wheel clean
 
 help:
 	@echo "make venv           create .venv with torch, this package (editable) and its tools"
@@ -31,7 +31,8 @@ help:
 	@echo "make test-sanitize  the emulated CUDA kernels under AddressSanitizer and UBSan"
 	@echo "make coverage       line coverage of Python and C++ through the op tests"
 	@echo "make bench          time ours against pure PyTorch (DEVICE=cpu|cuda, ARGUMENTS=...)"
-	@echo "make demo           region normalisation on a photo, as a picture sheet"
+	@echo "make demo           fill a hole in a photo from the photo alone, as a picture sheet"
+	@echo "make layer-demo     region normalisation on a photo, as a picture sheet"
 	@echo "make gpu-report     what the compilers say of every CUDA and Triton kernel"
 	@echo "make lint, format   check or apply ruff and clang-format"
 	@echo "make wheel          a manylinux wheel in wheelhouse/, an sdist in dist/"
@@ -96,6 +97,9 @@ bench: build
 
 demo: build
 	$(BIN)/python -m benchmarks.demo $(ARGUMENTS)
+
+layer-demo: build
+	$(BIN)/python -m benchmarks.layer_demo $(ARGUMENTS)
 
 gpu-report: build
 	$(BIN)/python -m benchmarks.gpu_report $(ARGUMENTS)

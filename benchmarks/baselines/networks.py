@@ -1,0 +1,97 @@
+"""Whole networks with the published operation sequences, in pure PyTorch.
+
+The U-Net of partial convolutions carries masks of all channels and sums them by dense convolutions
+of ones; region normalisation's generator has the published layers in place of ours.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchext.models.partial_convolutions import PConvUNet
+from torchext.models.region_normalization import G_Net
+from torchext.nn import RN_B, RN_L
+
+from . import region_norm
+
+
+class PartialConv(nn.Module):
+    """Partial convolution of the U-Net port; mask (N,Ci,H,W), 1 known."""
+
+    def __init__(self, ours: nn.Module) -> None:
+        super().__init__()
+        self.input_conv = ours.input_conv
+        self.mask_conv = ours.mask_conv
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.input_conv(x * mask)
+        if self.input_conv.bias is None:
+            bias = torch.zeros_like(output)
+        else:
+            bias = self.input_conv.bias[None, :, None, None].expand_as(output)
+        with torch.no_grad():
+            s = self.mask_conv(mask)
+        holes = s == 0
+        output = (output - bias) / s.masked_fill(holes, 1.0) + bias
+        output = output.masked_fill(holes, 0.0)
+        return output, torch.ones_like(output).masked_fill(holes, 0.0)
+
+
+class Stage(nn.Module):
+    """Partial convolution, batch norm, activation, one after the other."""
+
+    def __init__(self, ours: nn.Module) -> None:
+        super().__init__()
+        self.conv = PartialConv(ours.conv)
+        self.bn = getattr(ours, "bn", None)
+        self.slope = ours.slope
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x, mask = self.conv(x, mask)
+        if self.bn is not None:
+            x = self.bn(x)
+        return x if self.slope is None else F.leaky_relu(x, self.slope), mask
+
+
+class UNet(nn.Module):
+    """The published U-Net, nearest up-sampling, on the weights of ours."""
+
+    def __init__(self, ours: PConvUNet) -> None:
+        super().__init__()
+        count = range(1, ours.layer_size + 1)
+        self.enc = nn.ModuleList(Stage(ours.get_submodule(f"enc_{i}")) for i in count)
+        self.dec = nn.ModuleList(Stage(ours.get_submodule(f"dec_{i}")) for i in reversed(count))
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        mask = mask.expand_as(x).contiguous()
+        features, masks = [x], [mask]
+        for stage in self.enc:
+            x, mask = stage(x, mask)
+            features.append(x)
+            masks.append(mask)
+        features.pop()
+        masks.pop()
+        for stage in self.dec:
+            x, mask = (F.interpolate(value, scale_factor=2, mode="nearest") for value in (x, mask))
+            x, mask = torch.cat((x, features.pop()), 1), torch.cat((mask, masks.pop()), 1)
+            x, mask = stage(x, mask)
+        return x, mask
+
+
+def with_published_region_norm(ours: G_Net) -> G_Net:
+    """The same network with the published layers, on weights of its own."""
+    network = G_Net(
+        residual_blocks=len(ours.middle),
+        threshold=ours.middle[0].conv_block[2].threshold,
+        width=ours.encoder_conv1.out_channels,
+    )
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, RN_B):
+                channels = len(layer.foreground_gamma)
+                setattr(parent, name, region_norm.RN_B(channels))
+            elif isinstance(layer, RN_L):
+                published = region_norm.RN_L(layer.feature_channels, layer.threshold)
+                setattr(parent, name, published)
+    network.load_state_dict(ours.state_dict())
+    return network
