@@ -52,10 +52,6 @@ def variants() -> list[Variant]:
         *diversity_map.ahead_of_time_variants(),
         *label_conv2d.ahead_of_time_variants(),
         *upsample_conv.ahead_of_time_variants(),
-        *upsample_conv.ahead_of_time_variants(),
-        *modulated_norm.ahead_of_time_variants(),
-        *diversity_map.ahead_of_time_variants(),
-        *label_conv2d.ahead_of_time_variants(),
     ]
 
 

@@ -64,8 +64,6 @@ _FAMILIES = (
     _gabor_orientation,
     _label_conv2d,
     _upsample_conv,
-    _upsample_conv,
-    _label_conv2d,
 )
 # The Triton launchers of each file of torchext.kernels.
 _TRITON_LAUNCHERS = {

@@ -143,9 +143,6 @@ SCHEMAS = {
     "oriented_filter_max_backward_image": "(Tensor grad, Tensor index, Tensor bank) -> Tensor",
     "oriented_filter_max_backward_bank": (
         "(Tensor grad, Tensor index, Tensor image, int count, int size) -> Tensor"
-    "interleave_phases": ("(Tensor phases, Tensor? bias, Tensor? addend, int[] offsets) -> Tensor"),
-    "interleave_phases_backward": (
-        "(Tensor grad, int[] offsets, SymInt height, SymInt width) -> Tensor"
     ),
     "label_conv2d": (
         "(Tensor labels, Tensor weight, Tensor? bias, ScalarType dtype, bool check_values)"
