@@ -14,7 +14,7 @@ import torchext
 from torchext import orientation
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "gabor-orientation.png"
-TOP, BOTTOM, LEFT, RIGHT = 0, 170, 130, 320  # the head
+TOP, BOTTOM, LEFT, RIGHT = 22, 172, 130, 320  # the head
 STEP = 6  # pixels between lines
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     brightness = 1 - torch.exp(-strength / 40)
     colours = orientation.colour_wheel(angle[None, None], brightness[None, None])[0]
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
     crop = photo[TOP:BOTTOM, LEFT:RIGHT]
     for axis, picture, title in (
         (axes[0], crop, "photo"),
@@ -46,12 +46,13 @@ def main() -> None:
         axis.set_title(title)
         axis.set_axis_off()
     lines, hues = _lines(angle, strength)
+    axes[2].set(xlim=(0, RIGHT - LEFT - 1), ylim=(BOTTOM - TOP - 1, 0))
     axes[2].add_collection(LineCollection(lines, colors=hues, linewidths=1.6))
     inset = axes[1].inset_axes((0.78, 0.02, 0.2, 0.22))
     inset.imshow(_wheel().permute(1, 2, 0).numpy())
     inset.set_axis_off()
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
-    figure.savefig(target, dpi=90)
+    figure.savefig(target, dpi=80)
     print(f"wrote {target}")
 
 

@@ -82,6 +82,13 @@ def check() -> Iterator[str]:
         "weight": torch.randn(2, 16, generator=generator),
         "bias": torch.randn(2, 16, generator=generator),
     }
+
+    def oriented(module: object, grey: torch.Tensor) -> torch.Tensor:
+        bank = torchext.gabor_bank(8, 5, dtype=grey.dtype, device=grey.device)
+        if module is reference:
+            return reference.oriented_filter_max(grey, bank, absolute=True)[0].abs()
+        return torchext.oriented_filter_max(grey, bank, "abs")[1]
+
     shapes = [(1, 2, 7, 7), (1, 1, 7, 7), (1,), (1, 1, 7, 7), (1,)]
     filters = [0.1 * torch.randn(shape, generator=generator) for shape in shapes]
     cases = {
@@ -91,6 +98,7 @@ def check() -> Iterator[str]:
         "region_statistics": lambda module, t, f: module.region_statistics(
             t["x"].detach(), t["mask"]
         )[2],
+        "oriented_filter_max": lambda module, t, f: oriented(module, t["x"][:, :1]),
         "self_aware_affine": lambda module, t, f: torch.cat(
             module.self_aware_affine(t["x"], *f)[:3], dim=1
         ),
