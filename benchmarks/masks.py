@@ -27,3 +27,15 @@ def irregular_hole(height: int, width: int, *, share: float = 0.25, seed: int = 
             if hole.mean() >= share:
                 break
     return hole
+
+
+def gaussian_hole(
+    height: int, width: int, *, share: float = 0.5, sigma: float = 20, seed: int = 0
+) -> np.ndarray:
+    """A bool (height, width) array, True in the hole: blobs, Gaussian noise above a threshold."""
+    noise = np.random.default_rng(seed).standard_normal((height, width))
+    # The blur as a product in the frequency domain.
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    blur = np.exp(-2 * (np.pi * sigma) ** 2 * (rows**2 + columns**2))
+    smooth = np.fft.irfft2(np.fft.rfft2(noise) * blur, s=(height, width))
+    return smooth < np.quantile(smooth, share) if share > 0 else np.zeros_like(smooth, dtype=bool)
