@@ -118,7 +118,7 @@ def floor(problem: Problem, direction: str) -> Callable[[], object]:
     return harness.runner(bare, problem, direction)
 
 
-# --- time against the share of holes ---------------------------------------------------------------
+# --- time against the share of holes ------------------------------------------------------------
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
