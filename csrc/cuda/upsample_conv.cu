@@ -64,8 +64,9 @@ __global__ void __launch_bounds__(kThreads)
   if (at >= p.N * p.C * p.H * p.W) return;
   const Place to = Place::of<kChannelsLast>(at, p.C, p.H, p.W);
   const int a = to.row % 2, b = to.column % 2;
-  const Place from{to.n, (2 * a + b) * p.C + to.c, to.row / 2 + p.row_offset[a],
-                   to.column / 2 + p.column_offset[b]};
+  const Place from{to.n, (2 * a + b) * p.C + to.c,
+                   to.row / 2 + (a ? p.row_offset[1] : p.row_offset[0]),
+                   to.column / 2 + (b ? p.column_offset[1] : p.column_offset[0])};
   A value = to_accumulate(load(phases + from.index<kChannelsLast>(4 * p.C, p.h, p.w)));
   if (bias != nullptr) value += load(bias + to.c);
   if (addend != nullptr) value += to_accumulate(load(addend + at));
@@ -79,8 +80,8 @@ __global__ void __launch_bounds__(kThreads)
   if (at >= 4 * p.N * p.C * p.h * p.w) return;
   const Place from = Place::of<kChannelsLast>(at, 4 * p.C, p.h, p.w);
   const int phase = static_cast<int>(from.c / p.C), a = phase / 2, b = phase % 2;
-  const Place to{from.n, from.c % p.C, 2 * (from.row - p.row_offset[a]) + a,
-                 2 * (from.column - p.column_offset[b]) + b};
+  const Place to{from.n, from.c % p.C, 2 * (from.row - (a ? p.row_offset[1] : p.row_offset[0])) + a,
+                 2 * (from.column - (b ? p.column_offset[1] : p.column_offset[0])) + b};
   const bool taken = to.row >= 0 && to.row < p.H && to.column >= 0 && to.column < p.W;
   store(phases + at, taken ? load(grad + to.index<kChannelsLast>(p.C, p.H, p.W))
                            : from_accumulate<T>(accumulate_t<T>(0)));
