@@ -13,7 +13,6 @@ CASES = [
     Case("SPDNorm", (1, 128, 128, 128)),
     Case("SPADE", (1, 128, 128, 128)),
     Case("SPDNorm", (1, 128, 128, 128), "channels_last"),
-    Case("SPADE", (1, 128, 128, 128), "channels_last"),
 ]
 SCALING = [
     Case(op, (1, 128, size, size)) for op in ("SPDNorm", "SPADE") for size in (16, 32, 64, 128, 256)
