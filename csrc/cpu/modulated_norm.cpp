@@ -31,8 +31,8 @@ namespace {
 using torch::stable::parallel_for;
 using MaybeTensor = std::optional<Tensor>;
 
-// Elements of a range of pixels with all their channels: 128 KiB of float32, kept in the cache.
-constexpr int64_t kRangeElements = 32768;
+// Elements of a range of pixels with all their channels: 256 KiB of float32, kept in the cache.
+constexpr int64_t kRangeElements = 65536;
 
 enum class Statistics { kNone, kInstance, kBatch, kPosition, kRms };
 

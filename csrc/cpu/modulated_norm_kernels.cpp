@@ -156,16 +156,19 @@ void modulate_row(const RowInput<T>& x, const RowInput<T>& mean, const RowInput<
   const A* __restrict in = value.along();
   OutputTile<T> tile;
   A* __restrict out = tile(y);
+  A normal[kTile];
   with_statistics(mean, rstd, [&](auto m, auto r) {
-    gamma.with([&](auto g) {
-      beta.with([&](auto b) {
-        weight.with([&](auto w) {
 #pragma omp simd
-          for (int64_t i = 0; i < count; ++i) {
-            const A z = (in[i] - m[i]) * r[i] * (base + g[i] * w[i]) + b[i] * w[i];
-            out[i] = z > A(0) ? z : z * slope;
-          }
-        });
+    for (int64_t i = 0; i < count; ++i) normal[i] = (in[i] - m[i]) * r[i];
+  });
+  gamma.with([&](auto g) {
+    beta.with([&](auto b) {
+      weight.with([&](auto w) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) {
+          const A z = normal[i] * (base + g[i] * w[i]) + b[i] * w[i];
+          out[i] = z > A(0) ? z : z * slope;
+        }
       });
     });
   });
@@ -198,14 +201,13 @@ void gradient_row(const T* grad, const T* y, const RowInput<T>& x, const RowInpu
   const A* __restrict incoming = g;
 
   with_statistics(mean, rstd, [&](auto m, auto r) {
-    gamma.with([&](auto t) {
-      weight.with([&](auto w) {
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) {
-          normal[i] = (in[i] - m[i]) * r[i];
-          to[i] = incoming[i] * (base + t[i] * w[i]);
-        }
-      });
+    for (int64_t i = 0; i < count; ++i) normal[i] = (in[i] - m[i]) * r[i];
+  });
+  gamma.with([&](auto t) {
+    weight.with([&](auto w) {
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) to[i] = incoming[i] * (base + t[i] * w[i]);
     });
   });
 
