@@ -69,7 +69,8 @@ def jobs(options: argparse.Namespace) -> list[tuple[harness.Op, harness.Case, st
     for op in ops().values():
         for case in op.SCALING if options.scaling else op.CASES:
             for dtype in options.dtype:
-                labels = {d: f"{case.op} {case.name} {dtype} {d}" for d in harness.DIRECTIONS}
+                directions = getattr(op, "DIRECTIONS", harness.DIRECTIONS)
+                labels = {d: f"{case.op} {case.name} {dtype} {d}" for d in directions}
                 wanted = [
                     direction
                     for direction, label in labels.items()

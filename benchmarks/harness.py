@@ -124,7 +124,10 @@ def floor(problem: Problem, direction: str) -> Callable[[], object]:
 
     Forward: read x, write y (2T). Backward, in addition: read x and the gradient, write x's (3T).
     """
-    x, grad, out = problem.inputs[0], problem.grad, torch.empty_like(problem.inputs[0])
+    x, grad = problem.inputs[0], problem.grad
+    if x.shape != grad.shape:  # of another size than the result, which is what has to be moved
+        x = grad
+    out = torch.empty_like(x)
 
     def copies() -> None:
         out.copy_(x)

@@ -1,7 +1,7 @@
 """PD-GAN's diversity maps in Triton.
 
 Formula: "PD-GAN: Probabilistic Diverse GAN for Image Inpainting" (CVPR 2021). Hard:
-base^-min(ceil(d / r), n), d the chessboard distance to the nearest known pixel; soft: 1 where known,
+base^-min(ceil(d / r), n), d the chessboard distance to the nearest known pixel; soft: 1 if known,
 else sigmoid(logits).
 
 Passes over memory: a hard map in two launches, rings above and below each pixel (one byte), then

@@ -5,7 +5,7 @@ Formula: y[o] = bias[o] + sum over taps of weight[o, label under the tap, tap].
 Passes over memory: forward writes y once (the floor); labels and weights come from the cache.
 Backward reads the gradient once per tap and block of classes, from the cache while a slice fits, in
 two launches: products of the gradient with the slice's one-hot labels, then (by PyTorch) the sum of
-the slices. Grid: one program per image, block of channels and block of pixels; backward one per tap,
+the slices. Grid: a program per image, block of channels and block of pixels; backward one per tap,
 block of channels, block of classes and slice of the pixels. Nothing is atomic.
 """
 
@@ -54,9 +54,9 @@ def label_conv2d_kernel(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside & (o < channels))
 
 
-@triton.jit(do_not_specialize=("slice_blocks", "blocks"))
+@triton.jit(do_not_specialize=("slice_blocks",))
 def label_conv2d_backward_kernel(
-    grad, labels, partials, channels, classes, N, H, W, slice_blocks, blocks,
+    grad, labels, partials, channels, classes, elements, H, W, slice_blocks,
     SIZE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """partials (slices, O, classes, taps)."""
@@ -72,9 +72,10 @@ def label_conv2d_backward_kernel(
     dy = tap // SIZE - SIZE // 2
     dx = tap % SIZE - SIZE // 2
     total = tl.zeros((BLOCK_C, BLOCK_L), partials.dtype.element_ty)
-    for block in range(part * slice_blocks, tl.minimum((part + 1) * slice_blocks, blocks)):
-        index = block.to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = index < N * P
+    first = part.to(tl.int64) * slice_blocks * BLOCK_P
+    for block in range(slice_blocks):
+        index = first + block * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = index < elements
         image = index // P
         pixel = index - image * P
         label = _labels_under(labels, image, pixel, dy, dx, H, W, inside, classes)
@@ -123,7 +124,7 @@ def label_conv2d_backward(grad, labels, classes, kernel):
     tiles = triton.cdiv(channels, tile) * triton.cdiv(classes, tile)
     launch(
         label_conv2d_backward_kernel, kernel * kernel * tiles * slices,
-        grad, labels, partials, channels, classes, N, H, W, slice_blocks, blocks,
+        grad, labels, partials, channels, classes, N * H * W, H, W, slice_blocks,
         SIZE=kernel, BLOCK_C=tile, BLOCK_L=tile, BLOCK_P=block_p,
     )  # fmt: skip
     return partials.sum(0)

@@ -31,8 +31,8 @@ namespace {
 using torch::stable::parallel_for;
 using MaybeTensor = std::optional<Tensor>;
 
-// Elements of a range of pixels with all their channels: 128 KiB of float32, kept in the cache.
-constexpr int64_t kRangeElements = 32768;
+// Elements of a range of pixels with all their channels: 256 KiB of float32, kept in the cache.
+constexpr int64_t kRangeElements = 65536;
 
 enum class Statistics { kNone, kInstance, kBatch, kPosition, kRms };
 
@@ -325,9 +325,23 @@ void channels_last_statistics(const Problem& problem, const T* x, bool unbiased,
 
 // --- forward ------------------------------------------------------------------------------------
 
+// The kernels of the SIMD level in use, found once: rows are too short to ask for each.
+template <class T>
+struct Kernels {
+  decltype(&portable::modulate_row<T>) modulate = TORCHEXT_AT_SIMD_LEVEL(modulate_row<T>);
+  decltype(&portable::gradient_row<T>) gradient = TORCHEXT_AT_SIMD_LEVEL(gradient_row<T>);
+  decltype(&portable::input_gradient_row<T>) input_gradient =
+      TORCHEXT_AT_SIMD_LEVEL(input_gradient_row<T>);
+  decltype(&portable::channel_statistics_of_plane<T>) statistics_of_plane =
+      TORCHEXT_AT_SIMD_LEVEL(channel_statistics_of_plane<T>);
+  decltype(&portable::channel_statistics_of_pixel<T>) statistics_of_pixel =
+      TORCHEXT_AT_SIMD_LEVEL(channel_statistics_of_pixel<T>);
+};
+
 template <class T>
 struct Operands {
   using A = accumulate_t<T>;
+  Kernels<T> kernels;
   Map<T> x, mean, rstd, gamma, beta, weight;
   Gain gain;
   A slope;
@@ -354,8 +368,8 @@ Operands<T> operands_of(const Problem& problem, const Tensor& x, const MaybeTens
 template <class T>
 void modulate(const Problem& problem, const Operands<T>& o, const RowInput<T>& x, const Place& at,
               int64_t count, T* y) {
-  TORCHEXT_AT_SIMD_LEVEL(modulate_row<T>)(x, o.mean.row(problem, at), o.rstd.row(problem, at),
-                                          o.modulation(problem, at), count, y + at.offset);
+  o.kernels.modulate(x, o.mean.row(problem, at), o.rstd.row(problem, at), o.modulation(problem, at),
+                     count, y + at.offset);
 }
 
 // Statistics per pixel: they and the result from one visit to a range.
@@ -365,24 +379,22 @@ void forward_per_pixel(const Problem& problem, const Operands<T>& o, bool unbias
   using A = accumulate_t<T>;
   const int64_t C = problem.channels, P = problem.pixels;
   const bool centred = problem.statistics == Statistics::kPosition;
+  const double divisor = static_cast<double>(std::max<int64_t>(C - unbiased, 1));
   const Ranges ranges(problem);
   for_each_range(problem, ranges, [&] {
     return [&, tile = std::vector<A>(problem.channels_last ? 0 : C * ranges.length),
             centre = std::vector<A>(ranges.length)](const Range& range) mutable {
       const T* x = o.x.elements;
       const int64_t map = range.image * P + range.begin, pixels = range.end - range.begin;
+      const Kernels<T>& kernels = o.kernels;
       if (problem.channels_last)
         for (int64_t p = 0; p < pixels; ++p)
-          TORCHEXT_AT_SIMD_LEVEL(channel_moments_of_pixel<T>)(x + (map + p) * C, C, centred,
-                                                              &centre[p], rstd + map + p);
+          kernels.statistics_of_pixel(x + (map + p) * C, C, centred, divisor, eps, &centre[p],
+                                      rstd + map + p);
       else
-        TORCHEXT_AT_SIMD_LEVEL(channel_moments_of_plane<T>)(x + range.image * C * P + range.begin,
-                                                            pixels, C, P, centred, tile.data(),
-                                                            centre.data(), rstd + map);
-      for (int64_t p = 0; p < pixels; ++p) {
-        if (centred) mean[map + p] = centre[p];
-        rstd[map + p] = static_cast<A>(rstd_of(rstd[map + p], C, unbiased, eps));
-      }
+        kernels.statistics_of_plane(x + range.image * C * P + range.begin, pixels, C, P, centred,
+                                    divisor, eps, tile.data(), centre.data(), rstd + map);
+      if (centred) std::copy_n(centre.data(), pixels, mean + map);
       for_each_part(problem, range, [&](int64_t pixel, int64_t local, int64_t count) {
         for_each_row(problem, range.image, pixel, local, count,
                      [&](const Place& at, int64_t length, int64_t offset) {
@@ -501,18 +513,17 @@ template <class T>
 void gradient(const Problem& problem, const Gradient<T>& g, const Place& at, int64_t count,
               const RowGradients<T>& out, accumulate_t<T>* gn, accumulate_t<T>* xn) {
   const Operands<T>& o = g.operands;
-  TORCHEXT_AT_SIMD_LEVEL(gradient_row<T>)(
-      g.grad + at.offset, g.y != nullptr ? g.y + at.offset : nullptr, o.x.row(problem, at),
-      o.mean.row(problem, at), o.rstd.row(problem, at), o.modulation(problem, at), out, count, gn,
-      xn);
+  o.kernels.gradient(g.grad + at.offset, g.y != nullptr ? g.y + at.offset : nullptr,
+                     o.x.row(problem, at), o.mean.row(problem, at), o.rstd.row(problem, at),
+                     o.modulation(problem, at), out, count, gn, xn);
 }
 
 template <class T>
 void input_gradient(const Problem& problem, const Gradient<T>& g, const Place& at, int64_t count,
                     const RowInput<T>& sum, const RowInput<T>& product, const accumulate_t<T>* gn,
                     const accumulate_t<T>* xn) {
-  TORCHEXT_AT_SIMD_LEVEL(input_gradient_row<T>)(gn, xn, g.operands.rstd.row(problem, at), sum,
-                                                product, count, g.grad_x + at.offset);
+  g.operands.kernels.input_gradient(gn, xn, g.operands.rstd.row(problem, at), sum, product, count,
+                                    g.grad_x + at.offset);
 }
 
 // Sums of gn and gn * xn, and of the gradients of gamma and beta, of one channel.

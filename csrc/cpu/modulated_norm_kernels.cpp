@@ -11,6 +11,13 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+inline float root(float x) {
+  return __builtin_sqrtf(x);
+}
+inline double root(double x) {
+  return __builtin_sqrt(x);
+}
+
 // What a loop over a row reads at i: a value along the row, or the same everywhere.
 template <class A>
 struct Along {
@@ -149,16 +156,19 @@ void modulate_row(const RowInput<T>& x, const RowInput<T>& mean, const RowInput<
   const A* __restrict in = value.along();
   OutputTile<T> tile;
   A* __restrict out = tile(y);
+  A normal[kTile];
   with_statistics(mean, rstd, [&](auto m, auto r) {
-    gamma.with([&](auto g) {
-      beta.with([&](auto b) {
-        weight.with([&](auto w) {
 #pragma omp simd
-          for (int64_t i = 0; i < count; ++i) {
-            const A z = (in[i] - m[i]) * r[i] * (base + g[i] * w[i]) + b[i] * w[i];
-            out[i] = z > A(0) ? z : z * slope;
-          }
-        });
+    for (int64_t i = 0; i < count; ++i) normal[i] = (in[i] - m[i]) * r[i];
+  });
+  gamma.with([&](auto g) {
+    beta.with([&](auto b) {
+      weight.with([&](auto w) {
+#pragma omp simd
+        for (int64_t i = 0; i < count; ++i) {
+          const A z = normal[i] * (base + g[i] * w[i]) + b[i] * w[i];
+          out[i] = z > A(0) ? z : z * slope;
+        }
       });
     });
   });
@@ -191,14 +201,13 @@ void gradient_row(const T* grad, const T* y, const RowInput<T>& x, const RowInpu
   const A* __restrict incoming = g;
 
   with_statistics(mean, rstd, [&](auto m, auto r) {
-    gamma.with([&](auto t) {
-      weight.with([&](auto w) {
 #pragma omp simd
-        for (int64_t i = 0; i < count; ++i) {
-          normal[i] = (in[i] - m[i]) * r[i];
-          to[i] = incoming[i] * (base + t[i] * w[i]);
-        }
-      });
+    for (int64_t i = 0; i < count; ++i) normal[i] = (in[i] - m[i]) * r[i];
+  });
+  gamma.with([&](auto t) {
+    weight.with([&](auto w) {
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) to[i] = incoming[i] * (base + t[i] * w[i]);
     });
   });
 
@@ -279,48 +288,62 @@ void input_gradient_row(const accumulate_t<T>* gn, const accumulate_t<T>* xn,
 }
 
 template <class T>
-void channel_moments_of_plane(const T* x, int64_t pixels, int64_t channels, int64_t channel_stride,
-                              bool centred, accumulate_t<T>* tile, accumulate_t<T>* mean,
-                              accumulate_t<T>* squares) {
+void channel_statistics_of_plane(const T* x, int64_t pixels, int64_t channels,
+                                 int64_t channel_stride, bool centred, double divisor, double eps,
+                                 accumulate_t<T>* tile, accumulate_t<T>* mean,
+                                 accumulate_t<T>* rstd) {
   using A = accumulate_t<T>;
   InputTile<T> input;
   A drift[kTile];  // sum of the deviations: what rounding left in the mean
   A* __restrict centre = mean;
-  A* __restrict square = squares;
-  for (int64_t i = 0; i < pixels; ++i) centre[i] = square[i] = drift[i] = A(0);
+  A* __restrict square = rstd;  // until the end
+  A* __restrict rest = drift;
+#pragma omp simd
+  for (int64_t i = 0; i < pixels; ++i) centre[i] = square[i] = rest[i] = A(0);
   for (int64_t c = 0; c < channels; ++c) {
     const A* __restrict values = input(x + c * channel_stride, pixels);
     A* __restrict kept = tile + c * pixels;
-    for (int64_t i = 0; i < pixels; ++i) {
-      kept[i] = values[i];
-      if (centred)
+    if (centred) {
+#pragma omp simd
+      for (int64_t i = 0; i < pixels; ++i) {
+        kept[i] = values[i];
         centre[i] += values[i];
-      else
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < pixels; ++i) {
+        kept[i] = values[i];
         square[i] += values[i] * values[i];
+      }
     }
   }
-  if (!centred) return;
   const A inverse = A(1) / static_cast<A>(channels);
-  for (int64_t i = 0; i < pixels; ++i) centre[i] *= inverse;
-  for (int64_t c = 0; c < channels; ++c) {
-    const A* __restrict kept = tile + c * pixels;
-    for (int64_t i = 0; i < pixels; ++i) {
-      const A d = kept[i] - centre[i];
-      drift[i] += d;
-      square[i] += d * d;
+  if (centred) {
+#pragma omp simd
+    for (int64_t i = 0; i < pixels; ++i) centre[i] *= inverse;
+    for (int64_t c = 0; c < channels; ++c) {
+      const A* __restrict kept = tile + c * pixels;
+#pragma omp simd
+      for (int64_t i = 0; i < pixels; ++i) {
+        const A d = kept[i] - centre[i];
+        rest[i] += d;
+        square[i] += d * d;
+      }
     }
   }
+  const A share = static_cast<A>(1.0 / divisor), added = static_cast<A>(eps);
+#pragma omp simd
   for (int64_t i = 0; i < pixels; ++i) {
-    const A correction = drift[i] * inverse;
-    const A exact = square[i] - correction * drift[i];
-    square[i] = exact < A(0) ? A(0) : exact;
+    const A correction = rest[i] * inverse;
+    const A exact = square[i] - correction * rest[i];
+    square[i] = A(1) / root((exact < A(0) ? A(0) : exact) * share + added);
     centre[i] += correction;
   }
 }
 
 template <class T>
-void channel_moments_of_pixel(const T* x, int64_t channels, bool centred, accumulate_t<T>* mean,
-                              accumulate_t<T>* squares) {
+void channel_statistics_of_pixel(const T* x, int64_t channels, bool centred, double divisor,
+                                 double eps, accumulate_t<T>* mean, accumulate_t<T>* rstd) {
   using A = accumulate_t<T>;
   InputTile<T> input;
   A centre = 0;
@@ -351,22 +374,24 @@ void channel_moments_of_pixel(const T* x, int64_t channels, bool centred, accumu
     centre += correction;
   }
   *mean = centre;
-  *squares = square < A(0) ? A(0) : square;
+  *rstd = A(1) / root((square < A(0) ? A(0) : square) * static_cast<A>(1.0 / divisor) +
+                      static_cast<A>(eps));
 }
 
-#define TORCHEXT_INSTANTIATE(T)                                                                    \
-  template void modulate_row<T>(const RowInput<T>&, const RowInput<T>&, const RowInput<T>&,        \
-                                const Modulation<T>&, int64_t, T*);                                \
-  template void gradient_row<T>(const T*, const T*, const RowInput<T>&, const RowInput<T>&,        \
-                                const RowInput<T>&, const Modulation<T>&, const RowGradients<T>&,  \
-                                int64_t, accumulate_t<T>*, accumulate_t<T>*);                      \
-  template void input_gradient_row<T>(const accumulate_t<T>*, const accumulate_t<T>*,              \
-                                      const RowInput<T>&, const RowInput<T>&, const RowInput<T>&,  \
-                                      int64_t, T*);                                                \
-  template void channel_moments_of_plane<T>(const T*, int64_t, int64_t, int64_t, bool,             \
-                                            accumulate_t<T>*, accumulate_t<T>*, accumulate_t<T>*); \
-  template void channel_moments_of_pixel<T>(const T*, int64_t, bool, accumulate_t<T>*,             \
-                                            accumulate_t<T>*);
+#define TORCHEXT_INSTANTIATE(T)                                                                   \
+  template void modulate_row<T>(const RowInput<T>&, const RowInput<T>&, const RowInput<T>&,       \
+                                const Modulation<T>&, int64_t, T*);                               \
+  template void gradient_row<T>(const T*, const T*, const RowInput<T>&, const RowInput<T>&,       \
+                                const RowInput<T>&, const Modulation<T>&, const RowGradients<T>&, \
+                                int64_t, accumulate_t<T>*, accumulate_t<T>*);                     \
+  template void input_gradient_row<T>(const accumulate_t<T>*, const accumulate_t<T>*,             \
+                                      const RowInput<T>&, const RowInput<T>&, const RowInput<T>&, \
+                                      int64_t, T*);                                               \
+  template void channel_statistics_of_plane<T>(const T*, int64_t, int64_t, int64_t, bool, double, \
+                                               double, accumulate_t<T>*, accumulate_t<T>*,        \
+                                               accumulate_t<T>*);                                 \
+  template void channel_statistics_of_pixel<T>(const T*, int64_t, bool, double, double,           \
+                                               accumulate_t<T>*, accumulate_t<T>*);
 TORCHEXT_INSTANTIATE(float)
 TORCHEXT_INSTANTIATE(double)
 TORCHEXT_INSTANTIATE(Half)

@@ -45,33 +45,35 @@ struct RowGradients {
   RowOutput<T> gamma, beta, weight;
 };
 
-#define TORCHEXT_MODULATED_NORM_KERNELS                                                            \
-  /* One row of y; at most kTile elements, as in all rows here. */                                 \
-  template <class T>                                                                               \
-  void modulate_row(const RowInput<T>& x, const RowInput<T>& mean, const RowInput<T>& rstd,        \
-                    const Modulation<T>& modulation, int64_t count, T* y);                         \
-  /* gn and xn of a row, and what they give to the gradients of the maps. `y` may be null where    \
-     nothing is activated. */                                                                      \
-  template <class T>                                                                               \
-  void gradient_row(const T* grad, const T* y, const RowInput<T>& x, const RowInput<T>& mean,      \
-                    const RowInput<T>& rstd, const Modulation<T>& modulation,                      \
-                    const RowGradients<T>& out, int64_t count, accumulate_t<T>* gn,                \
-                    accumulate_t<T>* xn);                                                          \
-  /* grad_x = rstd * (gn - sum - xn * product) */                                                  \
-  template <class T>                                                                               \
-  void input_gradient_row(const accumulate_t<T>* gn, const accumulate_t<T>* xn,                    \
-                          const RowInput<T>& rstd, const RowInput<T>& sum,                         \
-                          const RowInput<T>& product, int64_t count, T* grad_x);                   \
-  /* Mean and sum of squared deviations over channels at each of `pixels` <= kTile pixels; with    \
-     `centred` false 0 and the sum of squares. Keeps the pixels in `tile` (channels, pixels). */   \
-  template <class T>                                                                               \
-  void channel_moments_of_plane(const T* x, int64_t pixels, int64_t channels,                      \
-                                int64_t channel_stride, bool centred, accumulate_t<T>* tile,       \
-                                accumulate_t<T>* mean, accumulate_t<T>* squares);                  \
-  /* The same at one pixel of a channels-last tensor. */                                           \
-  template <class T>                                                                               \
-  void channel_moments_of_pixel(const T* x, int64_t channels, bool centred, accumulate_t<T>* mean, \
-                                accumulate_t<T>* squares);
+#define TORCHEXT_MODULATED_NORM_KERNELS                                                          \
+  /* One row of y; at most kTile elements, as in all rows here. */                               \
+  template <class T>                                                                             \
+  void modulate_row(const RowInput<T>& x, const RowInput<T>& mean, const RowInput<T>& rstd,      \
+                    const Modulation<T>& modulation, int64_t count, T* y);                       \
+  /* gn and xn of a row, and what they give to the gradients of the maps. `y` may be null where  \
+     nothing is activated. */                                                                    \
+  template <class T>                                                                             \
+  void gradient_row(const T* grad, const T* y, const RowInput<T>& x, const RowInput<T>& mean,    \
+                    const RowInput<T>& rstd, const Modulation<T>& modulation,                    \
+                    const RowGradients<T>& out, int64_t count, accumulate_t<T>* gn,              \
+                    accumulate_t<T>* xn);                                                        \
+  /* grad_x = rstd * (gn - sum - xn * product) */                                                \
+  template <class T>                                                                             \
+  void input_gradient_row(const accumulate_t<T>* gn, const accumulate_t<T>* xn,                  \
+                          const RowInput<T>& rstd, const RowInput<T>& sum,                       \
+                          const RowInput<T>& product, int64_t count, T* grad_x);                 \
+  /* Mean and 1 / sqrt(squared deviations / divisor + eps) over channels, at each of `pixels` <= \
+     kTile pixels; with `centred` false of the values themselves. Keeps the pixels in `tile`     \
+     (channels, pixels). */                                                                      \
+  template <class T>                                                                             \
+  void channel_statistics_of_plane(const T* x, int64_t pixels, int64_t channels,                 \
+                                   int64_t channel_stride, bool centred, double divisor,         \
+                                   double eps, accumulate_t<T>* tile, accumulate_t<T>* mean,     \
+                                   accumulate_t<T>* rstd);                                       \
+  /* The same at one pixel of a channels-last tensor. */                                         \
+  template <class T>                                                                             \
+  void channel_statistics_of_pixel(const T* x, int64_t channels, bool centred, double divisor,   \
+                                   double eps, accumulate_t<T>* mean, accumulate_t<T>* rstd);
 
 TORCHEXT_DECLARE_FOR_SIMD_LEVELS(TORCHEXT_MODULATED_NORM_KERNELS)
 

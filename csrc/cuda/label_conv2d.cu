@@ -40,7 +40,7 @@ __device__ __forceinline__ int label_at(const Problem& problem, const int32_t* p
 }
 
 template <typename T, int kKernel>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kKernel > 3 ? 1 : 4)
     label_conv2d_kernel(Problem problem, const int32_t* labels, const accumulate_t<T>* weight,
                         const accumulate_t<T>* bias, T* out, int64_t pixel_blocks,
                         int64_t channel_tiles) {

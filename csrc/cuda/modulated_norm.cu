@@ -218,7 +218,7 @@ __device__ __forceinline__ Vec<A, V> of_channels(const A* table, int channel) {
 }
 
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     modulated_norm_apply_kernel(RegionView view, Slicing slicing, const T* x, T* y,
                                 ChannelStatistics<accumulate_t<T>> statistics,
                                 Modulation<T> modulation) {
@@ -280,7 +280,7 @@ struct MapGradients {
 // Gradients of the maps, and partial sums per channel: planes (2, ...) of gn and gn * xn, and of
 // the gradients of gamma and beta where these are per channel.
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     modulated_norm_backward_sums_kernel(RegionView view, Slicing slicing, GradientInputs<T> in,
                                         Modulation<T> modulation, MapGradients<T> out,
                                         Partials<accumulate_t<T>> sums,
@@ -354,7 +354,7 @@ __global__ void __launch_bounds__(kThreads)
 // The gradient of x. sums: partial results to merge (and, if `totals` is not null, to write), or
 // with one slice and `divided` means that are given; no planes where statistics are constants.
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     modulated_norm_backward_apply_kernel(RegionView view, Slicing slicing, GradientInputs<T> in,
                                          Modulation<T> modulation, Partials<accumulate_t<T>> sums,
                                          bool divided, bool unbiased, T* grad_x) {
@@ -504,7 +504,7 @@ __device__ __forceinline__ void store_pixels(A* map, const PixelPlace<V, kChanne
 
 // kKeep: the pixels stay in shared memory between the sweeps over their channels.
 template <typename T, int V, bool kChannelsLast, bool kKeep>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     modulated_norm_pixel_kernel(PixelTiling tiling, const T* x, accumulate_t<T>* mean,
                                 accumulate_t<T>* rstd, Modulation<T> modulation, T* y) {
   using A = accumulate_t<T>;
@@ -576,7 +576,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     modulated_norm_pixel_backward_kernel(PixelTiling tiling, GradientInputs<T> in,
                                          Modulation<T> modulation, MapGradients<T> out, T* grad_x) {
   using A = accumulate_t<T>;

@@ -6,7 +6,16 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from support.backends import parameters, running
-from support.processes import SPLIT, ddp_worker, evaluate, problem, worker
+from support.processes import (
+    SPLIT,
+    ddp_worker,
+    evaluate,
+    evaluate_modulated,
+    modulated_problem,
+    modulated_worker,
+    problem,
+    worker,
+)
 from support.tolerance import assert_close
 
 import torchext
@@ -47,3 +56,20 @@ def test_data_parallel_training_equals_one_process(tmp_path: Path) -> None:
         state = torch.load(tmp_path / f"{rank}.pt")
         for key, value in layer.state_dict().items():
             assert_close(key, state[key], value.double(), length=500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", parameters("cpu", "reference", "cuda-emulated"))
+def test_modulated_batch_statistics_of_two_processes(name: str, tmp_path: Path) -> None:
+    mp.spawn(modulated_worker, (str(tmp_path), name), nprocs=len(SPLIT))
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(SPLIT))]
+    data = {key: value.double() for key, value in modulated_problem().items()}
+    with running("reference"):
+        expected = evaluate_modulated(data, None)
+    for key, value in expected.items():
+        if key.startswith("running"):
+            assert_close(key, parts[0][key], value, length=360, condition=10)
+            assert torch.equal(parts[0][key], parts[1][key])
+        else:
+            got = torch.cat([part[key] for part in parts])
+            assert_close(key, got, value, length=360, condition=100)

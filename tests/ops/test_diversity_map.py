@@ -99,7 +99,7 @@ def test_soft(shape: tuple, dtype: torch.dtype, last: bool, name: str) -> None:
     expected = reference.soft_diversity_map(exact, mask)
     expected.backward(grad.double())
     assert y.dtype == dtype
-    assert y.stride() == logits.stride()
+    assert y.numel() == 0 or y.stride() == logits.stride()
     assert_close("y", y, expected, length=1)
     # The gradient is formed from y, which was rounded.
     assert_close("logits", leaf.grad, exact.grad, length=4, scale=8.0)

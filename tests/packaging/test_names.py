@@ -10,7 +10,12 @@ OPS = sorted(path.stem for path in (ROOT / "torchext/ops").glob("*.py") if path.
 # Made of other ops: no kernels of their own.
 COMPOSITES = {"self_aware_region_norm"}
 # Their modules stand with the modules of another op.
-MODULES_WITH = {"self_aware_affine": "region_norm", "self_aware_region_norm": "region_norm"}
+MODULES_WITH = {
+    "self_aware_affine": "region_norm",
+    "self_aware_region_norm": "region_norm",
+    "diversity_map": "modulated_norm",
+    "label_conv2d": "modulated_norm",
+}
 # Timed as a part of another op.
 BENCHMARKED_WITH = {
     "self_aware_affine": "region_norm",

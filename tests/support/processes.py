@@ -64,3 +64,34 @@ def ddp_worker(rank: int, folder: str) -> None:
         optimiser.step()
     torch.save(layer.module.state_dict(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def modulated_problem() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    shape = (sum(SPLIT), 3, 10, 12)
+    data = {key: torch.randn(shape, generator=generator) for key in ("x", "gamma", "beta", "grad")}
+    data["x"][:2] += 100  # the processes' means are far apart
+    return data
+
+
+def evaluate_modulated(
+    data: dict[str, torch.Tensor], group: dist.ProcessGroup | None
+) -> dict[str, torch.Tensor]:
+    x, gamma, beta = (data[key].clone().requires_grad_() for key in ("x", "gamma", "beta"))
+    running = {"running_mean": torch.zeros(3, dtype=x.dtype), "running_var": torch.ones(3).to(x)}
+    y = torchext.modulated_norm(
+        x, gamma, beta, statistics="batch", activation=0.2, process_group=group, **running
+    )
+    y.backward(data["grad"])
+    gradients = {"x": x.grad, "gamma": gamma.grad, "beta": beta.grad}
+    return {"y": y.detach(), **gradients, **running}
+
+
+def modulated_worker(rank: int, folder: str, name: str) -> None:
+    store = dist.FileStore(f"{folder}/store", len(SPLIT))
+    dist.init_process_group("gloo", rank=rank, world_size=len(SPLIT), store=store)
+    begin = sum(SPLIT[:rank])
+    data = {key: value[begin : begin + SPLIT[rank]] for key, value in modulated_problem().items()}
+    with running(name):
+        torch.save(evaluate_modulated(data, dist.group.WORLD), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

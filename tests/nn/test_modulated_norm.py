@@ -1,0 +1,106 @@
+"""The modulated layers: keys, forms, label maps. Their numbers are held by the golden files."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.backends import parameters, running
+from support.tolerance import assert_close
+
+from torchext import nn
+
+
+def test_state_keys() -> None:
+    assert list(nn.SPDNorm(4).state_dict()) == [
+        "mlp_activate.0.weight",
+        "mlp_activate.0.bias",
+        "mlp_gamma.weight",
+        "mlp_gamma.bias",
+        "mlp_beta.weight",
+        "mlp_beta.bias",
+    ]
+    buffers = ["running_mean", "running_var", "num_batches_tracked"]
+    keys = list(nn.SPDNorm(4, "batch").state_dict())
+    assert keys[:3] == [f"param_free_norm.{name}" for name in buffers]
+    assert not list(nn.AdaptiveInstanceNorm2d(4).state_dict())
+    block = nn.SPDNormResnetBlock(8, 4, 2, 3)
+    assert block.state_dict()["mask_conv.mask_conv.weight"].eq(1).all()
+    block = nn.SPADEResnetBlock(4, 4, "spadebatch3x3", 3)
+    assert [name for name, _ in block.named_children()] == ["conv_0", "conv_1", "norm_0", "norm_1"]
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "reference"))
+@pytest.mark.parametrize("kind", ["spadeinstance3x3", "spadebatch5x5"])
+@pytest.mark.parametrize("size", [(12, 10), (24, 20), (17, 13)])
+def test_spade_of_labels_is_spade_of_their_one_hot_form(kind: str, size: tuple, name: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.SPADE(kind, 6, 5)
+    x = torch.randn(2, 6, 12, 10)
+    labels = torch.randint(0, 5, (2, *size))
+    one_hot = F.one_hot(labels, 5).permute(0, 3, 1, 2).float()
+    with running(name):
+        expected = layer(x, one_hot)
+        for given in (labels, labels[:, None], labels.to(torch.uint8)):
+            assert_close("y", layer(x, given), expected.double(), length=2000)
+
+
+def test_paper_form_of_spdnorm_is_weight_times_all() -> None:
+    layer = nn.SPDNorm(4, "instance", form="paper").double()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    prior = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    weight = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    hidden = layer.mlp_activate(prior)
+    expected = weight * (layer.mlp_gamma(hidden) * F.instance_norm(x) + layer.mlp_beta(hidden))
+    assert_close("y", layer(x, prior, weight), expected, length=1000)
+
+
+def test_anl_without_the_one() -> None:
+    layer = nn.ANLs(4, 5, one_plus=False).double().eval()
+    x, condition = torch.randn(1, 4, 6, 6).double(), torch.randn(1, 5, 12, 12).double()
+    t = layer.shared(F.interpolate(condition, size=(6, 6)))
+    n = x / (1 + 1e-5) ** 0.5
+    h = n * torch.sigmoid(layer.gamma(t)) + layer.beta(t)
+    assert_close("y", layer(x, condition), x + layer.conv(F.leaky_relu(h, 0.2)), length=1000)
+
+
+def test_pixel_norm_and_adain() -> None:
+    x = torch.randn(2, 5, 4, 3)
+    expected = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-8).sqrt()
+    assert_close("pixel norm", nn.PixelNorm()(x), expected, length=5)
+    scale, shift = torch.randn(2, 2, 5, 1, 1)
+    got = nn.AdaptiveInstanceNorm2d(5)(x, scale, shift)
+    expected = F.instance_norm(x.double()) * scale.double() + shift.double()
+    assert_close("adain", got, expected, length=30)
+
+
+def test_autocast_keeps_the_half() -> None:
+    layer = nn.SPADE("spadeinstance3x3", 4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.randn(1, 4, 8, 8).bfloat16(), torch.randn(1, 3, 8, 8))
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.SPADE("spadebatch3x3", 4, 3), nn.SPADE("spadeinstance3x3", 4, 3)], ids=["b", "i"]
+)
+def test_compile_fullgraph_and_export(layer: nn.SPADE) -> None:
+    layer = layer.eval()
+    x, labels = torch.randn(1, 4, 8, 8), torch.randint(0, 3, (1, 16, 16))
+    expected = layer(x, labels)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close("compiled", compiled(x, labels), expected.double(), length=1000)
+    exported = torch.export.export(layer, (x, labels))
+    assert_close("exported", exported.module()(x, labels), expected.double(), length=1000)
+
+
+@pytest.mark.parametrize("text", ["spadelayer3x3", "spadebatch3x5", "batch3x3"])
+def test_bad_config_text(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^config_text: expected 'spade', 'batch', 'syncbatch'"):
+        nn.SPADE(text, 4, 3)
+
+
+def test_bad_norm_type() -> None:
+    with pytest.raises(ValueError, match=r"^norm_type: expected 'position', 'instance' or 'batch'"):
+        nn.SPDNorm(4, "layer")
+    with pytest.raises(ValueError, match=r"^form: expected 'published' or 'paper', got 'both'"):
+        nn.SPDNorm(4, form="both")
