@@ -5,8 +5,8 @@ Formula: y[o] = bias[o] + sum over taps of weight[o, label under the tap, tap].
 Passes over memory: forward writes y once (the floor); labels and weights come from the cache.
 Backward reads the gradient once per tap and block of classes, from the cache while a slice fits, in
 two launches: products of the gradient with the slice's one-hot labels, then (by PyTorch) the sum of
-the slices. Grid: one program per image, block of channels and block of pixels; backward one per tap,
-block of channels, block of classes and slice of the pixels. Nothing is atomic.
+the slices. Grid: one program per image, block of channels and block of pixels; backward one per
+tap, block of channels, block of classes and slice of the pixels. Nothing is atomic.
 """
 
 import torch
