@@ -2,7 +2,8 @@
 
 Published is the network with the published operation sequences in pure PyTorch, on the same
 weights; cap is its time over that of its bare convolutions in the same run: the most that fusing
-everything else could give. PD-GAN's row compares eight samples of one photo with eight separate passes.
+everything else could give. PD-GAN's row compares eight samples of one photo with eight separate
+passes.
 """
 
 from .environment import restart_with_settled_heap
