@@ -215,7 +215,8 @@ class PConvUNet(nn.Module):
         corners = {} if self.upsampling_mode == "nearest" else {"align_corners": False}
         for i in range(self.layer_size, 0, -1):
             stage = self.get_submodule(f"dec_{i}")
-            skip, skip_mask = features.pop(), masks.pop().to(mask)
+            # Under autocast the network's input is wider than the features.
+            skip, skip_mask = features.pop().to(y.dtype), masks.pop().to(mask)
             if self.upsampling_mode == "nearest" and skip_mask.shape[1] == 1:
                 y, mask = stage(y, mask[:, :1], skip=skip, skip_mask=skip_mask)
                 continue
