@@ -3,6 +3,8 @@
 Formula: "PD-GAN: Probabilistic Diverse GAN for Image Inpainting" (CVPR 2021). Hard:
 base^-min(ceil(d / r), n), d the chessboard distance to the nearest known pixel; soft: 1 if known,
 else sigmoid(logits).
+base^-min(ceil(d / r), n), d the chessboard distance to the nearest known pixel; soft: 1 where
+known, else sigmoid(logits).
 
 Passes over memory: a hard map in two launches, rings above and below each pixel (one byte), then
 the least of max(rings aside, rings of that column); labels read and the map written once, what lies

@@ -7,6 +7,8 @@ Backward reads the gradient once per tap and block of classes, from the cache wh
 two launches: products of the gradient with the slice's one-hot labels, then (by PyTorch) the sum of
 the slices. Grid: a program per image, block of channels and block of pixels; backward one per tap,
 block of channels, block of classes and slice of the pixels. Nothing is atomic.
+the slices. Grid: one program per image, block of channels and block of pixels; backward one per
+tap, block of channels, block of classes and slice of the pixels. Nothing is atomic.
 """
 
 import torch

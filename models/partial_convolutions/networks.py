@@ -7,7 +7,7 @@ channel.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,8 @@ class PCBActiv(nn.Module):
 
     Shape: input (N,in_ch,H,W), mask (N or 1,1 or in_ch,H,W), or with mask_channels as many channels
     as that names, each standing for so many of the input's -> y and the updated mask
-    (N,out_ch,Ho,Wo), a view of one channel.
+    (N,out_ch,Ho,Wo), a view of one channel. With `skip` and `skip_mask`, its mask of one channel,
+    input is first up-sampled by two (nearest) and put in front of skip; neither is built.
 
     Raises: what `torchext.partial_conv2d` raises; ValueError: an unknown sample or activ.
     """
@@ -106,25 +107,32 @@ class PCBActiv(nn.Module):
         self.slope = SLOPES[activ]
 
     def forward(
-        self, input: Tensor, mask: Tensor, mask_channels: Sequence[int] | None = None
+        self,
+        input: Tensor,
+        mask: Tensor,
+        mask_channels: Sequence[int] | None = None,
+        *,
+        skip: Tensor | None = None,
+        skip_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         norm = getattr(self, "bn", None)
         fused = norm is None or not norm.training
         conv = self.conv.input_conv
-        if mask_channels is None and mask.shape[1] == 1:
-            mask_channels = (conv.in_channels,)
-        y, updated = torchext.partial_conv2d(
-            input,
-            mask,
-            conv.weight,
-            conv.bias,
-            conv.stride,
-            conv.padding,
-            form=self.form,
-            mask_channels=mask_channels,
-            **(_inference_affine(norm) if fused and norm is not None else {}),
-            negative_slope=self.slope if fused else None,
-        )
+        options: dict[str, Any] = {"form": self.form}
+        if fused:
+            options["negative_slope"] = self.slope
+            options |= {} if norm is None else _inference_affine(norm)
+        if skip is not None:
+            y, updated = torchext.partial_upsample_conv2d(
+                input, mask, conv.weight, conv.bias, skip=skip, skip_mask=skip_mask, **options
+            )
+        else:
+            if mask_channels is None and mask.shape[1] == 1:
+                mask_channels = (conv.in_channels,)
+            options["mask_channels"] = mask_channels
+            y, updated = torchext.partial_conv2d(
+                input, mask, conv.weight, conv.bias, conv.stride, conv.padding, **options
+            )
         if not fused:
             y = norm(y)
             if self.slope is not None:
@@ -206,15 +214,19 @@ class PConvUNet(nn.Module):
         y, mask = features.pop(), masks.pop()
         corners = {} if self.upsampling_mode == "nearest" else {"align_corners": False}
         for i in range(self.layer_size, 0, -1):
-            skip, skip_mask = features.pop(), masks.pop()
+            stage = self.get_submodule(f"dec_{i}")
+            # Under autocast the network's input is wider than the features.
+            skip, skip_mask = features.pop().to(y.dtype), masks.pop().to(mask)
+            if self.upsampling_mode == "nearest" and skip_mask.shape[1] == 1:
+                y, mask = stage(y, mask[:, :1], skip=skip, skip_mask=skip_mask)
+                continue
             counts = [skip.shape[1] // skip_mask.shape[1]] * skip_mask.shape[1]
             up = F.interpolate(y, scale_factor=2, mode=self.upsampling_mode, **corners)
             up_mask = F.interpolate(mask[:, :1], scale_factor=2, mode="nearest")
-            skip_mask = skip_mask.to(up_mask).expand(len(up_mask), -1, -1, -1)
-            y, mask = self.get_submodule(f"dec_{i}")(
-                torch.cat((up, skip), dim=1),
-                torch.cat((up_mask, skip_mask), dim=1),
-                (up.shape[1], *counts),
+            batch = max(len(up_mask), len(skip_mask))
+            both = [part.expand(batch, -1, -1, -1) for part in (up_mask, skip_mask)]
+            y, mask = stage(
+                torch.cat((up, skip), dim=1), torch.cat(both, dim=1), (up.shape[1], *counts)
             )
         return y, mask
 

@@ -24,8 +24,7 @@ from torchext.models.training import NonFiniteLossError, checkpoints
 PAPERS = [
     pytest.param(name, marks=[pytest.mark.slow] if "pd_gan" in name else []) for name in SMALL
 ]
-# What must fall, and settings under which a batch may be split without changing the mathematics:
-# no statistics over the batch.
+# What must fall, and settings under which a batch may be split without changing the mathematics.
 FALLS = {
     "partial_convolutions": ("valid", "prc"),
     "region_normalization": ("l1",),
@@ -34,7 +33,7 @@ FALLS = {
 }
 SEPARABLE = {
     "region_normalization": {"scope": "instance"},
-    "pd_gan": {},
+    "pd_gan": {"diversity_weight": 0.0},  # the reciprocal of a mean over the batch
     "pd_gan stage 1": {},
 }
 
@@ -102,7 +101,7 @@ def train_in_two_processes(name: str, folder: Path, **arguments: object) -> None
 @pytest.mark.parametrize("name", sorted(SEPARABLE))
 def test_two_processes_equal_one_with_the_joined_batch(name, photos, vgg_file, tmp_path):
     given = {"photos": photos, "vgg": vgg_file, "settings": SEPARABLE[name], "iterations": 1}
-    given["masks"] = centre_box
+    given |= {"masks": centre_box, "double": True}
     trainer(name, output=tmp_path / "one", batch=2, **given).run()
     train_in_two_processes(name, tmp_path / "two", batch=1, **given)
     assert_same_gradients(tmp_path / "one", tmp_path / "two")
@@ -121,7 +120,7 @@ def assert_same_gradients(one: Path, other: Path) -> None:
         # A bias in front of an instance norm has no gradient but rounding.
         scale = max(first[key].abs().max().item(), 1e-3 * largest[key.split(".")[1]])
         assert scale > 0
-        assert (first[key] - second[key]).abs().max().item() < 1e-2 * scale, key
+        assert (first[key] - second[key]).abs().max().item() < 1e-6 * scale, key
 
 
 @pytest.mark.slow
@@ -143,6 +142,7 @@ def test_two_processes_with_statistics_of_their_own_agree_with_each_other(
 )
 def test_accumulation_equals_a_larger_batch(name, settings, photos, vgg_file, tmp_path):
     given = {"vgg": vgg_file, "settings": settings, "iterations": 1, "masks": centre_box}
+    given["double"] = True
     trainer(name, photos, tmp_path / "one", batch=4, **given).run()
     trainer(name, photos, tmp_path / "parts", batch=2, accumulate=2, **given).run()
     assert_same_gradients(tmp_path / "one", tmp_path / "parts")

@@ -22,6 +22,33 @@ def randomise(module: torch.nn.Module) -> None:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=GENERATOR))
 
 
+@pytest.mark.parametrize("layer", ["RN_B", "RN_L"])
+def test_statistics_per_image(layer: str) -> None:
+    module = getattr(nn, layer)(4, scope="instance")
+    randomise(module)
+    x = torch.randn(3, 4, 10, 12, generator=GENERATOR)
+    mask = (torch.rand(3, 1, 10, 12, generator=GENERATOR) > 0.5).float()
+    others = (mask,) if layer == "RN_B" else ()
+    whole = module(x, *others)
+    for i in range(3):
+        alone = module(x[i : i + 1], *(value[i : i + 1] for value in others))
+        torch.testing.assert_close(whole[i : i + 1], alone)
+
+
+def test_betas_of_rn_b_in_their_regions() -> None:
+    module = nn.RN_B(4, betas="region")
+    randomise(module)
+    x = torch.randn(2, 4, 10, 12, generator=GENERATOR)
+    hole = torch.zeros(2, 1, 10, 12)
+    hole[..., 4:] = 1
+    y = module(x, hole)
+    # Each region's mean is its beta: what is normalised has mean 0.
+    torch.testing.assert_close(y[..., 4:].mean((0, 2, 3)), module.foreground_beta)
+    torch.testing.assert_close(y[..., :4].mean((0, 2, 3)), module.background_beta)
+    with pytest.raises(ValueError, match="betas: expected 'everywhere' or 'region', got 'both'"):
+        nn.RN_B(4, betas="both")
+
+
 def test_published_constructors() -> None:
     signatures = {
         nn.RN_B: ["feature_channels"],
@@ -30,7 +57,8 @@ def test_published_constructors() -> None:
         nn.SelfAware_Affine: ["kernel_size"],
     }
     for module, names in signatures.items():
-        assert list(inspect.signature(module).parameters) == names
+        parameters = inspect.signature(module).parameters.values()
+        assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == names
     assert inspect.signature(nn.RN_L).parameters["threshold"].default == 0.8
     assert inspect.signature(nn.SelfAware_Affine).parameters["kernel_size"].default == 7
 

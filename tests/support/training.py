@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from torchext.models import papers
+from torchext.models.data import MaskedImages, Place, Sample
 from torchext.models.masks import GeneratedMasks, MaskSource
 from torchext.models.training import Options, Trainer
 
@@ -31,6 +34,20 @@ def centre_box(height: int, width: int, random: np.random.Generator) -> np.ndarr
     return known
 
 
+class InDouble(Dataset):
+    """Samples in float64, in which rounding does not hide what differs."""
+
+    def __init__(self, samples: MaskedImages) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: Place) -> Sample:
+        sample = self.samples[place]
+        return {k: v.double() if isinstance(v, Tensor) else v for k, v in sample.items()}
+
+
 def trainer(
     name: str,
     photos: Path,
@@ -39,6 +56,7 @@ def trainer(
     vgg: Path | None = None,
     settings: dict[str, Any] | None = None,
     masks: MaskSource | None = None,
+    double: bool = False,
     **options: Any,
 ) -> Trainer:
     """A trainer of a small network of a paper."""
@@ -47,6 +65,8 @@ def trainer(
     torch.manual_seed(0)
     recipe = paper.recipe(paper.networks(config), config, vgg=vgg)
     dataset = paper.dataset(photos, masks or GeneratedMasks("boxes", (0.2, 0.2)), config)
+    if double:
+        recipe, dataset = recipe.double(), InDouble(dataset)
     given = {"iterations": 4, "batch": 2, "quiet": True, "log_every": 1, **options}
     return Trainer(paper, config, recipe, dataset, Options(output=output, **given))
 

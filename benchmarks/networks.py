@@ -1,0 +1,197 @@
+"""Whole networks: `python -m benchmarks.networks` prints a table and writes results/networks.json.
+
+Published is the network with the published operation sequences in pure PyTorch, on the same
+weights; cap is its time over that of its bare convolutions in the same run: the most that fusing
+everything else could give. PD-GAN's row compares eight samples of one photo with eight separate
+passes.
+"""
+
+from .environment import restart_with_settled_heap
+
+if __name__ == "__main__":
+    restart_with_settled_heap()
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from torchext.models import masks, papers
+from torchext.models.partial_convolutions import PConvUNet
+from torchext.models.pd_gan import Sampler
+from torchext.models.pd_gan.first_stage import restore
+from torchext.models.region_normalization import G_Net
+
+from .baselines import networks as published
+from .harness import cores
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Row:
+    """Medians in milliseconds."""
+
+    network: str
+    dtype: str
+    direction: str
+    published_ms: float
+    ours_ms: float
+    convolutions_ms: float | None
+
+    @property
+    def ratio(self) -> float:
+        return self.published_ms / self.ours_ms
+
+    @property
+    def cap(self) -> float | None:
+        return None if self.convolutions_ms is None else self.published_ms / self.convolutions_ms
+
+    @property
+    def line(self) -> str:
+        cap = "-" if self.cap is None else f"{self.cap:.2f}x"
+        name = f"{self.network} {self.dtype} {self.direction}"
+        return (
+            f"{name:<52}{self.published_ms:>11.0f}{self.ours_ms:>10.0f}{self.ratio:>10.2f}x{cap:>9}"
+        )
+
+
+def medians(calls: Sequence[Call], rounds: int) -> list[float]:
+    """In milliseconds, the calls taking turns; the first turn is not timed."""
+    times: list[list[float]] = [[] for _ in calls]
+    for i in range(rounds + 1):
+        for call, found in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            if i > 0:
+                found.append(1e3 * (time.perf_counter() - begin))
+    return [statistics.median(found) for found in times]
+
+
+def convolutions(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[nn.Conv2d, Tensor]]:
+    """The convolutions of features in one forward, each with its input."""
+    found: list[tuple[nn.Conv2d, Tensor]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, given: found.append((layer, given[0])))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d) and not name.endswith("mask_conv")
+    ]
+    with torch.no_grad():
+        network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def inference(network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+    def call() -> None:
+        with torch.no_grad():
+            network(*inputs)
+
+    return call
+
+
+def training(network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
+    def call() -> None:
+        result = network(*inputs)
+        (result[0] if isinstance(result, tuple) else result).square().mean().backward()
+        network.zero_grad()
+
+    return call
+
+
+def bare(layers: list[tuple[nn.Conv2d, Tensor]], backward: bool) -> Call:
+    def call() -> None:
+        with torch.set_grad_enabled(backward):
+            for layer, x in layers:
+                y = layer(x.requires_grad_(backward))
+                if backward:
+                    y.backward(y.detach())
+                    layer.zero_grad()
+
+    return call
+
+
+def pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, nn.Module, tuple]]:
+    """Name, published form, ours, inputs."""
+    torch.manual_seed(0)
+    hole = torch.from_numpy(masks.irregular_hole(size, size, share=0.25, seed=4))[None, None]
+    image, known = torch.rand(1, 3, size, size, dtype=dtype), (~hole).to(dtype)
+    net = PConvUNet().to(dtype)
+    yield f"PConv U-Net L=7 {size}", published.UNet(net), net, (image * known, known)
+    generator = G_Net().to(dtype)
+    theirs = published.with_published_region_norm(generator).to(dtype)
+    yield f"RN generator {size}", theirs, generator, (image, 1 - known)
+
+
+def measure(size: int, dtype: torch.dtype, rounds: int) -> Iterator[Row]:
+    for name, theirs, ours, inputs in pairs(size, dtype):
+        for train in (False, True):
+            make = training if train else inference
+            both = [network.train(train) for network in (theirs, ours)]
+            layers = convolutions(theirs, inputs)
+            calls = [make(network, inputs) for network in both]
+            times = medians([*calls, bare(layers, train)], rounds)
+            direction = "training step" if train else "inference"
+            yield Row(name, str(dtype).removeprefix("torch."), direction, *times)
+
+
+@torch.no_grad()
+def measure_samples(count: int, rounds: int) -> Row:
+    """PD-GAN at its size: samples that share, against separate passes."""
+    paper = papers.find("pd_gan")
+    config = paper.config()
+    torch.manual_seed(0)
+    networks = {name: network.eval() for name, network in paper.networks(config).items()}
+    size = config.size
+    hole = torch.from_numpy(masks.irregular_hole(size, size, share=0.25, seed=4))[None, None]
+    image, known = torch.rand(1, 3, size, size), (~hole).float()
+    noise = torch.randn(count, 1, config.noise)
+    sampler = Sampler(networks["encoder"], networks["decoder"], networks["generator"])
+
+    def separate() -> None:
+        for z in noise:
+            prior = restore(networks["encoder"], networks["decoder"], image * 2 - 1, known)
+            networks["generator"](z, prior, known)
+
+    times = medians([separate, lambda: sampler(image, known, count, noise=noise)], rounds)
+    return Row(f"PD-GAN {count} samples {size}", "float32", "inference", *times, None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-bfloat16", action="store_true")
+    parser.add_argument("--no-samples", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("results", "networks.json"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(cores())
+    dtypes = [torch.float32] + ([] if options.no_bfloat16 else [torch.bfloat16])
+    print(f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}")
+    rows = []
+    with tqdm(total=4 * len(dtypes) + (not options.no_samples), leave=False) as bar:
+        for dtype in dtypes:
+            for row in measure(options.size, dtype, options.rounds):
+                rows.append(row)
+                bar.write(row.line)
+                bar.update()
+        if not options.no_samples:
+            rows.append(measure_samples(8, max(1, options.rounds // 2)))
+            bar.write(rows[-1].line)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    content = {"threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
