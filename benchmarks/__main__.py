@@ -26,8 +26,14 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 def ops() -> dict[str, harness.Op]:
     """The ops with a baseline: module name to module."""
-    names = sorted(module.name for module in pkgutil.iter_modules(baselines.__path__))
-    return {name: importlib.import_module(f"{__package__}.{name}") for name in names}
+    ours, published = (
+        {module.name for module in pkgutil.iter_modules([str(folder)])}
+        for folder in (Path(__file__).parent, Path(baselines.__file__).parent)
+    )
+    modules = {
+        name: importlib.import_module(f"{__package__}.{name}") for name in sorted(ours & published)
+    }
+    return {name: module for name, module in modules.items() if hasattr(module, "CASES")}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -127,8 +127,10 @@ def _report(index: int, target: str) -> dict:
 
 
 def reports(targets: list[str], every: int = 1, jobs: int = 2) -> Iterator[dict]:
-    """The reports of every n-th variant for these targets."""
-    chosen = itertools.product(range(0, len(variants()), every), targets)
+    """The reports of every n-th variant, and the first of each kernel, for these targets."""
+    kernels = [variant.kernel.__name__ for variant in variants()]
+    indices = {kernels.index(name) for name in kernels} | set(range(0, len(kernels), every))
+    chosen = itertools.product(sorted(indices), targets)
     with ProcessPoolExecutor(jobs) as pool:
         yield from pool.map(_report, *zip(*chosen, strict=True), chunksize=8)
 
@@ -136,7 +138,7 @@ def reports(targets: list[str], every: int = 1, jobs: int = 2) -> Iterator[dict]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET")
-    parser.add_argument("--every", type=int, default=1, help="compile every n-th variant only")
+    parser.add_argument("--every", type=int, default=1, help="compile every n-th variant, and the first of each kernel, only")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     for report in reports(arguments.targets, arguments.every, arguments.jobs):

@@ -114,7 +114,7 @@ def label_conv2d_backward(grad, labels, classes, kernel):
     """The gradient of the weight, (O,classes,k,k)."""
     N, H, W = labels.shape
     channels = grad.shape[1]
-    block_p = 1024 if INTERPRETED else 32
+    block_p = 1024 if INTERPRETED else 16
     blocks = triton.cdiv(N * H * W, block_p)
     slice_blocks = max(triton.cdiv(blocks, 2 if INTERPRETED else MAX_SLICES), 1)
     slices = max(triton.cdiv(blocks, slice_blocks), 1)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .nn import RN_B, RN_L, SPADE, ANLs, PartialConv, PartialConv2d, PartialConv3d, PixelNorm
 from .nn.modulated_norm import SPDNorm, _ParameterFreeNorm
-from .ops import partial_conv2d
 
 _ORIGINAL = "_accelerated_from"  # attribute of a new layer; not a child, so it has no keys
 # Largest difference, as a share of the largest value, between two right results.
@@ -301,48 +300,10 @@ def _published_partial_inputs(old: nn.Module, _: nn.Module, draw: _Draw) -> list
 
 
 class _AcceleratedPartialConv(PartialConv):
-    """`PartialConv` for masks as published networks carry them: all channels, equal in groups.
-
-    Takes (input, mask) as the U-Net's layer does, or [input, mask] as PD-GAN's.
-    """
+    """`PartialConv` that also takes [input, mask], as PD-GAN's layer does."""
 
     def forward(self, input: Any, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if mask is None:
-            input, mask = input
-        mask, mask_channels = _compact(mask)
-        conv = self.input_conv
-        y, updated = partial_conv2d(
-            input,
-            mask,
-            conv.weight,
-            conv.bias,
-            conv.stride,
-            conv.padding,
-            form="sum",
-            mask_channels=mask_channels,
-        )
-        return y, updated.expand(input.shape[0], conv.out_channels, *updated.shape[2:])
-
-
-def _compact(mask: Tensor, most: int = 4) -> tuple[Tensor, list[int] | None]:
-    """A mask of all channels as one channel for each run of equal ones, and the runs' lengths.
-
-    An expanded mask is known by its strides. Values are compared on the CPU in eager mode only:
-    elsewhere that would wait for the device or break the graph.
-    """
-    C = mask.shape[1]
-    if C == 1:
-        return mask, None
-    if mask.stride(1) == 0:
-        return mask[:, :1], [C]
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return mask, None
-    differs = (mask[:, 1:] != mask[:, :-1]).flatten(2).any(dim=2).any(dim=0)
-    changes = (differs.nonzero().flatten() + 1).tolist()
-    if len(changes) >= most:
-        return mask, None
-    begins = [0, *changes]
-    return mask[:, begins], [end - begin for begin, end in zip(begins, [*changes, C], strict=True)]
+        return super().forward(*input) if mask is None else super().forward(input, mask)
 
 
 def _build_port_partial(old: nn.Module) -> nn.Module:

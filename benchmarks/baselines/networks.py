@@ -13,28 +13,16 @@ from torchext.models.region_normalization import G_Net
 from torchext.nn import RN_B, RN_L
 
 from . import region_norm
+from .partial_conv import PartialConv
 
 
-class PartialConv(nn.Module):
-    """Partial convolution of the U-Net port; mask (N,Ci,H,W), 1 known."""
-
-    def __init__(self, ours: nn.Module) -> None:
-        super().__init__()
-        self.input_conv = ours.input_conv
-        self.mask_conv = ours.mask_conv
-
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.input_conv(x * mask)
-        if self.input_conv.bias is None:
-            bias = torch.zeros_like(output)
-        else:
-            bias = self.input_conv.bias[None, :, None, None].expand_as(output)
-        with torch.no_grad():
-            s = self.mask_conv(mask)
-        holes = s == 0
-        output = (output - bias) / s.masked_fill(holes, 1.0) + bias
-        output = output.masked_fill(holes, 0.0)
-        return output, torch.ones_like(output).masked_fill(holes, 0.0)
+def with_published_partial_conv(ours: nn.Module) -> PartialConv:
+    """The published layer on the weights of ours."""
+    with torch.device("meta"):
+        layer = PartialConv(1, 1, 1)
+    layer.input_conv = ours.input_conv
+    layer.mask_conv = ours.mask_conv
+    return layer
 
 
 class Stage(nn.Module):
@@ -42,7 +30,7 @@ class Stage(nn.Module):
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
-        self.conv = PartialConv(ours.conv)
+        self.conv = with_published_partial_conv(ours.conv)
         self.bn = getattr(ours, "bn", None)
         self.slope = ours.slope
 

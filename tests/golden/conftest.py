@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     kinks = []
     for status in ("skipped", "passed", "failed"):
         for report in terminalreporter.getreports(status):
-            properties = dict(report.user_properties)
+            properties = dict(getattr(report, "user_properties", ()))  # none: a file not collected
             if "golden" not in properties:
                 continue
             paper, file, backend = properties["golden"]

@@ -63,11 +63,11 @@ def check(reports: list[dict]) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_some_variants_compile_well(target, tmp_path):
-    check(compiled(target, 23, tmp_path))
+    check(compiled(target, 61, tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_seventh_variant_compiles_well(target, tmp_path):
-    check(compiled(target, 7, tmp_path))
+def test_more_variants_compile_well(target, tmp_path):
+    check(compiled(target, 17, tmp_path))

@@ -35,6 +35,8 @@ class _PartialConvNd(nn.modules.conv._ConvNd):
         elif self.multi_channel:
             mask_channels = [self.in_channels]
         window = self._published_window(input, mask_in) if self.published_cache else None
+        if mask_in is not None and window is None:
+            mask_in, mask_channels = _grouped(mask_in, input)
         function = partial_conv2d if len(self.kernel_size) == 2 else partial_conv3d
         y, updated = function(
             input,
@@ -90,6 +92,38 @@ class _PartialConvNd(nn.modules.conv._ConvNd):
             f"{super().extra_repr()}, multi_channel={self.multi_channel},"
             f" return_mask={self.return_mask}"
         )
+
+
+def _grouped(mask: Tensor, x: Tensor, most: int = 4) -> tuple[Tensor, list[int] | None]:
+    """A mask of all channels as one channel for each run of equal ones, and the runs' lengths.
+
+    Published networks carry such masks: a few different planes, each in many copies. Values are
+    compared on the CPU in eager mode only: elsewhere it would wait for the device or break the
+    graph. One that is expanded over all channels is known by its strides already.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not isinstance(mask, Tensor)
+        or mask.device.type != "cpu"
+        or torch._C._are_functorch_transforms_active()
+        or mask.shape[1:] != x.shape[1:]
+        or mask.shape[1] == 1
+        or mask.stride(1) == 0
+        or mask.numel() == 0
+    ):
+        return mask, None
+    # The middle row tells the runs at little cost; then whole planes are compared, run by run.
+    middle = mask[:, :, mask.shape[2] // 2]
+    differs = (middle[:, 1:] != middle[:, :-1]).transpose(0, 1).flatten(1).any(dim=1)
+    begins = [0, *(differs.nonzero().flatten() + 1).tolist()]
+    if len(begins) > most:
+        return mask, None
+    lengths = [b - a for a, b in zip(begins, [*begins[1:], mask.shape[1]], strict=True)]
+    for begin, length in zip(begins, lengths, strict=True):
+        run = mask[:, begin : begin + length]
+        if not torch.equal(run, run[:, :1].expand_as(run)):
+            return mask, None
+    return mask[:, begins], lengths
 
 
 class PartialConv2d(_PartialConvNd, nn.Conv2d):
@@ -163,8 +197,16 @@ class PartialConv(nn.Module):
 
     def forward(self, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         conv = self.input_conv
+        mask, mask_channels = _grouped(mask, input)
         y, updated = partial_conv2d(
-            input, mask, conv.weight, conv.bias, conv.stride, conv.padding, form="sum"
+            input,
+            mask,
+            conv.weight,
+            conv.bias,
+            conv.stride,
+            conv.padding,
+            form="sum",
+            mask_channels=mask_channels,
         )
         return y, updated.expand(input.shape[0], conv.out_channels, *updated.shape[2:])
 
