@@ -138,7 +138,12 @@ def reports(targets: list[str], every: int = 1, jobs: int = 2) -> Iterator[dict]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET")
-    parser.add_argument("--every", type=int, default=1, help="compile every n-th variant, and the first of each kernel, only")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="compile every n-th variant, and the first of each kernel, only",
+    )
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     for report in reports(arguments.targets, arguments.every, arguments.jobs):

@@ -2,13 +2,17 @@
 
 import copy
 import io
+from collections import OrderedDict
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.tolerance import assert_close
 from torch import nn
 
 import torchext
+from benchmarks.baselines import modulated_layers as modulated
+from benchmarks.baselines import partial_conv as partial
 from benchmarks.baselines import region_norm as published
 
 
@@ -149,6 +153,141 @@ def test_hooks_stay() -> None:
     assert calls == [1]
 
 
+# --- every published layer ----------------------------------------------------------------------
+
+
+def mask(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    coarse = torch.rand(*shape[:2], 4, 5, generator=generator)
+    return (F.interpolate(coarse, size=shape[2:]) > 0.4).float()
+
+
+def grouped_mask() -> torch.Tensor:
+    """A concatenation: two planes, three and five times."""
+    planes = mask(2, 2, 24, 30)
+    return torch.cat((planes[:, :1].repeat(1, 3, 1, 1), planes[:, 1:].repeat(1, 5, 1, 1)), 1)
+
+
+def image(channels: int, *size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(channels)
+    return torch.randn(2, channels, *(size or (24, 30)), generator=generator)
+
+
+def adain() -> nn.Module:
+    layer = modulated.AdaptiveInstanceNorm2d(4)
+    generator = torch.Generator().manual_seed(4)
+    layer.weight, layer.bias = torch.randn(2, 8, generator=generator)
+    return layer
+
+
+LAYERS = {
+    "PartialConv2d": (lambda: partial.PartialConv2d(3, 5, 3, 2, 1), (image(3), mask(2, 1, 24, 30))),
+    "PartialConv2d all channels": (
+        lambda: partial.PartialConv2d(8, 6, 5, 1, 2, multi_channel=True, return_mask=True),
+        (image(8), grouped_mask()),
+    ),
+    "PartialConv2d without mask": (
+        lambda: partial.PartialConv2d(3, 5, 3, 1, 1, bias=False),
+        (image(3),),
+    ),
+    "PartialConv": (lambda: partial.PartialConv(8, 6, 3, 2, 1), (image(8), grouped_mask())),
+    "PartialConv with bias": (
+        lambda: partial.PartialConv(3, 6, 7, 2, 3, bias=True),
+        (image(3), mask(2, 1, 24, 30).expand(2, 3, 24, 30)),
+    ),
+    "RN_B": (lambda: published.RN_B(4), (image(4), mask(2, 1, 48, 60))),
+    "SPADE instance": (lambda: modulated.SPADE("instance", 4, 6), (image(4), image(6, 12, 15))),
+    "SPADE batch": (lambda: modulated.SPADE("batch", 4, 6), (image(4), image(6))),
+    "SPADE 5x5": (lambda: modulated.SPADE("batch", 4, 6, 5), (image(4), image(6))),
+    "SPDNorm position": (
+        lambda: modulated.SPDNorm(4, "position"),
+        (image(4), image(3, 48, 60), mask(2, 1, 24, 30)),
+    ),
+    "SPDNorm batch": (
+        lambda: modulated.SPDNorm(4, "batch"),
+        (image(4), image(3), mask(2, 4, 24, 30)),
+    ),
+    "SPDNorm instance": (
+        lambda: modulated.SPDNorm(4, "instance"),
+        (image(4), image(3), mask(2, 4, 24, 30)),
+    ),
+    "hard map": (lambda: modulated.HardMap(5, 3), (mask(2, 1, 24, 30),)),
+    "hard map base 4": (lambda: modulated.HardMap(7, 5, 4.0), (mask(2, 1, 24, 30),)),
+    "ANLs": (lambda: modulated.ANLs(4, 5), (image(4), image(5, 48, 60))),
+    "AdaIN": (adain, (image(4),)),
+    "PixelNorm": (modulated.PixelNorm, (image(6),)),
+}
+
+
+def results(layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Output, gradients and buffers."""
+    x, *conditions = arguments
+    if not hasattr(layer, "mask_conv") or conditions:  # the hard map alone has no gradient
+        x = x.clone().requires_grad_()
+    outputs = layer(x, *conditions)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = {f"output {i}": value.detach() for i, value in enumerate(outputs)}
+    if outputs[0].requires_grad:
+        generator = torch.Generator().manual_seed(1)
+        outputs[0].backward(torch.randn(outputs[0].shape, generator=generator))
+        found["x"] = torch.zeros_like(x) if x.grad is None else x.grad
+        found |= {
+            name: value.grad for name, value in layer.named_parameters() if value.grad is not None
+        }
+    return found | {name: value.clone() for name, value in layer.named_buffers()}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("case", LAYERS)
+def test_every_layer(case: str, training: bool) -> None:
+    make, arguments = LAYERS[case]
+    torch.manual_seed(2)
+    layer = nn.Sequential(OrderedDict(layer=make())).train(training)
+    keys, state = list(layer.state_dict()), copy.deepcopy(layer.state_dict())
+    expected = results(copy.deepcopy(layer.layer), arguments)
+    _, report = torchext.accelerate(layer)
+    assert not report.left, str(report)
+    assert len(report.swapped) == 1
+    assert type(layer.layer).__module__.startswith("torchext")
+    assert layer.layer.training == training
+    assert list(layer.state_dict()) == keys
+    for key, value in layer.state_dict().items():  # the comparison has left no trace
+        assert torch.equal(value, state[key]), key
+    got = results(layer.layer, arguments)
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        if value.is_floating_point():
+            assert_close(key, got[key], value.double(), length=1200, condition=100)
+        else:
+            assert torch.equal(got[key], value), key
+
+
+def test_weights_of_spectral_norm() -> None:
+    """Old hooks and parametrisations on the layers inside."""
+    for reparametrise in (nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm):
+        torch.manual_seed(2)
+        layer = modulated.SPADE("instance", 4, 6)
+        layer.mlp_gamma = reparametrise(layer.mlp_gamma)
+        layer(image(4), image(6))  # the hook leaves a weight that is no leaf
+        layer.eval()
+        expected = layer(image(4), image(6))
+        model, report = torchext.accelerate(nn.Sequential(layer))
+        assert len(report.swapped) == 1, str(report)
+        assert_close("y", model[0](image(4), image(6)), expected.double(), length=1200)
+
+
+def test_adain_is_set_by_its_users() -> None:
+    """Networks find their AdaIN layers by the class name and set two attributes."""
+    layer = adain()
+    layer.weight = layer.bias = None
+    model, _ = torchext.accelerate(nn.Sequential(layer))
+    with pytest.raises(ValueError, match=r"^weight, bias: set both before the call$"):
+        model(image(4))
+    (found,) = (part for part in model if type(part).__name__ == "AdaptiveInstanceNorm2d")
+    found.weight, found.bias = layer.weight, layer.bias = torch.randn(2, 8)
+    assert_close("y", model(image(4)), layer(image(4)).double(), length=1200)
+
+
 # --- what is left alone -------------------------------------------------------------------------
 
 
@@ -167,6 +306,18 @@ class Louder(published.RN_L):
 
 def test_subclass() -> None:
     assert left(Louder(3)) == "a subclass of RN_L, which may behave otherwise"
+
+
+def test_a_model_of_known_and_changed_layers_stays_right() -> None:
+    torch.manual_seed(1)
+    layers = [published.RN_L(4), Louder(4), modulated.PixelNorm(), Louder(4), published.RN_L(4)]
+    model = nn.Sequential(*layers)
+    expected = model(image(4))
+    torchext.accelerate(model)
+    assert [type(layer).__module__.startswith("torchext") for layer in model] == [
+        True, False, True, False, True,
+    ]  # fmt: skip
+    assert_close("y", model(image(4)), expected.double(), length=1200, condition=100)
 
 
 def test_other_behaviour_under_the_same_name() -> None:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from .nn import RN_B, RN_L, SPADE, ANLs, PartialConv, PartialConv2d, PartialConv3d, PixelNorm
 from .nn.modulated_norm import SPDNorm, _ParameterFreeNorm
+from .ops import diversity_map, modulated_norm
 
 _ORIGINAL = "_accelerated_from"  # attribute of a new layer; not a child, so it has no keys
 # Largest difference, as a share of the largest value, between two right results.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _SIZE = (20, 28)  # height and width of the inputs of the comparison
 _ATTEMPTS = 16
+_MOST_DILATIONS = 32
 
 
 class _UnsupportedError(Exception):
@@ -75,9 +77,10 @@ def accelerate(model: nn.Module, *, verify: bool = True) -> tuple[nn.Module, Rep
     """Replace the published layers inside a model by the fused ones, in place.
 
     Known are partial convolutions (the authors' `PartialConv2d`, `PartialConv3d`; `PartialConv` of
-    the widely used U-Net and of PD-GAN), `RN_B` and `RN_L`, `SPDNorm`, `SPADE`, FE-GAN's `ANLs`,
-    and pixel norm, with the structure and attributes of the published code. Parameters stay the
-    same objects; buffers, hooks, mode, device, dtype and state-dict keys stay as they are.
+    the widely used U-Net and of PD-GAN), `RN_B` and `RN_L`, `SPDNorm` and PD-GAN's hard diversity
+    map, `SPADE`, FE-GAN's `ANLs`, AdaIN whose scale and shift are set as attributes, and pixel
+    norm, with the structure and attributes of the published code. Parameters stay the same objects;
+    buffers, hooks, mode, device, dtype and state-dict keys stay as they are.
 
     Args:
         model: any module, also inside DataParallel or DistributedDataParallel.
@@ -174,16 +177,20 @@ class _Known:
         build: makes the new layer; raises _UnsupportedError for what only looks alike.
         inputs: random arguments for the comparison, several calls.
         children: the names of its child modules that it must have.
+        prepare: sets what a layer needs before a call, on the copies that are compared.
     """
 
     build: Callable[[nn.Module], nn.Module]
     inputs: Callable[[nn.Module, nn.Module, "_Draw"], list[tuple[Any, ...]]]
     children: frozenset[str] = frozenset()
+    prepare: Callable[[nn.Module], None] | None = None
 
 
 def _recognised(module: nn.Module) -> _Known | None:
     name = type(module).__name__
     known = _KNOWN.get(name)
+    if known is None and list(module._modules) == ["mask_conv"]:
+        known = _HARD_MAP  # its class has no settled name
     if known is None:
         bases = [base.__name__ for base in type(module).__mro__[1:] if base.__name__ in _KNOWN]
         if bases:
@@ -409,7 +416,11 @@ def _norm_of(old: nn.Module, name: str) -> nn.Module:
         )
     new.eps = getattr(norm, "eps", new.eps)
     new.momentum = getattr(norm, "momentum", new.momentum)
-    return _share(new, norm)
+    without = new._buffers
+    _share(new, norm)
+    if kind == "position":  # the published class has no buffers, ours has empty ones
+        new._buffers = without
+    return new
 
 
 def _modulated(new: nn.Module, old: nn.Module, norm: str) -> nn.Module:
@@ -483,7 +494,103 @@ def _pixel_norm_inputs(_: nn.Module, __: nn.Module, draw: _Draw) -> list[tuple[A
     return [(draw.normal(2, 7, *_SIZE),), (draw.normal(2, 16, 1, 1),)]
 
 
+class AdaptiveInstanceNorm2d(nn.Module):
+    """AdaIN whose scale and shift are set from outside before the call, under the old names.
+
+    It has the name of the published class, by which networks find their AdaIN layers.
+    """
+
+    def __init__(self, num_features: int, eps: float, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.names = names
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = (getattr(self, name) for name in self.names)
+        if scale is None or shift is None:
+            raise ValueError(f"{', '.join(self.names)}: set both before the call")
+        scale, shift = (value.reshape(x.shape[0], x.shape[1]) for value in (scale, shift))
+        return modulated_norm(x, scale, shift, gain="plain", eps=self.eps)
+
+
+_ADAIN_NAMES = (("weight", "bias"), ("scale", "shift"))
+
+
+def _build_adain(old: nn.Module) -> nn.Module:
+    _expect(not old._parameters and not old._modules, "it has parameters or children")
+    found = [names for names in _ADAIN_NAMES if all(hasattr(old, name) for name in names)]
+    known = " or ".join(", ".join(names) for names in _ADAIN_NAMES)
+    _expect(len(found) == 1, f"its scale and shift are not the attributes {known}")
+    _expect(isinstance(getattr(old, "eps", None), float), "eps is no number")
+    _expect(isinstance(getattr(old, "num_features", None), int), "num_features is no number")
+    new = _share(AdaptiveInstanceNorm2d(old.num_features, old.eps, found[0]), old)
+    for name in found[0]:
+        setattr(new, name, getattr(old, name))
+    return new
+
+
+def _adain_inputs(old: nn.Module, new: nn.Module, draw: _Draw) -> list[tuple[Any, ...]]:
+    return [(draw.normal(2, old.num_features, *_SIZE),)]
+
+
+def _prepare_adain(layer: nn.Module) -> None:
+    """Scale and shift of the comparison; the published code sets them flat, image after image."""
+    names = next(names for names in _ADAIN_NAMES if all(hasattr(layer, name) for name in names))
+    generator = torch.Generator().manual_seed(6)
+    for name in names:
+        setattr(layer, name, torch.randn(2 * layer.num_features, generator=generator))
+
+
+def _build_hard_map(old: nn.Module) -> nn.Module:
+    """Its number of dilations and its base are read off the map of one known pixel."""
+    window = _plain_convolution(old, "mask_conv")
+    size = window.kernel_size[0]
+    _expect(
+        (window.in_channels, window.out_channels, window.bias) == (1, 1, None)
+        and window.kernel_size == (size, size)
+        and size % 2 == 1
+        and window.padding == (size // 2, size // 2)
+        and window.stride == (1, 1),
+        "mask_conv is no odd window of one channel that keeps the size",
+    )
+    _expect(bool((window.weight > 0).all()), "mask_conv.weight holds values that are not positive")
+    extent = size // 2 * _MOST_DILATIONS
+    mask = torch.zeros(1, 1, 1, 2 * extent + 1).to(window.weight)
+    mask[..., 0] = 1
+    try:
+        with torch.no_grad():
+            rings = _copy(old)(mask)
+    except Exception as problem:  # whatever a user's layer may raise
+        raise _UnsupportedError("it does not take a mask alone") from problem
+    _expect(isinstance(rings, Tensor) and rings.shape == mask.shape, "it gives no map of that size")
+    values = rings.double().unique().flip(0)
+    _expect(2 <= len(values) <= _MOST_DILATIONS and float(values[-1]) > 0, "its map has no rings")
+    return _share(_HardMap(len(values) - 1, size, float(values[0] / values[1]), old._modules), old)
+
+
+class _HardMap(nn.Module):
+    """PD-GAN's hard diversity map."""
+
+    def __init__(self, steps: int, window: int, base: float, modules: dict[str, Any]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.window = window
+        self.base = base
+        self._modules = modules
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return diversity_map(mask, self.steps, self.window, self.base).to(mask.dtype)
+
+
+def _hard_map_inputs(old: nn.Module, _: nn.Module, draw: _Draw) -> list[tuple[Any, ...]]:
+    mask = torch.zeros(2, 1, 64, 72, dtype=draw.dtype, device=draw.device)
+    mask[0, 0, 3:9, 5:30] = 1  # the second image has no known pixel
+    return [(mask,), (draw.mask(2, 1, *_SIZE),)]
+
+
 _PARTIAL = _Known(_build_published_partial, _published_partial_inputs)
+_HARD_MAP = _Known(_build_hard_map, _hard_map_inputs)
 _PIXEL_NORM = _Known(_build_pixel_norm, _pixel_norm_inputs)
 _SA = frozenset({"sa"})
 _MODULATED = frozenset({"param_free_norm", "mlp_gamma", "mlp_beta"})
@@ -500,6 +607,7 @@ _KNOWN = {
     "ANLs": _Known(
         _build_anl, _anl_inputs, frozenset({"batch_norm", "conv", "shared", "gamma", "beta"})
     ),
+    "AdaptiveInstanceNorm2d": _Known(_build_adain, _adain_inputs, prepare=_prepare_adain),
     "PixelNorm": _PIXEL_NORM,
     "PixelNormLayer": _PIXEL_NORM,
     "PixelwiseNorm": _PIXEL_NORM,
@@ -513,6 +621,8 @@ def _verify(known: _Known, old: nn.Module, new: nn.Module) -> None:
     """Raise _UnsupportedError unless copies of both agree, forward, backward and in state."""
     for training in (True, False):
         copies = [_copy(layer).train(training) for layer in (old, new)]
+        for layer in copies if known.prepare else ():
+            known.prepare(layer)
         calls = known.inputs(old, new, _Draw(old, seed=int(training)))
         for arguments in calls:
             try:
