@@ -557,7 +557,7 @@ def test_which_says_the_backend() -> None:
     assert backend.which("mask_window", torch.ones(1)) in backend.names()
 
 
-SMALL_MASK = mask_of("irregular", 2, 1, (12, 10)).float()
+SMALL_MASK = mask_of("irregular", 2, 1, (12, 11)).float()
 SMALL_WEIGHT = torch.arange(108, dtype=torch.float32).sin().view(3, 4, 3, 3)
 
 
@@ -581,7 +581,7 @@ class TestTransforms:
 
     def test_compile_fullgraph(self, function: Any) -> None:
         torch._dynamo.reset()
-        x = torch.randn(2, 4, 12, 10)
+        x = torch.randn(2, 4, 12, 11)
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for got, wanted in zip(self.gradient(compiled, x), self.gradient(function, x), strict=True):
             assert_close("compiled", got, wanted.double(), length=36)
@@ -591,12 +591,12 @@ class TestTransforms:
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return function(x)
 
-        x = torch.randn(2, 4, 12, 10)
+        x = torch.randn(2, 4, 12, 11)
         exported = torch.export.export(Module(), (x,))
         assert_close("exported", exported.module()(x), function(x).double(), length=36)
 
     def test_func(self, function: Any) -> None:
-        x = torch.randn(2, 4, 12, 10)
+        x = torch.randn(2, 4, 12, 11)
         _, wanted = self.gradient(function, x)
         weights = cotangent(function(x))
         got = torch.func.grad(lambda x: (function(x) * weights).sum())(x)

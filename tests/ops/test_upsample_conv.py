@@ -8,9 +8,28 @@ from support.tolerance import assert_close
 
 import torchext
 from torchext import nn, reference
+from torchext.ops import upsample_conv
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = [(2, 5, 6, 9, 3), (1, 8, 4, 4, 16), (2, 3, 1, 5, 2), (1, 1, 3, 1, 1), (0, 2, 3, 3, 2)]
+
+
+@pytest.fixture(autouse=True)
+def by_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phases for small images too."""
+    monkeypatch.setattr(upsample_conv, "_FEWEST_PIXELS", 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_pixels_are_convolved_as_they_are(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = tensors(SHAPES[0], (3, 3), dtype, "cpu", False)
+    wanted = reference.upsample_conv2d(**{k: v.double() for k, v in leaves.items()})
+    monkeypatch.setattr(upsample_conv, "_FEWEST_PIXELS", 2 * 6 * 9 + 1)
+    y = torchext.upsample_conv2d(**leaves)
+    assert y.dtype == dtype
+    assert_close("y", y, wanted, length=45, scale=4 * wanted.abs().max().item())
 
 
 def tensors(

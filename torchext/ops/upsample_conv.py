@@ -23,6 +23,10 @@ from .checks import (
 from .region_norm import gradients_of_reference
 from .registration import call, operator, register
 
+# For a smaller image folding the weight costs more than the fewer multiplications save: both grow
+# with the channels alike. Measured on a CPU.
+_FEWEST_PIXELS = 256
+
 
 def upsample_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, addend: Tensor | None = None
@@ -30,7 +34,7 @@ def upsample_conv2d(
     """conv2d(interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=k // 2).
 
     Equal to rounding, with 2.25 times fewer multiplications for 3x3 kernels (2.8 for 5x5), forward
-    and backward.
+    and backward. Batches of fewer than 256 pixels are up-sampled and convolved as they are.
 
     Args:
         x: (N,Ci,H,W), float32, float64, float16 or bfloat16.
@@ -72,6 +76,11 @@ def check_odd_kernel(weight: Tensor) -> None:
 def by_phases(
     namespace: str, x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None
 ) -> Tensor:
+    if x.shape[0] * x.shape[2] * x.shape[3] < _FEWEST_PIXELS:
+        padding = [size // 2 for size in weight.shape[2:]]
+        y = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, None, 1, padding)
+        y = y if bias is None else y + bias.to(y.dtype).view(1, -1, 1, 1)
+        return y if addend is None else y + addend.to(y.dtype)
     half = [size // 2 for size in weight.shape[2:]]
     padding = [(p + 1) // 2 for p in half]
     # Of each phase, in rows and columns of the small image: where its first window begins, from
@@ -89,16 +98,26 @@ def by_phases(
 
 def fold_weight(weight: Tensor) -> Tensor:
     """(Co,Ci,kh,kw) to (4*Co,Ci,lh,lw), phase outermost, l = (k + 1) / 2."""
-    Co, Ci, *size = weight.shape
+    Co, Ci, kh, kw = weight.shape
+    small = ((kh + 1) // 2, (kw + 1) // 2)
+    with torch.autocast(weight.device.type, enabled=False):
+        taps = torch.eye(kh * kw, dtype=weight.dtype, device=weight.device)
+        matrix = _fold_taps(taps.view(kh * kw, kh, kw)).flatten(1)
+        parts = weight.reshape(Co * Ci, kh * kw) @ matrix  # one pass over the weight
+    return parts.view(Co, Ci, 4, *small).permute(2, 0, 1, 3, 4).reshape(4 * Co, Ci, *small)
+
+
+def _fold_taps(taps: Tensor) -> Tensor:
+    """(n,kh,kw) to (n,4,lh,lw)."""
     # Neighbouring taps meet the same small pixel: sums of two, beginning at each place.
-    sums = F.pad(weight, (1, 1, 1, 1))
+    sums = F.pad(taps, (1, 1, 1, 1))
     sums = sums[..., 1:, :] + sums[..., :-1, :]
     sums = sums[..., 1:] + sums[..., :-1]
-    parts = sums.view(Co, Ci, (size[0] + 1) // 2, 2, (size[1] + 1) // 2, 2)
-    parts = parts.permute(3, 5, 0, 1, 2, 4)
+    n, *size = taps.shape
+    parts = sums.view(n, (size[0] + 1) // 2, 2, (size[1] + 1) // 2, 2).permute(0, 2, 4, 1, 3)
     # Which of two neighbouring sums a phase takes depends on where the kernel's middle lies.
-    swapped = [dim for dim, k in enumerate(size) if k // 2 % 2 == 0]
-    return parts.flip(swapped).reshape(4 * Co, Ci, *parts.shape[4:])
+    swapped = [dim for dim, k in enumerate(size, start=1) if k // 2 % 2 == 0]
+    return parts.flip(swapped).flatten(1, 2)
 
 
 # --- registration -------------------------------------------------------------------------------
