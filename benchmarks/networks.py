@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from torchext.models import masks, papers
 from torchext.models.partial_convolutions import PConvUNet
-from torchext.models.pd_gan import Sampler
+from torchext.models.pd_gan import Sampler, SPDNormGenerator
 from torchext.models.pd_gan.first_stage import restore
 from torchext.models.region_normalization import G_Net
 
@@ -76,13 +76,13 @@ def medians(calls: Sequence[Call], rounds: int) -> list[float]:
     return [statistics.median(found) for found in times]
 
 
-def convolutions(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[nn.Conv2d, Tensor]]:
+def convolutions(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[nn.Module, Tensor]]:
     """The convolutions of features in one forward, each with its input."""
-    found: list[tuple[nn.Conv2d, Tensor]] = []
+    found: list[tuple[nn.Module, Tensor]] = []
     hooks = [
         layer.register_forward_pre_hook(lambda layer, given: found.append((layer, given[0])))
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d) and not name.endswith("mask_conv")
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and "mask_conv" not in name
     ]
     with torch.no_grad():
         network(*inputs)
@@ -108,7 +108,7 @@ def training(network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
     return call
 
 
-def bare(layers: list[tuple[nn.Conv2d, Tensor]], backward: bool) -> Call:
+def bare(layers: list[tuple[nn.Module, Tensor]], backward: bool) -> Call:
     def call() -> None:
         with torch.set_grad_enabled(backward):
             for layer, x in layers:
@@ -130,10 +130,25 @@ def pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, nn.Mo
     generator = G_Net().to(dtype)
     theirs = published.with_published_region_norm(generator).to(dtype)
     yield f"RN generator {size}", theirs, generator, (image, 1 - known)
+    latent = size // 64
+    diverse = SPDNormGenerator(latent_sh=latent, latent_sw=latent).to(dtype)
+    prior, noise = torch.rand(1, 3, size, size, dtype=dtype) * 2 - 1, torch.randn(1, 256).to(dtype)
+    yield f"PD-GAN generator {size}", published.PDGAN(diverse), diverse, (noise, prior, known)
+
+
+@torch.no_grad()
+def check_equal(name: str, theirs: nn.Module, ours: nn.Module, inputs: tuple) -> None:
+    expected, got = (network(*inputs) for network in (theirs, ours))
+    expected, got = (y[0] if isinstance(y, tuple) else y for y in (expected, got))
+    error = float((expected - got).abs().max() / expected.abs().max())
+    if not error < 1e-3:
+        raise RuntimeError(f"{name}: ours differs from the published form by {error:.1e}")
 
 
 def measure(size: int, dtype: torch.dtype, rounds: int) -> Iterator[Row]:
     for name, theirs, ours, inputs in pairs(size, dtype):
+        if dtype == torch.float32:
+            check_equal(name, theirs.eval(), ours.eval(), inputs)
         for train in (False, True):
             make = training if train else inference
             both = [network.train(train) for network in (theirs, ours)]
@@ -178,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtypes = [torch.float32] + ([] if options.no_bfloat16 else [torch.bfloat16])
     print(f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}")
     rows = []
-    with tqdm(total=4 * len(dtypes) + (not options.no_samples), leave=False) as bar:
+    with tqdm(total=6 * len(dtypes) + (not options.no_samples), leave=False) as bar:
         for dtype in dtypes:
             for row in measure(options.size, dtype, options.rounds):
                 rows.append(row)

@@ -1,7 +1,8 @@
 """Whole networks with the published operation sequences, in pure PyTorch.
 
 The U-Net of partial convolutions carries masks of all channels and sums them by dense convolutions
-of ones; region normalisation's generator has the published layers in place of ours.
+of ones; the generators of region normalisation and of PD-GAN have the published layers in place of
+ours.
 """
 
 import torch
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchext.models.partial_convolutions import PConvUNet
+from torchext.models.pd_gan.networks import SPDNormGenerator
 from torchext.models.region_normalization import G_Net
-from torchext.nn import RN_B, RN_L
+from torchext.nn import RN_B, RN_L, SPDNormResnetBlock
 
-from . import region_norm
+from . import modulated_layers, region_norm
 from .partial_conv import PartialConv
 
 
@@ -83,3 +85,47 @@ def with_published_region_norm(ours: G_Net) -> G_Net:
                 setattr(parent, name, published)
     network.load_state_dict(ours.state_dict())
     return network
+
+
+class SPDNormBlock(nn.Module):
+    """PD-GAN's residual block with the published layers, on the weights of ours."""
+
+    def __init__(self, ours: SPDNormResnetBlock) -> None:
+        super().__init__()
+        for name in ("conv_0", "conv_1", "conv_s", "conv_to_f", "attention"):
+            self.add_module(name, getattr(ours, name))
+        for name in ("norm_0", "norm_1", "norm_s"):
+            layer = getattr(ours, name)
+            norm = modulated_layers.SPDNorm(layer.mlp_gamma.out_channels, "position")
+            norm.load_state_dict(layer.state_dict())
+            self.add_module(name, norm)
+        hard = ours.mask_conv
+        self.mask_conv = modulated_layers.HardMap(hard.steps, hard.window, hard.base)
+
+    def forward(self, x: Tensor, prior: Tensor, mask: Tensor) -> Tensor:
+        prior, mask = (F.interpolate(value, size=x.shape[2:]) for value in (prior, mask))
+        hard = self.mask_conv(mask)
+        logits = torch.cat((self.conv_to_f(prior), x), dim=1)
+        soft = self.attention(logits) * (1 - mask) + mask
+        shortcut = self.conv_s(self.norm_s(x, prior, soft))
+        main = self.conv_0(F.leaky_relu(self.norm_0(x, prior, hard), 0.2))
+        main = self.conv_1(F.leaky_relu(self.norm_1(main, prior, hard), 0.2))
+        return shortcut + main
+
+
+class PDGAN(nn.Module):
+    """The generator with the published layers, on the weights of ours."""
+
+    def __init__(self, ours: SPDNormGenerator) -> None:
+        super().__init__()
+        self.latent = ours.latent
+        self.fc = ours.fc
+        self.blocks = nn.ModuleList(SPDNormBlock(unit.block) for unit in ours.generated)
+        self.ups = nn.ModuleList(unit.up for unit in ours.generated)
+        self.conv_img = ours.conv_img
+
+    def forward(self, z: Tensor, prior: Tensor, mask: Tensor) -> Tensor:
+        x = self.fc(z).unflatten(1, (-1, *self.latent))
+        for block, up in zip(self.blocks, self.ups, strict=True):
+            x = up(block(x, prior, mask))
+        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))

@@ -145,8 +145,13 @@ class SPDNormGenerator(nn.Module):
         self.generated = nn.Sequential(*units)
         self.conv_img = nn.Conv2d(ngf, 3, 3, padding=1)
 
-    def conditions(self, prior: Tensor, mask: Tensor) -> list[SPDNormConditions]:
-        """What the units derive from prior and mask: three fifths of the work, for all samples."""
+    def conditions(
+        self, prior: Tensor, mask: Tensor, *, shared: bool = True
+    ) -> list[SPDNormConditions]:
+        """What the units derive from prior and mask: three fifths of the work, for all samples.
+
+        `shared` as for `torchext.nn.SPDNormResnetBlock.conditions`.
+        """
         H, W = (64 * side for side in self.latent)
         N = len(prior)
         if prior.shape != (N, 3, H, W):
@@ -161,7 +166,7 @@ class SPDNormGenerator(nn.Module):
         steps, windows = ([unit[i] for unit in UNITS] for i in (2, 3))
         maps = torchext.diversity_map(mask[:, :1], steps, windows, self.base, sizes)
         return [
-            unit.block.conditions(prior, mask, size, hard.to(prior.dtype))
+            unit.block.conditions(prior, mask, size, hard.to(prior.dtype), shared=shared)
             for unit, size, hard in zip(self.generated, sizes, maps, strict=True)
         ]
 
@@ -181,7 +186,7 @@ class SPDNormGenerator(nn.Module):
         conditions: list[SPDNormConditions] | None = None,
     ) -> Tensor:
         if conditions is None:
-            conditions = self.conditions(prior, mask)
+            conditions = self.conditions(prior, mask, shared=False)
         return torch.tanh(self.features(z, conditions))
 
 

@@ -194,9 +194,10 @@ class SPDNormConditions(NamedTuple):
     norm_0: tuple[Tensor, Tensor]
     norm_1: tuple[Tensor, Tensor]
     norm_s: tuple[Tensor, Tensor]
-    attention: Tensor  # the prior's share of the soft map's logits
+    features: Tensor  # of the prior, for the soft map; or their share of its logits
     hard: Tensor
     mask: Tensor
+    shared: bool  # whether features are logits
 
     def repeated(self, times: int) -> "SPDNormConditions":
         """For a batch that repeats the images."""
@@ -205,7 +206,7 @@ class SPDNormConditions(NamedTuple):
             return value.repeat(times, 1, 1, 1)
 
         pairs = (tuple(map(repeat, pair)) for pair in self[:3])
-        return SPDNormConditions(*pairs, *map(repeat, self[3:]))
+        return SPDNormConditions(*pairs, *map(repeat, self[3:6]), self.shared)
 
 
 class SPDNormResnetBlock(nn.Module):
@@ -258,38 +259,53 @@ class SPDNormResnetBlock(nn.Module):
         self.attention = nn.Sequential(_convolution(2 * fin, fin), nn.Sigmoid())
 
     def conditions(
-        self, prior: Tensor, mask: Tensor, size: tuple[int, int], hard: Tensor | None = None
+        self,
+        prior: Tensor,
+        mask: Tensor,
+        size: tuple[int, int],
+        hard: Tensor | None = None,
+        *,
+        shared: bool = True,
     ) -> SPDNormConditions:
         """What depends on prior and mask alone, for x of a size: samples of an image share it.
 
         Args:
             prior, mask, size: as in `forward`; (H,W).
             hard: the hard map, if it is known.
+            shared: for several x. For a single one it is faster not to divide the convolution that
+                makes the soft map.
         """
         prior = F.interpolate(prior, size=size, mode="nearest")
         mask = mask[:, :1]
         features = self.conv_to_f(prior)
-        layer = self.attention[0]
-        # The convolution is linear in its concatenated input, the prior's features come first.
-        weight = layer.weight[:, : features.shape[1]]
+        if shared:
+            layer = self.attention[0]
+            # The convolution is linear in its concatenated input, the prior's features come first.
+            weight = layer.weight[:, : features.shape[1]]
+            features = F.conv2d(features, weight, layer.bias, padding=1)
         return SPDNormConditions(
             self.norm_0.maps(prior),
             self.norm_1.maps(prior),
             self.norm_s.maps(prior),
-            F.conv2d(features, weight, layer.bias, padding=1),
+            features,
             self.mask_conv(mask, size) if hard is None else hard,
             mask,
+            shared,
         )
 
     def soft_map(self, x: Tensor, conditions: SPDNormConditions) -> Tensor:
         """(N,fin,H,W)."""
-        weight = self.attention[0].weight[:, -x.shape[1] :]
-        logits = F.conv2d(x, weight, padding=1) + conditions.attention
+        layer = self.attention[0]
+        if conditions.shared:
+            weight = layer.weight[:, -x.shape[1] :]
+            logits = F.conv2d(x, weight, padding=1) + conditions.features
+        else:
+            logits = layer(torch.cat((conditions.features, x), dim=1))
         return soft_diversity_map(logits, conditions.mask, resize_mask=True)
 
     def maps(self, x: Tensor, prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The soft map (N,fin,H,W) and the hard map (N,1,H,W) of a block."""
-        conditions = self.conditions(prior, mask, tuple(x.shape[2:]))
+        conditions = self.conditions(prior, mask, tuple(x.shape[2:]), shared=False)
         return self.soft_map(x, conditions), conditions.hard
 
     def forward(
@@ -301,7 +317,7 @@ class SPDNormResnetBlock(nn.Module):
         conditions: SPDNormConditions | None = None,
     ) -> Tensor:
         if conditions is None:
-            conditions = self.conditions(prior, mask, tuple(x.shape[2:]))
+            conditions = self.conditions(prior, mask, tuple(x.shape[2:]), shared=False)
         soft, hard = self.soft_map(x, conditions), conditions.hard
         shortcut = self.conv_s(self.norm_s.modulate(x, conditions.norm_s, soft))
         main = self.conv_0(self.norm_0.modulate(x, conditions.norm_0, hard, _SLOPE))
