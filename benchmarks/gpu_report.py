@@ -203,7 +203,69 @@ def traffic_cases() -> dict[str, tuple[Callable[[], Any], int]]:
             lambda arguments=derivative: ops.self_aware_region_norm_backward(*arguments),
             5 * T,
         )
-    return cases | _gabor_cases()
+    return cases | _partial_conv_cases() | _modulated_norm_cases() | _gabor_cases()
+
+
+def _partial_conv_cases() -> dict[str, tuple[Callable[[], Any], int]]:
+    """Beside the convolution itself: the mask's window, the product, the epilogue, phases."""
+    ops = torch.ops.torchext_emulated
+    generator = torch.Generator().manual_seed(0)
+    N, C, H, W = 1, 64, 128, 128
+    x = torch.randn(N, C, H, W, generator=generator)
+    mask = (torch.rand(N, 1, H, W, generator=generator) > 0.3).float()
+    bias = torch.randn(C, generator=generator)
+    window = (mask, [], [3, 3], [1, 1], [1, 1], [1, 1], [H, W], True, True, 1e-8)
+    scale, updated = ops.mask_window(*window)
+    phases = torch.randn(N, 4 * C, H // 2 + 1, W // 2 + 1, generator=generator)
+    maps, T = mask.nbytes, x.nbytes
+    return {
+        "mask_window": (lambda: ops.mask_window(*window), 3 * maps),
+        "mask_product": (lambda: ops.mask_product(x, mask, []), 2 * T + maps),
+        "partial_conv_epilogue forward": (
+            lambda: ops.partial_conv_epilogue(
+                x, scale, updated, bias, bias.exp(), bias, 0.2, False
+            ),
+            2 * T + 2 * maps,
+        ),
+        "partial_conv_epilogue backward": (
+            lambda: ops.partial_conv_epilogue_backward(x, scale, updated),
+            2 * T + 2 * maps,
+        ),
+        "interleave_phases forward": (
+            lambda: ops.interleave_phases(phases, bias, None, [0, 1, 0, 1]),
+            2 * T,
+        ),
+        "interleave_phases backward": (
+            lambda: ops.interleave_phases_backward(x, [0, 1, 0, 1], H // 2 + 1, W // 2 + 1),
+            T + phases.nbytes,
+        ),
+    }
+
+
+def _modulated_norm_cases() -> dict[str, tuple[Callable[[], Any], int]]:
+    """Statistics read x once; the rest reads x, gamma and beta and writes y. And the maps."""
+    ops = torch.ops.torchext_emulated
+    generator = torch.Generator().manual_seed(0)
+    N, C, H, W = 1, 64, 128, 128
+    x, gamma, beta = torch.randn(3, N, C, H, W, generator=generator)
+    weight = torch.rand(N, 1, H, W, generator=generator)
+    labels = torch.randint(35, (N, H, W), generator=generator, dtype=torch.int32)
+    taps = torch.randn(C, 35, 3, 3, generator=generator)
+    T, maps = x.nbytes, weight.nbytes
+
+    def norm(statistics: str, unbiased: bool) -> Any:
+        return ops.modulated_norm(
+            x, gamma, beta, weight, None, None, statistics, unbiased, 1e-5, "one_plus", 0.2
+        )
+
+    return {
+        "modulated_norm position": (lambda: norm("position", True), 4 * T + maps),
+        "modulated_norm instance": (lambda: norm("instance", False), 5 * T + maps),
+        "label_conv2d": (
+            lambda: ops.label_conv2d(labels, taps, None, torch.float32, False),
+            T + labels.nbytes + taps.nbytes,
+        ),
+    }
 
 
 def _gabor_cases() -> dict[str, tuple[Callable[[], Any], int]]:

@@ -5,6 +5,7 @@ import pytest
 import torchext
 from benchmarks import gpu_report
 
+PARTIAL_CONV = ("mask_window", "mask_product", "partial_conv_epilogue", "interleave_phases")
 CUDA = torchext.build_info()["libraries"]["cuda"]
 
 
@@ -40,6 +41,14 @@ def test_traffic_and_launches(ledger: tuple) -> None:
             row = rows[f"self_aware_region_norm {direction} {layout}"]
             assert row["launches"] <= 5
             assert row["bytes"] <= 1.1 * row["floor_bytes"]
+    of_partial_conv = {op: row for op, row in rows.items() if op.split()[0] in PARTIAL_CONV}
+    assert len(of_partial_conv) == 6
+    for op, row in of_partial_conv.items():
+        assert row["launches"] <= 2, row
+        assert row["bytes"] <= 1.1 * row["floor_bytes"], row
+    for op in ("modulated_norm position", "modulated_norm instance", "label_conv2d"):
+        assert rows[op]["launches"] <= 3, rows[op]
+        assert rows[op]["bytes"] <= 1.1 * rows[op]["floor_bytes"], rows[op]
     for direction in ("forward", "backward image"):
         row = rows[f"oriented_filter_max {direction}"]
         assert row["launches"] == 1
