@@ -40,7 +40,7 @@ __device__ __forceinline__ int label_at(const Problem& problem, const int32_t* p
 }
 
 template <typename T, int kKernel>
-__global__ void __launch_bounds__(kThreads, kKernel > 3 ? 1 : 4)
+__global__ void __launch_bounds__(kThreads, kKernel > 3 ? 2 : 4)
     label_conv2d_kernel(Problem problem, const int32_t* labels, const accumulate_t<T>* weight,
                         const accumulate_t<T>* bias, T* out, int64_t pixel_blocks,
                         int64_t channel_tiles) {
@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(kThreads, kKernel > 3 ? 1 : 4)
     taps[tap] = label < 0 ? -1 : label * kTaps + tap;
   }
   const int64_t last = min(first + kChannels, problem.channels);
+#pragma unroll 1  // else the taps' loads of several channels spill
   for (int64_t o = first; o < last; ++o) {
     const A* table = weight + o * problem.classes * kTaps;
     A sum = bias != nullptr ? load(bias + o) : A(0);

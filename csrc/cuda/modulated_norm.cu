@@ -280,7 +280,7 @@ struct MapGradients {
 // Gradients of the maps, and partial sums per channel: planes (2, ...) of gn and gn * xn, and of
 // the gradients of gamma and beta where these are per channel.
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     modulated_norm_backward_sums_kernel(RegionView view, Slicing slicing, GradientInputs<T> in,
                                         Modulation<T> modulation, MapGradients<T> out,
                                         Partials<accumulate_t<T>> sums,
@@ -576,7 +576,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 1 : 2)
     modulated_norm_pixel_backward_kernel(PixelTiling tiling, GradientInputs<T> in,
                                          Modulation<T> modulation, MapGradients<T> out, T* grad_x) {
   using A = accumulate_t<T>;

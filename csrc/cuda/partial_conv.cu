@@ -25,7 +25,9 @@ namespace {
 using Sizes = std::vector<int64_t>;
 
 constexpr int kThreads = 256;
-constexpr int kUnroll = 4;  // accesses of a thread
+// Accesses of a thread; more of them spill for numbers of 64 and of 16 bits.
+template <typename T>
+constexpr int kUnroll = sizeof(T) == 4 ? 4 : 2;
 constexpr int kMaxMasks = 64;
 
 // The channels that each mask channel stands for, as a kernel argument; none: one each.
@@ -222,16 +224,17 @@ std::tuple<Tensor, Tensor> mask_window_cuda(const Tensor& mask, const Sizes& mas
 struct Runs {
   int64_t count, length, blocks;
 
-  template <int V>
+  template <typename T, int V>
   static Runs of(int64_t count, int64_t length) {
-    const int64_t per_block = int64_t{kThreads} * kUnroll * V;
+    const int64_t per_block = int64_t{kThreads} * kUnroll<T> * V;
     return {count, length, (length + per_block - 1) / per_block};
   }
   __device__ int64_t run() const { return blockIdx.x / blocks; }
   // The u-th element of a thread's accesses.
-  template <int V>
+  template <typename T, int V>
   __device__ int64_t element(int u) const {
-    return ((static_cast<int64_t>(blockIdx.x % blocks) * kUnroll + u) * kThreads + threadIdx.x) * V;
+    return ((static_cast<int64_t>(blockIdx.x % blocks) * kUnroll<T> + u) * kThreads + threadIdx.x) *
+           V;
   }
 };
 
@@ -274,10 +277,10 @@ __global__ void __launch_bounds__(kThreads)
   const T* const masks = mask + (view.shared ? 0 : image * view.masks * view.pixels);
   const T* const plane =
       kChannelsLast ? masks : masks + view.mask_of(run - image * view.channels) * view.pixels;
-  Vec<T, V> values[kUnroll], factors[kUnroll];
+  Vec<T, V> values[kUnroll<T>], factors[kUnroll<T>];
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {
-    const int64_t i = runs.element<V>(u);
+  for (int u = 0; u < kUnroll<T>; ++u) {
+    const int64_t i = runs.element<T, V>(u);
     if (i >= runs.length) continue;
     values[u] = load<V>(x + run * runs.length + i);
     if (!kChannelsLast || view.each) {
@@ -298,8 +301,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {
-    const int64_t i = runs.element<V>(u);
+  for (int u = 0; u < kUnroll<T>; ++u) {
+    const int64_t i = runs.element<T, V>(u);
     if (i >= runs.length) continue;
     Vec<T, V> result;
 #pragma unroll
@@ -354,15 +357,15 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t map = view.shared ? 0 : image * view.pixels;
   ChannelValues<A> of_plane;
   if (!kChannelsLast) of_plane = ChannelValues<A>(epilogue, run - image * view.channels);
-  Vec<T, V> values[kUnroll];
+  Vec<T, V> values[kUnroll<T>];
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {
-    const int64_t i = runs.element<V>(u);
+  for (int u = 0; u < kUnroll<T>; ++u) {
+    const int64_t i = runs.element<T, V>(u);
     if (i < runs.length) values[u] = load<V>(raw + run * runs.length + i);
   }
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) {
-    const int64_t i = runs.element<V>(u);
+  for (int u = 0; u < kUnroll<T>; ++u) {
+    const int64_t i = runs.element<T, V>(u);
     if (i >= runs.length) continue;
     Vec<T, V> result;
     if (kChannelsLast) {
@@ -517,7 +520,7 @@ void launch_mask_product(const Tensor& x, const Tensor& mask, const Sizes& mask_
         reads_mask_wide ? vector_width(extent, in, masks, out) : vector_width(extent, in, out);
     dispatch_access<T>(width == kWidest, channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
-      const Runs runs = channels_last ? Runs::of<V>(N, C * P) : Runs::of<V>(N * C, P);
+      const Runs runs = channels_last ? Runs::of<T, V>(N, C * P) : Runs::of<T, V>(N * C, P);
       launch(mask_product_kernel<T, V, decltype(format)::value>, grid_of(runs.count * runs.blocks),
              dim3(kThreads), 0, current_stream(x), runs, view, in, masks, out);
     });
@@ -573,7 +576,7 @@ void launch_epilogue(const Tensor& raw, const Tensor& scale, const Tensor& updat
         channels_last ? vector_width(C, in, out) : vector_width(P, in, scales, masks, out);
     dispatch_access<T>(width == kWidest, channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
-      const Runs runs = channels_last ? Runs::of<V>(N, C * P) : Runs::of<V>(N * C, P);
+      const Runs runs = channels_last ? Runs::of<T, V>(N, C * P) : Runs::of<T, V>(N * C, P);
       launch(partial_conv_epilogue_kernel<T, V, decltype(format)::value>,
              grid_of(runs.count * runs.blocks), dim3(kThreads), 0, current_stream(raw), runs, view,
              in, scales, masks, epilogue, out);

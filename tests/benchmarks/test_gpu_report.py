@@ -6,6 +6,9 @@ import torchext
 from benchmarks import gpu_report
 
 PARTIAL_CONV = ("mask_window", "mask_product", "partial_conv_epilogue", "interleave_phases")
+# Kernels that keep many numbers in registers instead of resident warps: the folded window of the
+# filters, and four maps of eight pixels of 16 bits.
+FEWER_WARPS = {"oriented_filter_max_kernel": 0.125, "modulated_norm_pixel_backward_kernel": 0.125}
 CUDA = torchext.build_info()["libraries"]["cuda"]
 
 
@@ -21,7 +24,7 @@ def test_no_spills_and_wide_accesses(ledger: tuple) -> None:
     assert {row["target"] for row in rows} == set(gpu_report.TARGETS)
     for row in rows:
         assert row["spill_bytes"] == row["stack_bytes"] == 0, row
-        assert row["occupancy"] >= 0.25, row
+        assert row["occupancy"] >= FEWER_WARPS.get(row["kernel"], 0.25), row
     streaming = ("apply_kernel", "partials_kernel", "sums_kernel", "mean_max_kernel")
     wide = [row for row in rows if row["kernel"].endswith(streaming)]
     assert len(wide) >= 4 * len(gpu_report.TARGETS)
