@@ -46,7 +46,7 @@ def test_traffic_and_launches(ledger: tuple) -> None:
             assert row["bytes"] <= 1.1 * row["floor_bytes"]
     of_partial_conv = {op: row for op, row in rows.items() if op.split()[0] in PARTIAL_CONV}
     assert len(of_partial_conv) == 6
-    for op, row in of_partial_conv.items():
+    for row in of_partial_conv.values():
         assert row["launches"] <= 2, row
         assert row["bytes"] <= 1.1 * row["floor_bytes"], row
     for op in ("modulated_norm position", "modulated_norm instance", "label_conv2d"):

@@ -30,3 +30,23 @@ def test_more_than_two_to_the_31_elements(last: bool) -> None:
     assert torch.allclose(mean[0, 0, -1], torch.tensor((W / 2 + 5) / W))
     assert torch.allclose(variance[0, 1], torch.tensor(0.25))
     assert y[0, -1, -1, -1] > 5
+
+
+@pytest.mark.slow
+def test_partial_convolution_of_many_elements() -> None:
+    """A convolution of 1x1 keeps the size: product and epilogue over more than 2^31 elements."""
+    C, H, W = 66, 8192, 4096
+    x = torch.zeros((1, C, H, W), dtype=torch.bfloat16)
+    x[:, -1] = 2
+    mask = torch.ones(1, 1, H, W)
+    mask[:, :, -1] = 0
+    ops = torch.ops.torchext
+    scale = torch.full((1, 1, H, W), 0.5)
+    y = ops.mask_product(x, mask.bfloat16(), [])
+    assert y[0, -1, -2].eq(2).all()
+    assert y[0, -1, -1].eq(0).all()
+    del x
+    ops.partial_conv_epilogue_(y, scale, mask, torch.arange(C).float(), None, None, 1.0, True)
+    assert y[0, -1, -2].eq(66).all()  # 2 / 2 + 65
+    assert y[0, 3, 0].eq(3).all()
+    assert y[0, :, -1].eq(0).all()

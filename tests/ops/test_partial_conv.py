@@ -331,6 +331,24 @@ def test_mask_kinds_agree() -> None:
     assert_close("y", again, y.double(), length=54)
 
 
+@pytest.mark.parametrize("name", parameters())
+def test_any_number_of_groups(name: str) -> None:
+    """More than a GPU kernel takes as arguments."""
+    generator = torch.Generator().manual_seed(3)
+    counts = [1] * 69 + [3]
+    with running(name) as device:
+        mask = (torch.rand(1, 70, 6, 5, generator=generator) > 0.3).float().to(device)
+        repeated = mask.repeat_interleave(torch.tensor(counts, device=device), dim=1)
+        x = torch.randn(1, 72, 6, 5, generator=generator).to(device)
+        weight = torch.randn(2, 72, 3, 3, generator=generator).to(device)
+        y, updated = torchext.partial_conv2d(x, mask, weight, padding=1, mask_channels=counts)
+        wanted, known = torchext.partial_conv2d(x, repeated, weight, padding=1)
+        assert torch.equal(y, wanted)
+        assert torch.equal(updated, known)
+        scale, _ = torchext.mask_window(mask, 3, mask_channels=counts)
+        assert torch.equal(scale, torchext.mask_window(repeated, 3)[0])
+
+
 def test_window_can_be_shared() -> None:
     case = Case((2, 6, 11, 14), 4, (3, 3), options={"padding": 1})
     tensors = make(case, torch.float32)

@@ -39,6 +39,7 @@ Sizes = int | Sequence[int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 EPS = 1e-8  # as published
 _SPATIAL = {2: ("H", "W"), 3: ("D", "H", "W")}
+_MOST_GROUPS = 64  # kMaxMasks of csrc/cuda/partial_conv.cu
 _LARGEST = 2**31 - 1
 
 
@@ -278,7 +279,8 @@ def mask_window(
             f" {len(channels)}"
         )
     namespace = backend.choose("mask_window", mask).namespace
-    return _window(namespace, mask.detach(), channels, geometry, form, bias, eps)
+    mask, channels = _expand_groups(mask.detach(), channels)
+    return _window(namespace, mask, channels, geometry, form, bias, eps)
 
 
 @dataclass(frozen=True)
@@ -424,7 +426,15 @@ def check_mask(
         mask, channels = mask[:, :1], [C]
     if channels == [1] * C:
         channels = []
-    return mask, channels
+    return _expand_groups(mask, channels)
+
+
+def _expand_groups(mask: Tensor, channels: list[int]) -> tuple[Tensor, list[int]]:
+    """More groups than the GPU kernels take as arguments become a mask of all channels."""
+    if len(channels) <= _MOST_GROUPS:
+        return mask, channels
+    planes = zip(mask.split(1, dim=1), channels, strict=True)
+    return torch.cat([plane.expand(-1, n, *mask.shape[2:]) for plane, n in planes], dim=1), []
 
 
 def _run(namespace: str, name: str, *args: Any) -> Any:
