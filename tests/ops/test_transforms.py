@@ -16,6 +16,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 MASK = (torch.rand(2, 1, 12, 10, generator=GENERATOR) > 0.4).float()
 WEIGHT = torch.randn(2, 4, generator=GENERATOR)
 BIAS = torch.randn(2, 4, generator=GENERATOR)
+LABELS = torch.randint(4, (2, 9, 7), generator=GENERATOR)
 SELF_AWARE = weights_of(7, torch.float32, "cpu")
 
 
@@ -49,7 +50,28 @@ def oriented(x: torch.Tensor) -> torch.Tensor:
     return torchext.orientation_map(angle, strength)
 
 
-FUNCTIONS = [batch, instance, self_aware, affine_maps, oriented]
+def modulated(x: torch.Tensor) -> torch.Tensor:
+    return torchext.modulated_norm(
+        x, x.sin(), x.cos(), weight=MASK, statistics="position", unbiased=True, activation=0.2
+    )
+
+
+def modulated_by_image(x: torch.Tensor) -> torch.Tensor:
+    return torchext.modulated_norm(x, WEIGHT.to(x.dtype), BIAS.to(x.dtype), gain="sigmoid")
+
+
+def soft_map(x: torch.Tensor) -> torch.Tensor:
+    return torchext.soft_diversity_map(x, MASK)
+
+
+def labels_looked_up(x: torch.Tensor) -> torch.Tensor:
+    return torchext.label_conv2d(LABELS, x[:, :, :3, :3])
+
+
+FUNCTIONS = [
+    batch, instance, self_aware, affine_maps, oriented, modulated, modulated_by_image, soft_map,
+    labels_looked_up,
+]  # fmt: skip
 functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
 
