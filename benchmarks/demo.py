@@ -101,7 +101,7 @@ def crops(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Parts of the photo, mirrored at random: images, masks of the photo, masks with more holes."""
     images, of_photo, masks = [], [], []
-    side = min(CROP, image.shape[2])
+    side = min(CROP, *image.shape[2:]) // 32 * 32  # what five levels of the U-Net take
     while len(images) < BATCH:
         top, left = (int(random.integers(length - side + 1)) for length in image.shape[2:])
         part = (..., slice(top, top + side), slice(left, left + side))

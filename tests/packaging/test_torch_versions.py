@@ -42,6 +42,8 @@ def test_op_tests_pass(artifacts, requirement, tmp_path):
             "no:cacheprovider",
             "-m",
             "not slow and not gpu",
+            "-k",
+            "float32 or bad_input or opcheck or directly",  # the rest depends on torch less
             "tests/ops",
         ),
         cwd=copy,

@@ -55,15 +55,19 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
             _check_values(labels, weight.shape[1])
         return reference.label_conv2d(labels, weight, bias)
     accumulate = accumulate_dtype(weight.dtype)
-    return call(
-        chosen.namespace,
-        "label_conv2d",
+    arguments = (
         labels.to(torch.int32).contiguous(),
         weight.to(accumulate).contiguous(),
         None if bias is None else bias.to(accumulate).contiguous(),
         weight.dtype,
         check_values,
     )
+    try:
+        return call(chosen.namespace, "label_conv2d", *arguments)
+    except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
+        if check_values:
+            _check_values(labels, weight.shape[1])
+        raise
 
 
 def _check_labels(labels: Tensor) -> Tensor:
