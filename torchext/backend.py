@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch._C import _functorch as functorch
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from . import _load
 
@@ -125,8 +128,18 @@ def which(op: str, x: torch.Tensor) -> str:
     return choose(op, x).name
 
 
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents: inside `forward_ad.dual_level` or `torch.func.jvp`."""
+    return forward_ad._current_level >= 0
+
+
 def choose(op: str, x: torch.Tensor) -> Backend:
-    """The backend that runs `op` on `x`; forced, or the first that can."""
+    """The backend that runs `op` on `x`; forced, or the first that can.
+
+    In forward-mode differentiation it is the reference, whose operations carry tangents.
+    """
+    if forward_mode():
+        return REFERENCE
     device_type = x.device.type
     if _forced is not None:
         backend = _backends.get(_forced)
@@ -199,8 +212,30 @@ def check_values() -> Iterator[None]:
         _check_values = before
 
 
+def traced() -> bool:
+    """Whether a graph is being recorded: values are unknown, and none may be baked in."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
+
+
+def mapped(x: torch.Tensor) -> bool:
+    """Whether `x` stands for the samples of a torch.func.vmap."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
+def readable(x: torch.Tensor) -> bool:
+    """Whether Python may look at `x`'s values now, at no more cost than reading them."""
+    return (
+        x.device.type == "cpu" and not traced() and not isinstance(x, FakeTensor) and not mapped(x)
+    )
+
+
 def checks_values(x: torch.Tensor) -> bool:
     """Whether the values of a mask on `x`'s device are checked now."""
-    if torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" or _check_values
+    return readable(x) or (x.device.type != "cpu" and _check_values and not traced())

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops.checks import check_choice, check_device, check_feature_map, check_tensor
+from ..ops.checks import (
+    check_choice,
+    check_device,
+    check_feature_map,
+    check_mask_values,
+    check_tensor,
+)
 from ..ops.gabor_orientation import (
     BANKS,
     GREY_WEIGHTS,
@@ -63,7 +69,7 @@ class GaborOrientation(nn.Module):
             image, self.bank, rectify=self.rectify, grey=self.grey, value_range=self.value_range
         )
         if mask is not None:
-            mask = _matching("mask", mask, strength, (1,))
+            mask = _matching_mask(mask, strength)
         confidence = _confidence(self.bank, strength, mask)
         return orientation_map(angle, confidence, self.order), confidence
 
@@ -98,7 +104,7 @@ class OrientationLoss(GaborOrientation):
 
     def forward(self, image: Tensor, label: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         two_channel, confidence = super().forward(image, mask)
-        mask = _matching("mask", mask, confidence, (1,))
+        mask = _matching_mask(mask, confidence)
         label = _matching("label", label, confidence, (1, 2))
         if label.shape[1] == 1:
             label = orientation_map(label * (torch.pi / 255), order=self.order)
@@ -118,6 +124,12 @@ def _confidence(bank: BankName, strength: Tensor, mask: Tensor | None) -> Tensor
         return inside
     maximum = inside.max()
     return (inside / torch.where(maximum > 0, maximum, 1)).clamp(min=0)
+
+
+def _matching_mask(mask: Tensor, like: Tensor) -> Tensor:
+    value = _matching("mask", mask, like, (1,))
+    check_mask_values("mask", value)
+    return value
 
 
 def _matching(name: str, value: Tensor, like: Tensor, channels: tuple[int, ...]) -> Tensor:

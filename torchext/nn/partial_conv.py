@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import backend
 from ..ops.partial_conv import EPS, Sizes, mask_window, partial_conv2d, partial_conv3d
 
 
@@ -102,10 +103,8 @@ def _grouped(mask: Tensor, x: Tensor, most: int = 4) -> tuple[Tensor, list[int] 
     graph. One that is expanded over all channels is known by its strides already.
     """
     if (
-        torch.compiler.is_compiling()
-        or not isinstance(mask, Tensor)
-        or mask.device.type != "cpu"
-        or torch._C._are_functorch_transforms_active()
+        not isinstance(mask, Tensor)
+        or not backend.readable(mask)
         or mask.shape[1:] != x.shape[1:]
         or mask.shape[1] == 1
         or mask.dim() != 4

@@ -1,8 +1,11 @@
 """Argument checks that every function shares, and the memory format that every op takes."""
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
+
+from .. import backend
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAX_REGIONS = 64
@@ -49,31 +52,74 @@ def check_parameter(
     check_device(name, value, x)
 
 
+def check_mask_values(name: str, mask: torch.Tensor) -> None:
+    """Raise unless every value lies between 0 and 1: a fraction of a pixel that is known.
+
+    Looked at where that costs no wait, in eager mode on the CPU; elsewhere by an asynchronous
+    assert where `torchext.backend.check_values` asks for it.
+
+    Raises:
+        ValueError: a value lies outside, or is NaN.
+    """
+    if mask.dtype == torch.bool or mask.numel() == 0 or not backend.checks_values(mask):
+        return
+    mask = mask.detach()
+    if mask.device.type != "cpu":
+        torch._assert_async(
+            ((mask >= 0) & (mask <= 1)).all(), f"{name}: expected values from 0 to 1"
+        )
+        return
+    low, high = (bound.item() for bound in torch.aminmax(mask))
+    if not (low >= 0 and high <= 1):
+        wrong = low if not low >= 0 else high
+        raise ValueError(f"{name}: expected values from 0 to 1, got {wrong:g}")
+
+
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {sorted(choices)}, got {value!r}")
 
 
-def check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def is_number(value: object) -> bool:
+    """Python's numbers and NumPy's."""
+    return hasattr(value, "__float__") and not isinstance(value, (bool, torch.Tensor))
+
+
+def check_number(name: str, value: object) -> None:
+    if not is_number(value):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def check_positive(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a positive finite number, got {value}")
 
 
-def check_integer(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_slope(name: str, value: float) -> None:
+    """Of a leaky ReLU."""
+    check_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a slope from 0 to 1, got {value}")
+
+
+def check_integer(name: str, value: Any, least: int, most: int) -> int:
+    """The value as Python's int; NumPy's and symbolic ones are taken too."""
+    if not hasattr(value, "__index__") or isinstance(value, (bool, torch.Tensor)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not least <= value <= most:
         raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
 
 
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """The format in which an op takes `x`: its own if it is native, contiguous otherwise.
 
     A tensor that is both (one channel, or one pixel) counts as contiguous; the C++ entry points
-    decide alike.
+    decide alike. Inside torch.func.vmap a tensor cannot be asked: contiguous.
     """
+    if not torch.compiler.is_compiling() and backend.mapped(x):
+        return torch.contiguous_format
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format

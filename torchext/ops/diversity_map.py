@@ -16,7 +16,7 @@ from .checks import (
     native,
 )
 from .region_norm import check_mask, like, region_labels
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 MAX_STEPS = 255
 MAX_WINDOW = 255
@@ -62,12 +62,10 @@ def diversity_map(
     sizes = list(size) if several else [tuple(mask.shape[2:]) if size is None else size]
     steps_of = _each("steps", steps, len(sizes), several)
     windows = _each("window", window, len(sizes), several)
-    for height_width in sizes:
-        _check_size(height_width)
-    for value in steps_of:
-        check_integer("steps", value, 1, MAX_STEPS)
+    sizes = [_checked_size(height_width) for height_width in sizes]
+    steps_of = [check_integer("steps", value, 1, MAX_STEPS) for value in steps_of]
+    windows = [check_integer("window", value, 3, MAX_WINDOW) for value in windows]
     for value in windows:
-        check_integer("window", value, 3, MAX_WINDOW)
         if value % 2 == 0:
             raise ValueError(f"window: expected an odd number, got {value}")
 
@@ -99,7 +97,7 @@ def diversity_map(
 
 
 def _each(name: str, value: int | Sequence[int], count: int, several: bool) -> list[int]:
-    if isinstance(value, int):
+    if hasattr(value, "__index__"):
         return [value] * count
     if not several or not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
@@ -108,12 +106,11 @@ def _each(name: str, value: int | Sequence[int], count: int, several: bool) -> l
     return list(value)
 
 
-def _check_size(size: object) -> None:
+def _checked_size(size: object) -> tuple[int, int]:
     if not isinstance(size, Sequence) or len(size) != 2:
         raise TypeError(f"size: expected (height, width) or a sequence of such, got {size!r}")
-    for value in size:
-        if not isinstance(value, torch.SymInt):
-            check_integer("size", value, 1, 2**31 - 1)
+    height, width = (check_integer("size", value, 1, 2**31 - 1) for value in size)
+    return height, width
 
 
 def soft_diversity_map(logits: Tensor, mask: Tensor, *, resize_mask: bool = False) -> Tensor:
@@ -180,7 +177,7 @@ def _backward_soft(namespace: str) -> Any:
         if grad is None:
             return None, None
         y, labels = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
             return torch.where(labels != 0, 0, grad * y * (1 - y)), None
         gradient = operator(namespace, "soft_diversity_map_backward")(like(grad, y), y, labels)
         return gradient, None

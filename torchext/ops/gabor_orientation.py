@@ -16,10 +16,11 @@ from .checks import (
     check_integer,
     check_positive,
     check_tensor,
+    is_number,
     native,
 )
 from .region_norm import gradients_of_reference
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 Rectify = Literal["relu", "abs"]
 BankName = Literal["gabor", "dog"]
@@ -120,8 +121,8 @@ def _rotated_grid(
     count: int, size: int, dtype: torch.dtype, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """Across and along each angle's line, in float64: rounded once, a bank stays symmetric."""
-    check_integer("count", count, 1, MAX_COUNT)
-    check_integer("size", size, 1, MAX_SIZE)
+    count = check_integer("count", count, 1, MAX_COUNT)
+    size = check_integer("size", size, 1, MAX_SIZE)
     if size % 2 == 0:
         raise ValueError(f"size: expected an odd number, got {size}")
     if dtype not in (torch.float32, torch.float64):
@@ -242,9 +243,7 @@ def grey_image(image: Tensor, grey: Grey, value_range: tuple[float, float]) -> T
 def check_value_range(value_range: object) -> tuple[float, float]:
     """Black and white, two finite numbers that differ."""
     pair = isinstance(value_range, (tuple, list)) and len(value_range) == 2
-    if not pair or any(
-        isinstance(value, bool) or not isinstance(value, (int, float)) for value in value_range
-    ):
+    if not pair or not all(map(is_number, value_range)):
         raise TypeError(f"value_range: expected two numbers (black, white), got {value_range!r}")
     black, white = value_range
     if not math.isfinite(black) or not math.isfinite(white) or black == white:
@@ -377,7 +376,7 @@ def _backward_max(namespace: str) -> Any:
             return None, None, None
         if not ctx.absolute:  # max(r, 0) passes nothing where it is 0
             grad = grad.masked_fill(response <= 0, 0)
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
 
             def function(image: Tensor, bank: Tensor) -> Tensor:
                 return reference.selected_response(image, bank, index)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import backend, reference
 from .checks import FLOATING, accumulate_dtype, check_device, check_parameter, check_tensor
 from .region_norm import gradients_of_reference
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 MAX_KERNEL = 7
 _LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -49,7 +49,7 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if bias is not None:
         check_parameter("bias", bias, (weight.shape[0],), weight)
     chosen = backend.choose("label_conv2d", weight)
-    check_values = weight.device.type == "cpu" and backend.checks_values(weight)
+    check_values = backend.readable(weight) and backend.readable(labels)
     if chosen is backend.REFERENCE:
         if check_values:
             _check_values(labels, weight.shape[1])
@@ -117,7 +117,7 @@ def _backward(namespace: str) -> Any:
         if grad is None:
             return (None,) * 5
         (labels,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
             shape = (grad.shape[1], ctx.classes, ctx.kernel, ctx.kernel)
 
             def function(weight: Tensor) -> Tensor:

@@ -13,13 +13,16 @@ from .checks import (
     check_choice,
     check_device,
     check_feature_map,
+    check_number,
     check_parameter,
     check_positive,
+    check_slope,
     check_tensor,
+    is_number,
     native,
 )
 from .region_norm import AllReduce, gradients_of_reference, like
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 Statistics = Literal["instance", "batch", "position", "rms", "none"]
 Gain = Literal["one_plus", "plain", "sigmoid"]
@@ -190,10 +193,9 @@ def _slope(activation: str | float | None) -> float:
         return 1.0
     if activation == "relu":
         return 0.0
-    if isinstance(activation, (bool, str)) or not isinstance(activation, (int, float)):
+    if not is_number(activation):
         raise TypeError(f"activation: expected None, 'relu' or a slope, got {activation!r}")
-    if not 0 <= activation <= 1:
-        raise ValueError(f"activation: expected a slope from 0 to 1, got {activation}")
+    check_slope("activation", activation)
     return float(activation)
 
 
@@ -235,8 +237,7 @@ def _check_running(
         return
     check_parameter("running_mean", running_mean, (x.shape[1],), x)
     check_parameter("running_var", running_var, (x.shape[1],), x)
-    if isinstance(momentum, bool) or not isinstance(momentum, (int, float)):
-        raise TypeError(f"momentum: expected a number, got {type(momentum).__name__}")
+    check_number("momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum: expected 0 to 1, got {momentum}")
 
@@ -488,7 +489,7 @@ def _backward(namespace: str) -> Any:
             return (None,) * 4 + tail
         x, gamma, beta, weight, mean, rstd, y = ctx.saved_tensors
         statistics, unbiased, eps, gain, slope = ctx.options
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
             constants = (mean, rstd) if ctx.given else (None, None)
             # Behind the activation everything is linear in beta, so any beta will do.
             shift = torch.zeros_like(gamma) if beta is None and gamma is not None else beta

@@ -22,14 +22,16 @@ from .checks import (
     check_device,
     check_feature_map,
     check_integer,
+    check_mask_values,
     check_parameter,
     check_positive,
+    check_slope,
     check_tensor,
     memory_format,
     native,
 )
 from .region_norm import gradients_of_reference
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 from .schema import implement
 from .upsample_conv import by_phases, check_odd_kernel
 
@@ -279,6 +281,7 @@ def mask_window(
             f" {len(channels)}"
         )
     namespace = backend.choose("mask_window", mask).namespace
+    check_mask_values("mask", mask)
     mask, channels = _expand_groups(mask.detach(), channels)
     return _window(namespace, mask, channels, geometry, form, bias, eps)
 
@@ -307,12 +310,10 @@ class Geometry:
 
 def _sizes(name: str, value: Any, dimensions: int, least: int) -> list[int]:
     """An int, or one for each dimension, as a list."""
-    values = list(value) if isinstance(value, (tuple, list)) else [value] * dimensions
+    values = list(value) if hasattr(value, "__len__") else [value] * dimensions
     if len(values) != dimensions:
         raise ValueError(f"{name}: expected an int or {dimensions} of them, got {len(values)}")
-    for item in values:
-        check_integer(name, item, least, _LARGEST)
-    return values
+    return [check_integer(name, item, least, _LARGEST) for item in values]
 
 
 def _geometry(
@@ -363,7 +364,7 @@ def _check(
         raise ValueError(
             f"weight: expected the shape (Co, Ci / groups, {sizes}), got {tuple(weight.shape)}"
         )
-    check_integer("groups", groups, 1, _LARGEST)
+    groups = check_integer("groups", groups, 1, _LARGEST)
     for name, channels in (("x", x.shape[1]), ("weight", weight.shape[0])):
         if channels % groups:
             raise ValueError(
@@ -382,12 +383,7 @@ def _check(
     check_positive("eps", eps)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     if negative_slope is not None:
-        if isinstance(negative_slope, bool) or not isinstance(negative_slope, (int, float)):
-            raise TypeError(
-                f"negative_slope: expected a number, got {type(negative_slope).__name__}"
-            )
-        if not 0 <= negative_slope <= 1:
-            raise ValueError(f"negative_slope: expected 0 to 1, got {negative_slope}")
+        check_slope("negative_slope", negative_slope)
 
 
 def check_mask(
@@ -404,9 +400,10 @@ def check_mask(
             f"{name}: expected a bool, integer or floating-point mask, got {mask.dtype}"
         )
     N, C = x.shape[:2]
-    channels = [] if mask_channels is None else list(mask_channels)
-    for number in channels:
+    channels = [
         check_integer("mask_channels", number, 1, _LARGEST)
+        for number in (() if mask_channels is None else mask_channels)
+    ]
     if channels and sum(channels) != C:
         raise ValueError(
             f"mask_channels: expected numbers that add up to x's {C} channels, got {channels}"
@@ -421,9 +418,11 @@ def check_mask(
             f" {tuple(x.shape)}, got {tuple(mask.shape)}"
         )
     check_device(name, mask, x)
-    mask = mask.detach().to(x.dtype)
+    mask = mask.detach()
     if not channels and C > 1 and mask.shape[1] == C and mask.stride(1) == 0:
         mask, channels = mask[:, :1], [C]
+    check_mask_values(name, mask)
+    mask = mask.to(x.dtype)
     if channels == [1] * C:
         channels = []
     return _expand_groups(mask, channels)
@@ -593,8 +592,10 @@ def _in_one_op(
     device = x.device.type
     if torch.is_autocast_enabled(device):  # the convolution's inputs, as autocast would cast them
         dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-        mask = None if mask is None else mask.to(dtype)
+        x, weight, mask = (
+            value if value is None or value.dtype == torch.float64 else value.to(dtype)
+            for value in (x, weight, mask)
+        )
     accumulate = accumulate_dtype(x.dtype)
     return call(
         namespace,
@@ -775,7 +776,7 @@ def _backward_partial_conv(namespace: str) -> Any:
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, mask, scale, updated, weight, *affine = ctx.saved_tensors
         linear = affine[1] is None and ctx.options == [1.0, False]
-        if linear and not torch.is_grad_enabled():
+        if linear and not differentiated():
             grad_x, grad_weight, grad_bias = operator(namespace, "partial_conv_backward")(
                 grad, x, mask, ctx.mask_channels, scale, updated, weight, *ctx.geometry, ctx.wanted
             )
@@ -926,7 +927,7 @@ def _backward_epilogue(namespace: str) -> Any:
 
             grad_raw, *gradients = gradients_of_reference(function, rest, grad)
             return grad_raw, None, None, *gradients, None, None
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
             gradient = reference.partial_conv_epilogue_backward
         else:
             gradient = operator(namespace, "partial_conv_epilogue_backward")

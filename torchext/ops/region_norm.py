@@ -20,7 +20,7 @@ from .checks import (
     memory_format,
     native,
 )
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 Scope = Literal["batch", "instance"]
 EpsForm = Literal["published", "plain"]
@@ -84,7 +84,7 @@ def region_norm(
             with `torchext.backend.check_values`), a mask holds other values than allowed.
     """
     check_feature_map("x", x)
-    check_integer("num_regions", num_regions, 1, MAX_REGIONS)
+    num_regions = check_integer("num_regions", num_regions, 1, MAX_REGIONS)
     check_choice("scope", scope, ("batch", "instance"))
     check_choice("eps_form", eps_form, ("published", "plain"))
     check_positive("eps", eps)
@@ -142,7 +142,7 @@ def region_statistics(
     Raises: as `region_norm`.
     """
     check_feature_map("x", x)
-    check_integer("num_regions", num_regions, 1, MAX_REGIONS)
+    num_regions = check_integer("num_regions", num_regions, 1, MAX_REGIONS)
     check_choice("scope", scope, ("batch", "instance"))
     mask = check_mask(x, mask, num_regions, resize_mask)
     chosen = backend.choose("region_statistics", x)
@@ -437,7 +437,7 @@ def _backward(namespace: str) -> Any:
             return (None,) * 6 + tail
         x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias = ctx.saved_tensors
         num_regions, per_instance, eps, scale_eps, ignore_holes = ctx.options
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
 
             def function(x: Tensor, *affine: Tensor | None) -> Tensor:
                 return reference.region_norm(

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .. import backend
+
 _functions: dict[tuple[str, str], type[torch.autograd.Function]] = {}
 
 
@@ -23,13 +25,19 @@ def call(namespace: str, name: str, *args: Any) -> Any:
     return operator(namespace, name)(*args)
 
 
+def differentiated() -> bool:
+    """Whether what a backward computes may be differentiated, by backward or forward mode."""
+    return torch.is_grad_enabled() or backend.forward_mode()
+
+
 def _loop(run: Callable[..., Any]) -> Callable[..., Any]:
     """vmap as a loop over the mapped dimension: exact for every op, batch statistics included."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         def sample(index: int) -> list[Any]:
             return [
-                arg.select(dim, index) if isinstance(dim, int) else arg  # of a list: a list of None
+                # Contiguous, whichever dimension was mapped. The dim of a list: a list of None.
+                arg.select(dim, index).contiguous() if isinstance(dim, int) else arg
                 for arg, dim in zip(args, in_dims, strict=True)
             ]
 

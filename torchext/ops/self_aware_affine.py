@@ -9,12 +9,13 @@ from .. import backend, reference
 from .checks import (
     accumulate_dtype,
     check_feature_map,
+    check_number,
     check_parameter,
     check_tensor,
     native,
 )
 from .region_norm import gradients_of_reference
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 MAX_KERNEL = 15
 
@@ -84,8 +85,7 @@ def check_self_aware(
     check_parameter("gamma_bias", gamma_bias, (1,), x)
     check_parameter("beta_weight", beta_weight, (1, 1, size, size), x)
     check_parameter("beta_bias", beta_bias, (1,), x)
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise TypeError(f"threshold: expected a number, got {type(threshold).__name__}")
+    check_number("threshold", threshold)
     accumulate = accumulate_dtype(x.dtype)
     weights = (conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias)
     return [value.to(accumulate).contiguous() for value in weights]
@@ -155,7 +155,7 @@ def _backward_maps(namespace: str) -> Any:
         *inputs, saliency = ctx.saved_tensors
         pooled, conv_weight, gamma_weight, _, beta_weight, _ = inputs
         grads = (grad_saliency, grad_gamma, grad_beta)
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
 
             def function(*tensors: Tensor) -> Tensor:
                 maps = reference.self_aware_maps(*tensors, ctx.threshold)[:3]

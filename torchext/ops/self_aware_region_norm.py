@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import backend, reference
 from .checks import check_choice, check_positive, memory_format, native
 from .region_norm import EpsForm, Scope, gradients_of_reference
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 from .schema import implement
 from .self_aware_affine import check_self_aware
 
@@ -215,7 +215,7 @@ def _backward(namespace: str) -> Any:
             return (None,) * 6 + tail
         x, *rest = ctx.saved_tensors
         weights, saved = rest[:5], rest[5:]
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
 
             def function(*tensors: Tensor) -> Tensor:
                 return reference.self_aware_region_norm(*tensors, **ctx.options)

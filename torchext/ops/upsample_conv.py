@@ -21,7 +21,7 @@ from .checks import (
     native,
 )
 from .region_norm import gradients_of_reference
-from .registration import call, operator, register
+from .registration import call, differentiated, operator, register
 
 # For a smaller image folding the weight costs more than the fewer multiplications save: both grow
 # with the channels alike. Measured on a CPU.
@@ -156,7 +156,7 @@ def _backward_interleave(namespace: str) -> Any:
         grad_bias = None
         if ctx.bias_dtype is not None:
             grad_bias = grad.sum(dim=(0, 2, 3), dtype=ctx.bias_dtype)
-        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+        if differentiated():  # the gradient itself will be differentiated
 
             def function(phases: Tensor) -> Tensor:  # linear: where it is taken does not matter
                 return reference.interleave_phases(phases, None, None, ctx.offsets)
