@@ -5,86 +5,167 @@ The convolutions that make the maps are PyTorch's; what follows is `torchext.mod
 
 import math
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.checks import check_feature_map
 from ..ops.diversity_map import diversity_map, soft_diversity_map
 from ..ops.label_conv2d import label_conv2d
 from ..ops.modulated_norm import Statistics, modulated_norm
+from .plain import plain
 
 _HIDDEN = 128  # channels between the condition and its maps, in all published layers
 _SLOPE = 0.2
 
 
-class _ParameterFreeNorm(nn.BatchNorm2d):
-    """The statistics of a modulated layer, with batch norm's buffers where they are the batch's.
+class _ParameterFreeStatistics(nn.Module):
+    """The statistics of a modulated layer where they are each image's or each pixel's.
 
     Args:
         num_features: C.
-        statistics: as for `torchext.modulated_norm`.
-        synchronised: take the batch's statistics over all processes in training, once
-            torch.distributed is initialised.
+        statistics: as for `torchext.modulated_norm`, but "batch".
     """
 
-    def __init__(
-        self, num_features: int, statistics: Statistics, *, synchronised: bool = False
-    ) -> None:
-        batch = statistics == "batch"
-        super().__init__(num_features, affine=False, track_running_stats=batch)
+    def __init__(self, num_features: int, statistics: Statistics) -> None:
+        super().__init__()
+        self.num_features = num_features
         self.statistics: Statistics = statistics
-        self.synchronised = synchronised
+        self.eps = 1e-5
+        self.momentum = 0.1  # has no effect, as in `torch.nn.InstanceNorm2d`
 
     def forward(
-        self,
-        x: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        *,
-        weight: Tensor | None = None,
-        gain: Literal["one_plus", "plain", "sigmoid"] = "one_plus",
-        activation: float | None = None,
+        self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, **options: Any
     ) -> Tensor:
-        batch = self.statistics == "batch"
-        group = None
-        if batch and self.training:
-            self.num_batches_tracked.add_(1)
-            if self.synchronised and dist.is_available() and dist.is_initialized():
-                group = dist.group.WORLD
-        return modulated_norm(
-            x,
-            gamma,
-            beta,
-            weight=weight,
-            statistics=self.statistics,
-            eps=self.eps,
-            unbiased=self.statistics == "position",
-            gain=gain,
-            activation=activation,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            training=self.training or not batch,
-            momentum=self.momentum,
-            process_group=group,
-        )
+        unbiased = self.statistics == "position"
+        options |= {"statistics": self.statistics, "unbiased": unbiased, "eps": self.eps}
+        return modulated_norm(x, gamma, beta, **options)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, statistics={self.statistics!r}, eps={self.eps}"
 
 
-def _convolution(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+class _ParameterFreeBatchNorm(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` without an affine, which also modulates.
 
+    Whatever handles batch norms finds it by its class: conversion to synchronised ones, updates of
+    the statistics of averaged weights, initialisers.
 
-def _pair(first: nn.Conv2d, second: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two convolutions of one input as one, which is faster than two.
-
-    One that is reparametrised by hooks (spectral norm of the old kind) must run itself.
+    Args:
+        num_features: C.
+        synchronised: take the batch's statistics over all processes in training, once
+            torch.distributed is initialised.
     """
-    if first._forward_pre_hooks or second._forward_pre_hooks:
+
+    def __init__(self, num_features: int, *, synchronised: bool = False) -> None:
+        super().__init__(num_features, affine=False)
+        self.synchronised = synchronised
+
+    def forward(
+        self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        momentum = 0.0 if self.momentum is None else self.momentum
+        count = self._buffers.get("num_batches_tracked")
+        if self.training and self.track_running_stats and count is not None:
+            count.add_(1)
+            if self.momentum is None:  # a cumulative average
+                momentum = 1.0 / float(count)
+        running = (self.running_mean, self.running_var)
+        of_batch = self.training or running == (None, None)
+        if self.training and not self.track_running_stats:
+            running = (None, None)
+        group = None
+        if self.training and self.synchronised and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        return modulated_norm(
+            x,
+            gamma,
+            beta,
+            statistics="batch",
+            eps=self.eps,
+            running_mean=running[0],
+            running_var=running[1],
+            training=of_batch,
+            momentum=momentum,
+            process_group=group,
+            **options,
+        )
+
+
+def parameter_free_norm(
+    num_features: int,
+    statistics: Literal["instance", "batch", "position"],
+    *,
+    synchronised: bool = False,
+) -> nn.Module:
+    if statistics == "batch":
+        return _ParameterFreeBatchNorm(num_features, synchronised=synchronised)
+    return _ParameterFreeStatistics(num_features, statistics)
+
+
+_ParameterFreeNorm = parameter_free_norm
+
+
+def _modulate(norm: nn.Module, x: Tensor, gamma: Tensor, beta: Tensor, **options: Any) -> Tensor:
+    """Normalise and modulate in one; one after the other where the norm was replaced."""
+    if plain(norm, _ParameterFreeStatistics, _ParameterFreeBatchNorm):
+        return norm(x, gamma, beta, **options)
+    return modulated_norm(norm(x), gamma, beta, statistics="none", **options)
+
+
+def _convolution(
+    in_channels: int, out_channels: int, kernel_size: int = 3, dilation: int = 1
+) -> nn.Conv2d:
+    """That keeps the size."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation)
+
+
+def _option(options: str | object, name: str) -> str:
+    """A text, or that of an options object or dictionary of published code."""
+    if isinstance(options, str):
+        return options
+    found = options.get(name) if isinstance(options, Mapping) else getattr(options, name, None)
+    if not isinstance(found, str):
+        raise TypeError(
+            f"{name}: expected a text, or options with a text {name!r}, got {options!r}"
+        )
+    return found
+
+
+def _condition_channels(options: object) -> int:
+    """Of the label map, from an options object of published code."""
+    values = options if isinstance(options, Mapping) else vars(options)
+    if isinstance(values.get("orient_nc"), int) and isinstance(values.get("label_nc"), int):
+        return values["label_nc"] + values["orient_nc"]
+    if not isinstance(values.get("semantic_nc"), int):
+        raise TypeError(
+            f"norm_G: expected options with semantic_nc, or label_nc and orient_nc, got {options!r}"
+        )
+    return values["semantic_nc"]
+
+
+def _spectral(norm_G: str) -> Callable[[nn.Conv2d], nn.Conv2d]:
+    return nn.utils.spectral_norm if "spectral" in norm_G else lambda layer: layer
+
+
+def _reset_spectral(layer: nn.Conv2d) -> None:
+    """Weight and singular vectors of a spectrally normalised convolution, which resets neither."""
+    if "weight_orig" not in layer._parameters:
+        return
+    nn.init.kaiming_uniform_(layer.weight_orig, a=math.sqrt(5))
+    for name in ("weight_u", "weight_v"):
+        vector = torch.randn_like(layer._buffers[name])
+        layer._buffers[name].copy_(F.normalize(vector, dim=0))
+
+
+def _pair(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two convolutions of one input as one, which is faster than two."""
+    if not (plain(first, nn.Conv2d) and plain(second, nn.Conv2d)):
         return first(x), second(x)
     weight = torch.cat((first.weight, second.weight))
     bias = torch.cat((first.bias, second.bias))
@@ -117,8 +198,9 @@ class SPDNorm(nn.Module):
 
     Args:
         norm_channel: C.
-        norm_type: "position", the published choice: mean and unbiased variance over channels at
-            each pixel; "instance"; or "batch".
+        norm_type: "position", which the published generator passes: mean and unbiased variance over
+            channels at each pixel; "instance"; or "batch". It has no default, since the published
+            layer's is none that the generator uses.
         form: "published", or "paper", y = weight * (gamma * xn + beta).
 
     Shape: x (N,C,H,W), prior (N,3,h,w), resized by nearest neighbour, weight (N,1,H,W) or (N,C,H,W)
@@ -131,7 +213,7 @@ class SPDNorm(nn.Module):
     def __init__(
         self,
         norm_channel: int,
-        norm_type: Literal["position", "instance", "batch"] = "position",
+        norm_type: Literal["position", "instance", "batch"] | None = "position",
         *,
         form: Literal["published", "paper"] = "published",
     ) -> None:
@@ -143,7 +225,7 @@ class SPDNorm(nn.Module):
         if form not in ("published", "paper"):
             raise ValueError(f"form: expected 'published' or 'paper', got {form!r}")
         self.form = form
-        self.param_free_norm = _ParameterFreeNorm(norm_channel, norm_type)
+        self.param_free_norm = parameter_free_norm(norm_channel, norm_type)
         self.mlp_activate = nn.Sequential(_convolution(3, _HIDDEN), nn.ReLU())
         self.mlp_gamma = _convolution(_HIDDEN, norm_channel)
         self.mlp_beta = _convolution(_HIDDEN, norm_channel)
@@ -151,6 +233,8 @@ class SPDNorm(nn.Module):
     def forward(
         self, x: Tensor, prior: Tensor, weight: Tensor, activation: float | None = None
     ) -> Tensor:
+        check_feature_map("x", x)
+        check_feature_map("prior", prior)
         return self.modulate(x, self.maps(_nearest(prior, x)), weight, activation)
 
     def maps(self, prior: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +250,8 @@ class SPDNorm(nn.Module):
     ) -> Tensor:
         """`forward` with the maps known."""
         gain = "one_plus" if self.form == "published" else "plain"
-        return self.param_free_norm(x, *maps, weight=weight, gain=gain, activation=activation)
+        options = {"weight": weight, "gain": gain, "activation": activation}
+        return _modulate(self.param_free_norm, x, *maps, **options)
 
     def extra_repr(self) -> str:
         return f"form={self.form!r}"
@@ -191,9 +276,9 @@ class _HardMap(nn.Module):
 class SPDNormConditions(NamedTuple):
     """What a residual block derives from prior and mask alone, at its own size."""
 
-    norm_0: tuple[Tensor, Tensor]
-    norm_1: tuple[Tensor, Tensor]
-    norm_s: tuple[Tensor, Tensor]
+    norm_0: tuple[Tensor, ...]  # gamma and beta; the prior alone for a norm that is not `plain`
+    norm_1: tuple[Tensor, ...]
+    norm_s: tuple[Tensor, ...]
     features: Tensor  # of the prior, for the soft map; or their share of its logits
     hard: Tensor
     mask: Tensor
@@ -217,7 +302,8 @@ class SPDNormResnetBlock(nn.Module):
     Args:
         fin, fout: channels in and out.
         mask_number, mask_ks: dilations of the hard map and their window.
-        norm_G: spectral normalisation of the convolutions where it contains "spectral".
+        norm_G: spectral normalisation of the convolutions where it contains "spectral"; or the
+            published options object, whose norm_G is taken.
         norm_type, form: of the norms, see `SPDNorm`.
         base: of the hard map: e in the published code, 4 in the paper.
 
@@ -233,7 +319,7 @@ class SPDNormResnetBlock(nn.Module):
         fout: int,
         mask_number: int,
         mask_ks: int,
-        norm_G: str = "spectral",
+        norm_G: str | object = "spectral",
         *,
         norm_type: Literal["position", "instance", "batch"] = "position",
         form: Literal["published", "paper"] = "published",
@@ -241,8 +327,10 @@ class SPDNormResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         middle = min(fin, fout)
-        spectral = nn.utils.spectral_norm if "spectral" in norm_G else lambda layer: layer
-        self.v = nn.Parameter(torch.zeros(1))  # never used, but in every published state
+        spectral = _spectral(_option(norm_G, "norm_G"))
+        # Never used, but in every published state. Frozen, since DistributedDataParallel stops
+        # where a parameter gets no gradient.
+        self.v = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.conv_0 = spectral(_convolution(fin, middle))
         self.conv_1 = spectral(_convolution(middle, fout))
         self.conv_s = spectral(nn.Conv2d(fin, fout, 1, bias=False))
@@ -257,6 +345,12 @@ class SPDNormResnetBlock(nn.Module):
             _convolution(_HIDDEN, fin),
         )
         self.attention = nn.Sequential(_convolution(2 * fin, fin), nn.Sigmoid())
+
+    def reset_parameters(self) -> None:
+        """Initialise what no child initialises: after `torch.nn.Module.to_empty`, say."""
+        nn.init.zeros_(self.v)
+        for layer in (self.conv_0, self.conv_1, self.conv_s):
+            _reset_spectral(layer)
 
     def conditions(
         self,
@@ -278,15 +372,14 @@ class SPDNormResnetBlock(nn.Module):
         prior = F.interpolate(prior, size=size, mode="nearest")
         mask = mask[:, :1]
         features = self.conv_to_f(prior)
+        shared = shared and self._attention_is_plain()
         if shared:
             layer = self.attention[0]
             # The convolution is linear in its concatenated input, the prior's features come first.
             weight = layer.weight[:, : features.shape[1]]
             features = F.conv2d(features, weight, layer.bias, padding=1)
         return SPDNormConditions(
-            self.norm_0.maps(prior),
-            self.norm_1.maps(prior),
-            self.norm_s.maps(prior),
+            *(_maps(norm, prior) for norm in (self.norm_0, self.norm_1, self.norm_s)),
             features,
             self.mask_conv(mask, size) if hard is None else hard,
             mask,
@@ -295,6 +388,10 @@ class SPDNormResnetBlock(nn.Module):
 
     def soft_map(self, x: Tensor, conditions: SPDNormConditions) -> Tensor:
         """(N,fin,H,W)."""
+        if not self._attention_is_plain():
+            weight = self.attention(torch.cat((conditions.features, x), dim=1))
+            known = _nearest(conditions.mask, x).to(x.dtype)
+            return weight * (1 - known) + known
         layer = self.attention[0]
         if conditions.shared:
             weight = layer.weight[:, -x.shape[1] :]
@@ -302,6 +399,10 @@ class SPDNormResnetBlock(nn.Module):
         else:
             logits = layer(torch.cat((conditions.features, x), dim=1))
         return soft_diversity_map(logits, conditions.mask, resize_mask=True)
+
+    def _attention_is_plain(self) -> bool:
+        kinds = (nn.Conv2d, nn.Sigmoid)
+        return plain(self.attention, nn.Sequential) and all(map(plain, self.attention, kinds))
 
     def maps(self, x: Tensor, prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The soft map (N,fin,H,W) and the hard map (N,1,H,W) of a block."""
@@ -316,13 +417,28 @@ class SPDNormResnetBlock(nn.Module):
         *,
         conditions: SPDNormConditions | None = None,
     ) -> Tensor:
+        check_feature_map("x", x)
         if conditions is None:
+            check_feature_map("prior", prior)
             conditions = self.conditions(prior, mask, tuple(x.shape[2:]), shared=False)
         soft, hard = self.soft_map(x, conditions), conditions.hard
-        shortcut = self.conv_s(self.norm_s.modulate(x, conditions.norm_s, soft))
-        main = self.conv_0(self.norm_0.modulate(x, conditions.norm_0, hard, _SLOPE))
-        main = self.conv_1(self.norm_1.modulate(main, conditions.norm_1, hard, _SLOPE))
+        shortcut = self.conv_s(_normalised(self.norm_s, x, conditions.norm_s, soft, None))
+        main = self.conv_0(_normalised(self.norm_0, x, conditions.norm_0, hard, _SLOPE))
+        main = self.conv_1(_normalised(self.norm_1, main, conditions.norm_1, hard, _SLOPE))
         return shortcut + main
+
+
+def _maps(norm: nn.Module, prior: Tensor) -> tuple[Tensor, ...]:
+    return norm.maps(prior) if plain(norm, SPDNorm) else (prior,)
+
+
+def _normalised(
+    norm: nn.Module, x: Tensor, maps: tuple[Tensor, ...], weight: Tensor, slope: float | None
+) -> Tensor:
+    if len(maps) == 2:
+        return norm.modulate(x, maps, weight, slope)
+    y = norm(x, *maps, weight)
+    return y if slope is None else F.leaky_relu(y, slope)
 
 
 class SPADE(nn.Module):
@@ -331,15 +447,15 @@ class SPADE(nn.Module):
     y = xn * (1 + gamma) + beta, gamma and beta from convolutions of a label map.
 
     Args:
-        config_text: "spade", then "batch", "syncbatch" or "instance", then the kernel size, as in
-            "spadesyncbatch3x3". "syncbatch" takes the batch's statistics over all processes in
-            training, once torch.distributed is initialised.
+        config_text: "spade", then "batch", "syncbatch" or "instance", then the kernel size, 3x3
+            where it is missing, as in "spadesyncbatch3x3". "syncbatch" takes the batch's statistics
+            over all processes in training, once torch.distributed is initialised.
         norm_nc: C.
         label_nc: channels of the label map, or classes.
 
-    Shape: x (N,C,H,W); segmap (N,label_nc,h,w), floating point, one-hot or any features; or an
-    integer map (N,1,h,w) or (N,h,w) of classes, which gives the same as its one-hot form and takes
-    much less time. It is resized by nearest neighbour. -> (N,C,H,W).
+    Shape: x (N,C,H,W); segmap (N,label_nc,h,w), one-hot in any dtype, or floating-point features;
+    or an integer map (N,1,h,w) or (N,h,w) of classes, which gives the same as its one-hot form and
+    takes much less time. It is resized by nearest neighbour. -> (N,C,H,W).
 
     Raises:
         ValueError: config_text has another form; what `torchext.modulated_norm` and, for classes,
@@ -348,29 +464,45 @@ class SPADE(nn.Module):
 
     def __init__(self, config_text: str, norm_nc: int, label_nc: int) -> None:
         super().__init__()
-        found = re.fullmatch(r"spade(syncbatch|batch|instance)(\d+)x\2", config_text)
+        if not isinstance(config_text, str):
+            raise TypeError(
+                "config_text: expected a text such as 'spadeinstance3x3' in front of norm_nc and"
+                f" label_nc, got {config_text!r}; published layers without it differ in the norm"
+                " and in the order of the two numbers"
+            )
+        found = re.fullmatch(r"spade(syncbatch|batch|instance)(?:(\d+)x\2)?", config_text)
         if found is None:
             raise ValueError(
                 "config_text: expected 'spade', 'batch', 'syncbatch' or 'instance', and a kernel"
                 f" size, as in 'spadesyncbatch3x3', got {config_text!r}"
             )
-        kind, kernel_size = found.group(1), int(found.group(2))
-        statistics: Statistics = "instance" if kind == "instance" else "batch"
-        self.param_free_norm = _ParameterFreeNorm(
-            norm_nc, statistics, synchronised=kind == "syncbatch"
+        kind, kernel_size = found.group(1), int(found.group(2) or 3)
+        self.param_free_norm = parameter_free_norm(
+            norm_nc,
+            "instance" if kind == "instance" else "batch",
+            synchronised=kind == "syncbatch",
         )
         self.mlp_shared = nn.Sequential(_convolution(label_nc, _HIDDEN, kernel_size), nn.ReLU())
         self.mlp_gamma = _convolution(_HIDDEN, norm_nc, kernel_size)
         self.mlp_beta = _convolution(_HIDDEN, norm_nc, kernel_size)
 
     def forward(self, x: Tensor, segmap: Tensor, activation: float | None = None) -> Tensor:
-        if segmap.is_floating_point():
-            hidden = self.mlp_shared(_nearest(segmap, x))
-        else:
-            first = self.mlp_shared[0]
-            hidden = label_conv2d(_nearest_labels(segmap, x), first.weight, first.bias).relu()
-        gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, hidden)
-        return self.param_free_norm(x, gamma, beta, activation=activation)
+        check_feature_map("x", x)
+        gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, self._hidden(x, segmap))
+        return _modulate(self.param_free_norm, x, gamma, beta, activation=activation)
+
+    def _hidden(self, x: Tensor, segmap: Tensor) -> Tensor:
+        classes = not segmap.is_floating_point() and (segmap.dim() == 3 or segmap.shape[1] == 1)
+        if not classes:
+            segmap = segmap if segmap.is_floating_point() else segmap.to(x.dtype)
+            check_feature_map("segmap", segmap)
+            return self.mlp_shared(_nearest(segmap, x))
+        labels, first = _nearest_labels(segmap, x), self.mlp_shared[0]
+        kinds = (nn.Conv2d, nn.ReLU)
+        if plain(self.mlp_shared, nn.Sequential) and all(map(plain, self.mlp_shared, kinds)):
+            return label_conv2d(labels, first.weight, first.bias).relu()
+        one_hot = F.one_hot(labels.long(), first.in_channels).movedim(-1, 1)
+        return self.mlp_shared(one_hot.to(x.dtype))
 
 
 class SPADEResnetBlock(nn.Module):
@@ -378,35 +510,66 @@ class SPADEResnetBlock(nn.Module):
 
     Args:
         fin, fout: channels in and out; the shortcut has a convolution where they differ.
-        norm_G: "spectral", for spectral normalisation of the convolutions, or nothing; then the
-            `config_text` of `SPADE`, as in "spectralspadesyncbatch3x3".
-        semantic_nc: channels of the label map, or classes.
+        norm_G: the `config_text` of `SPADE`, with "spectral" in it for spectral normalisation of
+            the convolutions, as in "spectralspadesyncbatch3x3"; or the published options object,
+            whose norm_G and semantic_nc (or label_nc and orient_nc, which add up) are taken.
+        semantic_nc: channels of the label map, or classes; not with an options object.
+        use_se: False, as in every published network.
+        dilation: of the two 3x3 convolutions.
 
     Shape: x (N,fin,H,W), segmap as for `SPADE` -> (N,fout,H,W).
 
     Raises: what `SPADE` raises.
     """
 
-    def __init__(self, fin: int, fout: int, norm_G: str, semantic_nc: int) -> None:
+    def __init__(
+        self,
+        fin: int,
+        fout: int,
+        norm_G: str | object,
+        semantic_nc: int | None = None,
+        use_se: bool = False,
+        dilation: int = 1,
+    ) -> None:
         super().__init__()
+        if use_se:
+            raise ValueError("use_se: expected False, got True: no published network has it")
+        if not isinstance(norm_G, str):
+            if semantic_nc is not None:
+                raise ValueError("semantic_nc: expected nothing beside an options object")
+            semantic_nc = _condition_channels(norm_G)
+        norm_G = _option(norm_G, "norm_G")
+        if semantic_nc is None:
+            raise ValueError("semantic_nc: expected the channels of the label map, got None")
         middle = min(fin, fout)
-        spectral = nn.utils.spectral_norm if "spectral" in norm_G else lambda layer: layer
-        config_text = norm_G.removeprefix("spectral")
+        spectral = _spectral(norm_G)
+        config_text = norm_G.replace("spectral", "")
         self.learned_shortcut = fin != fout
-        self.conv_0 = spectral(_convolution(fin, middle))
-        self.conv_1 = spectral(_convolution(middle, fout))
+        self.conv_0 = spectral(_convolution(fin, middle, dilation=dilation))
+        self.conv_1 = spectral(_convolution(middle, fout, dilation=dilation))
         self.norm_0 = SPADE(config_text, fin, semantic_nc)
         self.norm_1 = SPADE(config_text, middle, semantic_nc)
         if self.learned_shortcut:
             self.conv_s = spectral(nn.Conv2d(fin, fout, 1, bias=False))
             self.norm_s = SPADE(config_text, fin, semantic_nc)
 
+    def reset_parameters(self) -> None:
+        """Initialise what no child initialises: after `torch.nn.Module.to_empty`, say."""
+        for layer in (self.conv_0, self.conv_1, *([self.conv_s] if self.learned_shortcut else [])):
+            _reset_spectral(layer)
+
     def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
-        main = self.conv_0(self.norm_0(x, segmap, _SLOPE))
-        main = self.conv_1(self.norm_1(main, segmap, _SLOPE))
+        main = self.conv_0(_activated(self.norm_0, x, segmap))
+        main = self.conv_1(_activated(self.norm_1, main, segmap))
         if not self.learned_shortcut:
             return x + main
         return self.conv_s(self.norm_s(x, segmap)) + main
+
+
+def _activated(norm: nn.Module, x: Tensor, segmap: Tensor) -> Tensor:
+    if plain(norm, SPADE):
+        return norm(x, segmap, _SLOPE)
+    return F.leaky_relu(norm(x, segmap), _SLOPE)
 
 
 class ANLs(nn.Module):
@@ -428,18 +591,25 @@ class ANLs(nn.Module):
     def __init__(self, norm_nc: int, label_nc: int, *, one_plus: bool = True) -> None:
         super().__init__()
         self.one_plus = one_plus
-        self.batch_norm = _ParameterFreeNorm(norm_nc, "batch")
+        self.batch_norm = parameter_free_norm(norm_nc, "batch")
         self.conv = nn.utils.spectral_norm(_convolution(norm_nc, norm_nc))
         self.shared = nn.Sequential(_convolution(label_nc, _HIDDEN), nn.ReLU())
         self.gamma = _convolution(_HIDDEN, norm_nc)
         self.beta = _convolution(_HIDDEN, norm_nc)
 
+    def reset_parameters(self) -> None:
+        """Initialise what no child initialises: after `torch.nn.Module.to_empty`, say."""
+        _reset_spectral(self.conv)
+
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        check_feature_map("x", x)
+        check_feature_map("condition", condition)
         gamma, beta = _pair(self.gamma, self.beta, self.shared(_nearest(condition, x)))
         if not self.one_plus:
             gamma = torch.sigmoid(gamma)
         gain = "sigmoid" if self.one_plus else "plain"
-        return x + self.conv(self.batch_norm(x, gamma, beta, gain=gain, activation=_SLOPE))
+        y = _modulate(self.batch_norm, x, gamma, beta, gain=gain, activation=_SLOPE)
+        return x + self.conv(y)
 
     def extra_repr(self) -> str:
         return f"one_plus={self.one_plus}"
