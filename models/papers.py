@@ -171,7 +171,7 @@ def our_layers(networks: Networks) -> dict[str, int]:
     for network in networks.values():
         for module in network.modules():
             for kind in type(module).__mro__:
-                if kind.__module__.startswith("torchext.nn"):
+                if kind.__module__.startswith("torchext.nn") and kind.__name__[0] != "_":
                     counts[kind.__name__] = counts.get(kind.__name__, 0) + 1
                     break
     return counts

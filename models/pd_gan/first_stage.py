@@ -3,18 +3,17 @@
 Layers take a list [x, mask] and return (y, updated mask), as published.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
+from torchext.nn.plain import plain
 
 from ..blocks import instance_norm
 
 
-class PartialConv(torchext.nn.PartialConv):
+class PartialConv(nn.Module):
     """The partial convolution of the published files, whose mask kernels need not be ones.
 
     y = conv(x * mask, weight) / s + bias where s, the mask's convolution with `mask_conv`, is not
@@ -38,9 +37,15 @@ class PartialConv(torchext.nn.PartialConv):
         padding: int = 0,
         bias: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias)
+        super().__init__()
+        shape = (in_channels, out_channels, kernel_size, stride, padding)
+        self.input_conv = nn.Conv2d(*shape, bias=bias)
+        self.mask_conv = nn.Conv2d(*shape, bias=bias).requires_grad_(False)
+        nn.init.kaiming_normal_(self.input_conv.weight, a=0, mode="fan_in")
+        nn.init.ones_(self.mask_conv.weight)
         if bias:
-            self.mask_conv.bias = nn.Parameter(torch.zeros(out_channels), requires_grad=False)
+            nn.init.zeros_(self.input_conv.bias)
+            nn.init.zeros_(self.mask_conv.bias)
         # The value of all mask weights; None if they differ, or there is a bias.
         self.constant: float | None = 1.0
         self.register_load_state_dict_post_hook(lambda layer, keys: layer.refresh())
@@ -55,7 +60,7 @@ class PartialConv(torchext.nn.PartialConv):
     def forward(self, source: list[Tensor]) -> tuple[Tensor, Tensor]:
         x, mask = source
         conv, of_mask = self.input_conv, self.mask_conv
-        if self.constant is not None:
+        if self.constant is not None and plain(conv, nn.Conv2d):
             weight = conv.weight if self.constant == 1 else conv.weight / self.constant
             y, updated = torchext.partial_conv2d(
                 x, mask, weight, conv.bias, conv.stride, conv.padding, form="sum"
@@ -65,13 +70,9 @@ class PartialConv(torchext.nn.PartialConv):
             s = of_mask(mask.expand(len(x), x.shape[1], -1, -1))
             known = s != 0
             scale = torch.where(known, s, 1).reciprocal()
-        raw = F.conv2d(x * mask, conv.weight, None, conv.stride, conv.padding) * scale
-        y = raw if conv.bias is None else raw + conv.bias[:, None, None]
+        bias = 0 if conv.bias is None else conv.bias[:, None, None]
+        y = (conv(x * mask) - bias) * scale + bias
         return torch.where(known, y, 0), known.to(x.dtype)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        nn.Module._load_from_state_dict(self, *args, **kwargs)  # any mask kernels
-
 
 class PCBActiv(nn.Module):
     """Activation, partial convolution, norm: one layer of the encoder.

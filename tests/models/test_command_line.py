@@ -14,7 +14,8 @@ from torchext.models.__main__ import main
 
 # Parameters at the published size, as the papers' cards count them.
 PARAMETERS = {
-    "partial_convolutions": {"generator": 51_550_757},
+    # Those that are trained; the published count has as many frozen ones in the mask kernels.
+    "partial_convolutions": {"generator": 25_779_796},
     "region_normalization": {"generator": 11_596_591, "discriminator": 2_763_776},
     "pd_gan": {
         "encoder": 60_039_936,

@@ -1,12 +1,22 @@
 """Partial convolution layers: arXiv 1804.07723 (irregular holes), arXiv 1811.11718 (padding)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import backend
-from ..ops.partial_conv import EPS, Sizes, mask_window, partial_conv2d, partial_conv3d
+from .. import backend, reference
+from ..ops.checks import check_feature_map
+from ..ops.partial_conv import (
+    EPS,
+    Sizes,
+    check_mask,
+    mask_window,
+    partial_conv2d,
+    partial_conv3d,
+)
+from .plain import plain
 
 
 class _PartialConvNd(nn.modules.conv._ConvNd):
@@ -29,14 +39,23 @@ class _PartialConvNd(nn.modules.conv._ConvNd):
         # With published_cache: the last input's shape, and its mask's window.
         self._cached: tuple[torch.Size, tuple[Tensor, Tensor]] | None = None
 
-    def forward(self, input: Tensor, mask_in: Tensor | None = None) -> Any:
-        mask_channels = None
-        if mask_in is not None:
+    def forward(
+        self,
+        input: Tensor,
+        mask_in: Tensor | None = None,
+        mask_channels: Sequence[int] | None = None,
+    ) -> Any:
+        window = None
+        if mask_channels is not None:
+            if mask_in is None or not self.multi_channel:
+                raise ValueError("mask_channels: expected mask_in and multi_channel=True with it")
+        elif mask_in is not None:
             self._check_channels(mask_in)
         elif self.multi_channel:
             mask_channels = [self.in_channels]
-        window = self._published_window(input, mask_in) if self.published_cache else None
-        if mask_in is not None and window is None:
+        if self.published_cache:
+            window = self._published_window(input, mask_in, mask_channels)
+        if mask_in is not None and mask_channels is None and window is None:
             mask_in, mask_channels = _grouped(mask_in, input)
         function = partial_conv2d if len(self.kernel_size) == 2 else partial_conv3d
         y, updated = function(
@@ -67,24 +86,27 @@ class _PartialConvNd(nn.modules.conv._ConvNd):
                 f" got {mask.shape[1]}"
             )
 
-    def _published_window(self, input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _published_window(
+        self, input: Tensor, mask: Tensor | None, mask_channels: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
         """The last window, unless a mask is given or the input's shape has changed."""
         if mask is None and self._cached is not None and self._cached[0] == input.shape:
-            return self._cached[1]
-        mask_channels = None
+            scale, updated = self._cached[1]
+            return scale.to(input.device), updated.to(input.device)
         if mask is None:
             mask = input.new_ones((1, 1, *input.shape[2:]))
-            mask_channels = [self.in_channels] if self.multi_channel else None
-        window = mask_window(
-            mask.to(input.dtype),
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            bias=self.bias is not None,
-            eps=self.eps,
-            mask_channels=mask_channels,
-        )
+        # A training step may use what an evaluation in inference mode has left here.
+        with torch.inference_mode(False), torch.no_grad():
+            window = mask_window(
+                mask.to(input.dtype, copy=mask.is_inference()),
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                bias=self.bias is not None,
+                eps=self.eps,
+                mask_channels=mask_channels,
+            )
         self._cached = (input.shape, window)
         return window
 
@@ -143,9 +165,10 @@ class PartialConv2d(_PartialConvNd, nn.Conv2d):
             reuses that call's window, although x is then not masked. State is written in
             `forward` with this option only.
 
-    Shape: x (N,Ci,H,W), mask (N or 1,1,H,W), or with multi_channel (N,Ci,H,W) -> y (N,Co,Ho,Wo)
-    and, with return_mask, the mask: (N or 1,1,Ho,Wo) as the mask given (1 without), or with
-    multi_channel (N,Co,Ho,Wo), a view of one channel.
+    Shape: x (N,Ci,H,W), mask (N or 1,1,H,W), or with multi_channel (N,Ci,H,W), or with that and
+    mask_channels a channel for each of those numbers -> y (N,Co,Ho,Wo) and, with return_mask, the
+    mask: (N or 1,1,Ho,Wo) as the mask given (1 without), or with multi_channel (N,Co,Ho,Wo), a view
+    of one channel.
 
     Raises: what `torchext.partial_conv2d` raises; ValueError: the mask has other channels.
     """
@@ -166,13 +189,15 @@ class PartialConv(nn.Module):
     mask is binary.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias: of the convolution.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of the
+            convolution. A bool in dilation's place is the bias.
 
-    Parameters: those of `input_conv`; `mask_conv.weight`, frozen ones, is there for the published
-    state_dict (its file holds it) and is not used. Loading anything but ones is an error.
+    Parameters: those of `input_conv`. The published state has `mask_conv.weight` too, frozen ones:
+    it is written, and loading anything else is an error.
 
     Shape: x (N,Ci,H,W), mask (N or 1,Ci,H,W) or (N or 1,1,H,W) for all channels alike -> y and
-    the updated mask, (N,Co,Ho,Wo) both, the mask a view of one channel.
+    the updated mask, (N,Co,Ho,Wo) both, the mask a view of one channel (of one for each group,
+    where the groups' masks differ).
 
     Raises: what `torchext.partial_conv2d` raises.
     """
@@ -184,37 +209,97 @@ class PartialConv(nn.Module):
         kernel_size: Sizes,
         stride: Sizes = 1,
         padding: Sizes = 0,
+        dilation: Sizes | bool = 1,
+        groups: int = 1,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        shape = (in_channels, out_channels, kernel_size, stride, padding)
-        self.input_conv = nn.Conv2d(*shape, bias=bias)
-        self.mask_conv = nn.Conv2d(*shape, bias=False)
-        nn.init.kaiming_normal_(self.input_conv.weight, a=0, mode="fan_in")
-        if bias:
-            nn.init.zeros_(self.input_conv.bias)
-        nn.init.ones_(self.mask_conv.weight)
-        self.mask_conv.weight.requires_grad_(False)
+        if isinstance(dilation, bool):
+            dilation, bias = 1, dilation
+        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self.input_conv = _InputConv2d(*shape, bias=bias)
+        self.mask_conv = _Ones(self.input_conv)
 
     def forward(self, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        conv = self.input_conv
+        check_feature_map("input", input)
+        conv, geometry = self.input_conv, self.mask_conv
+        sizes = (geometry.stride, geometry.padding, geometry.dilation)
+        groups = geometry.groups
         mask, mask_channels = _grouped(mask, input)
-        y, updated = partial_conv2d(
-            input,
-            mask,
-            conv.weight,
-            conv.bias,
-            conv.stride,
-            conv.padding,
-            form="sum",
-            mask_channels=mask_channels,
+        if plain(conv, nn.Conv2d, _InputConv2d) and groups == 1:
+            options = {"form": "sum", "mask_channels": mask_channels}
+            y, updated = partial_conv2d(input, mask, conv.weight, conv.bias, *sizes, **options)
+            return y, updated.expand(input.shape[0], conv.out_channels, *updated.shape[2:])
+        mask, channels = check_mask("mask", mask, input, mask_channels)
+        known = reference.mask_product(torch.ones_like(input), mask, channels)
+        windows = [
+            mask_window(part, geometry.kernel_size, *sizes, form="sum")
+            for part in known.chunk(groups, dim=1)
+        ]
+        scale, updated = (
+            torch.cat(maps, dim=1).to(input.dtype) for maps in zip(*windows, strict=True)
         )
-        return y, updated.expand(input.shape[0], conv.out_channels, *updated.shape[2:])
+        raw = conv(reference.mask_product(input, mask, channels))
+        scale, updated = (
+            maps.repeat_interleave(raw.shape[1] // groups, dim=1) for maps in (scale, updated)
+        )
+        bias = conv.bias
+        if bias is None:
+            return raw * scale, updated.expand_as(raw)
+        bias = bias.view(1, -1, 1, 1)
+        return (raw - bias) * scale + bias * updated, updated.expand_as(raw)
+
+
+class _InputConv2d(nn.Conv2d):
+    """Initialised as published."""
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class _Ones(nn.Module):
+    """Where and how a mask's windows lie; in the state a kernel of ones, which it does not hold.
+
+    A published initialiser that runs over all convolutions cannot change it.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.kernel_size = conv.kernel_size
+        self.stride = conv.stride
+        self.padding = conv.padding
+        self.dilation = conv.dilation
+        self.groups = conv.groups
+        self.shape = conv.weight.shape
+        self.register_buffer("like", conv.weight.new_empty(0), persistent=False)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[f"{prefix}weight"] = self.like.new_ones(self.shape)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_messages: list[str],
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        ones, error_messages = state_dict.get(f"{prefix}mask_conv.weight"), args[-1]
-        if ones is not None and not (ones == 1).all():
-            error_messages.append(f"{prefix}mask_conv.weight: expected only ones")
+        key = f"{prefix}weight"
+        weight = state_dict.get(key)
+        if weight is None:
+            missing_keys.append(key)
+        elif weight.shape != self.shape:
+            error_messages.append(
+                f"{key}: expected the shape {tuple(self.shape)}, got {tuple(weight.shape)}"
+            )
+        elif not weight.is_meta and not (weight == 1).all():
+            error_messages.append(f"{key}: expected only ones")
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.shape)}, ones"

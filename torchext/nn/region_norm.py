@@ -6,9 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..ops.checks import check_feature_map
 from ..ops.region_norm import EpsForm, Scope, region_norm
 from ..ops.self_aware_affine import self_aware_affine
 from ..ops.self_aware_region_norm import self_aware_region_norm
+from .plain import plain
 
 
 class RegionNorm2d(nn.Module):
@@ -50,11 +52,17 @@ class RegionNorm2d(nn.Module):
         self.process_group = process_group
         if affine:
             shape = (num_regions, num_features)
-            self.weight = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
-            self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+            self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         else:
             self.register_parameter("weight", None)
             self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.affine:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return region_norm(
@@ -137,7 +145,12 @@ class RN_B(nn.Module):
         self.scope: Scope = scope
         self.betas = betas
         for name in ("foreground_gamma", "foreground_beta", "background_gamma", "background_beta"):
-            self.register_parameter(name, nn.Parameter(torch.zeros(feature_channels)))
+            self.register_parameter(name, nn.Parameter(torch.empty(feature_channels)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         weight = torch.stack((self.background_gamma, self.foreground_gamma)) + 1
@@ -183,7 +196,17 @@ class SelfAware_Affine(nn.Module):
             self.beta_conv.bias,
         )
 
+    def is_plain(self) -> bool:
+        """Whether `weights` say all that a call does."""
+        children = (self.conv1, self.gamma_conv, self.beta_conv)
+        return all(plain(child, nn.Conv2d) for child in children)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.is_plain():
+            check_feature_map("x", x)
+            pooled = torch.cat((x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)), dim=1)
+            saliency = torch.sigmoid(self.conv1(pooled))
+            return saliency, self.gamma_conv(saliency), self.beta_conv(saliency)
         saliency, gamma, beta, _ = self_aware_affine(x, *self.weights())
         return saliency.to(x.dtype), gamma.to(x.dtype), beta.to(x.dtype)
 
@@ -213,6 +236,11 @@ class RN_L(nn.Module):
         self.sa = SelfAware_Affine()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (plain(self.sa, SelfAware_Affine) and self.sa.is_plain()):
+            saliency, gamma, beta = self.sa(x)
+            labels = saliency.detach() >= self.threshold
+            affine = {"spatial_weight": gamma + 1, "spatial_bias": beta}
+            return region_norm(x, labels, scope=self.scope, **affine)
         weights = self.sa.weights()
         return self_aware_region_norm(x, *weights, threshold=self.threshold, scope=self.scope)
 
