@@ -248,6 +248,7 @@ class BuildNative(build_ext):
 setup(
     packages=[
         "torchext",
+        "torchext.accelerate",
         "torchext.kernels",
         "torchext.models",
         "torchext.models.partial_convolutions",

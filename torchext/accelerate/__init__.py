@@ -1,0 +1,146 @@
+"""Make the known layers inside an existing model run the fused forms.
+
+A recogniser goes by a layer's structure: its class name, what it holds, and its attributes. A layer
+that is swapped stays the object that it was, of a subclass of its own class whose forward is ours:
+an optimiser, a state dict, a hook's handle or a neighbour that knew the layer knows it still.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from .example import Example, difference
+from .family import UnsupportedError
+from .layer import swap_in, swap_out
+from .proof import Prover, one_line, own_environment
+from .recognise import recognised
+from .report import ExampleReport, LayerReport, Report
+
+__all__ = ["ExampleReport", "LayerReport", "Report", "accelerate", "restore"]
+
+
+def accelerate(
+    model: nn.Module, *, verify: bool = True, example: Any = None
+) -> tuple[nn.Module, Report]:
+    """Make the published layers inside a model run the fused forms, in place.
+
+    Known are partial convolutions (the authors' `PartialConv2d`, `PartialConv3d`; `PartialConv` of
+    the widely used U-Net and of PD-GAN), `RN_B` and `RN_L`, `SPDNorm` and PD-GAN's hard diversity
+    map, `SPADE`, FE-GAN's `ANLs`, AdaIN whose scale and shift are set as attributes, and pixel
+    norm, with the structure and attributes of the published code. A layer stays the same object
+    with all that is in it, also where other modules hold it; its class becomes a subclass of its
+    own. What the fused form does not take (an attribute changed later that it does not read, a
+    hook or parametrisation inside, a mask that needs a gradient) is run by the published code.
+
+    Args:
+        model: any module, also inside DataParallel or DistributedDataParallel.
+        verify: compare small copies of each kind of layer with their fused forms first, forward and
+            backward, in training and in evaluation, and leave those that differ by more than
+            rounding. False: the copies are only run once where that is needed to know the layer.
+        example: a tuple of the model's arguments, or a dict of its keyword arguments. The model is
+            run on it, in its present mode and without gradients, before and after: layers that
+            differ there are left, and if the outputs differ all is restored. Nothing that a run
+            changes (running statistics, random numbers) stays changed.
+
+    Returns:
+        The model itself, and the report of all layers that were found.
+
+    Raises:
+        TypeError: model is not a module; example is neither a tuple or list nor a dict.
+        Whatever the model itself raises on the example.
+    """
+    _check_module(model)
+    runs = None if example is None else Example(model, example)
+    reasons: dict[int, str] = {}
+    found: dict[int, tuple[str, nn.Module, str, Any]] = {}
+    layers = [
+        (path, layer)
+        for path, layer in model.named_modules()
+        if type(layer).__module__.split(".")[0] != "torchext"
+    ]
+    with own_environment(model):
+        prover = Prover(verify)
+        for path, layer in _progress(layers):
+            try:
+                family = recognised(layer)
+                if family is not None:
+                    found[id(layer)] = (path, layer, family, prover.facts(layer, family))
+            except UnsupportedError as problem:
+                reasons[id(layer)] = str(problem)
+            except Exception as problem:  # whatever a user's layer may raise
+                reasons[id(layer)] = f"looking at it failed: {one_line(problem)}"
+    calls: dict[int, list[str]] = {}
+    kinds = {id(layer): type(layer).__name__ for _, layer in layers}
+    outcome = None
+    if runs is None:
+        for _, layer, family, facts in found.values():
+            swap_in(layer, family, facts)
+    else:
+        calls, problems = runs.trace([entry[1:] for entry in found.values()])
+        reasons |= problems
+        swaps = [entry for key, entry in found.items() if key not in reasons]
+        outcome = _before_and_after(runs, swaps)
+        if outcome.problem:
+            reasons |= {id(entry[1]): f"restored: {outcome.problem}" for entry in swaps}
+    report = Report(example=outcome)
+    for path, layer in layers:
+        key = id(layer)
+        if key in found or key in reasons:
+            reason = reasons.get(key, "")
+            shapes = tuple(calls.get(key, ()))
+            report.layers.append(LayerReport(path, kinds[key], not reason, reason, shapes))
+    return model, report
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo `accelerate`: the layers run their published code again, with all that is in them.
+
+    Args:
+        model: what `accelerate` returned, or a copy of it.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        TypeError: model is not a module.
+    """
+    _check_module(model)
+    for layer in model.modules():
+        swap_out(layer)
+    return model
+
+
+def _before_and_after(
+    runs: Example, swaps: Sequence[tuple[str, nn.Module, str, Any]]
+) -> ExampleReport:
+    """Time the model, swap, time it again; where it then differs or fails, undo all."""
+    expected, before = runs.timed()
+    if not swaps:
+        return ExampleReport(before)
+    for _, layer, family, facts in swaps:
+        swap_in(layer, family, facts)
+    try:
+        runs.run()  # warms up
+        outputs, after = runs.timed()
+        return ExampleReport(before, after, difference(expected, outputs, "in the example"))
+    except Exception as problem:  # whatever a model may raise on layers that are not its own
+        for _, layer, _, _ in swaps:
+            swap_out(layer)
+        text = str(problem) if isinstance(problem, UnsupportedError) else one_line(problem)
+        return ExampleReport(before, problem=text)
+
+
+def _check_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _progress(layers: Sequence[Any]) -> Iterator[Any] | Sequence[Any]:
+    """With a bar where it takes some seconds and tqdm is there."""
+    if importlib.util.find_spec("tqdm") is None:
+        return layers
+    from tqdm import tqdm
+
+    return tqdm(layers, desc="torchext.accelerate", unit="layer", delay=3, leave=False)

@@ -1,0 +1,305 @@
+"""SPADE, SPDNorm, attention normalisation, AdaIN and pixel norm."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.modulated_norm import Statistics, modulated_norm
+from .family import Draw, Family, expect, small_constant, touched
+
+_SIZE = (12, 14)
+_SLOPE = 0.2
+_STATISTICS: dict[str, Statistics] = {
+    "BatchNorm2d": "batch",
+    "SyncBatchNorm": "batch",
+    "SynchronizedBatchNorm2d": "batch",
+    "InstanceNorm2d": "instance",
+    "PositionalNorm2d": "position",
+}
+
+
+@dataclass(frozen=True)
+class _NormFacts:
+    """The norm without parameters inside a layer.
+
+    Attributes:
+        statistics: what they are taken over.
+        eps: where no attribute holds it.
+        counts: whether it counts the batches of training.
+    """
+
+    statistics: Statistics
+    eps: float
+    counts: bool
+
+
+def _first_convolution(module: Any, name: str) -> nn.Conv2d:
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    conv = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
+    expect(conv is not None, f"{name} holds no Conv2d")
+    return conv
+
+
+def _nearest(value: Tensor, x: Tensor) -> Tensor:
+    size = x.shape[2:]
+    return value if value.shape[2:] == size else F.interpolate(value, size=size, mode="nearest")
+
+
+def _maps(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two convolutions of one input as one, where they are nothing but convolutions."""
+    plain = all(
+        type(conv) is nn.Conv2d
+        and not touched(conv)
+        and conv.bias is not None
+        and (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
+        and conv.padding_mode == "zeros"
+        for conv in (first, second)
+    )
+    if not (plain and first.padding == second.padding and first.kernel_size == second.kernel_size):
+        return first(x), second(x)
+    weight = torch.cat((first.weight, second.weight))
+    bias = torch.cat((first.bias, second.bias))
+    both = F.conv2d(x, weight, bias, padding=first.padding)
+    return tuple(both.split((first.out_channels, second.out_channels), dim=1))
+
+
+class _Modulated(Family):
+    """A norm without parameters, modulated by two maps of a condition."""
+
+    norm: str
+    shared: str
+    gamma: str
+    beta: str
+    gain = "one_plus"
+    activation: float | None = None
+
+    def check(self, layer: Any) -> None:
+        _first_convolution(getattr(layer, self.shared), self.shared)
+        for name in (self.gamma, self.beta):
+            _first_convolution(getattr(layer, name), name)
+        norm = getattr(layer, self.norm)
+        if not isinstance(norm, nn.Module):  # a function, as PD-GAN's norm by position
+            expect(callable(norm), f"{self.norm} is a {type(norm).__name__}")
+            return
+        kind = type(norm).__name__
+        expect(kind in _STATISTICS, f"{self.norm} is a {kind}")
+        expect(not norm._parameters or not any(norm.parameters()), f"{self.norm} has an affine")
+        if _STATISTICS[kind] == "instance":
+            expect(
+                not getattr(norm, "track_running_stats", False), f"{self.norm} tracks statistics"
+            )
+        if _STATISTICS[kind] == "batch":
+            expect(norm.momentum is not None, f"{self.norm} has a cumulative average")
+
+    def replaced(self, layer: Any) -> Iterable[nn.Module]:
+        norm = getattr(layer, self.norm)
+        return [norm] if isinstance(norm, nn.Module) else []
+
+    def discover(self, layer: Any, draw: Draw) -> _NormFacts:
+        norm = getattr(layer, self.norm)
+        if not isinstance(norm, nn.Module):
+            eps = _eps_of_position_norm(norm, draw.features(2, 4, *_SIZE))
+            return _NormFacts("position", eps, False)
+        count, counts = getattr(norm, "num_batches_tracked", None), False
+        if count is not None:
+            before = count.clone()
+            norm.train()(draw.features(2, norm.num_features, *_SIZE))
+            counts = not torch.equal(before, norm.num_batches_tracked)
+        eps = small_constant(type(norm).forward, 1e-5)
+        return _NormFacts(_STATISTICS[type(norm).__name__], eps, counts)
+
+    def takes(self, layer: Any, facts: _NormFacts, x: Any, condition: Any, *rest: Any) -> bool:
+        norm = getattr(layer, self.norm)
+        # Replicas that exchange statistics among themselves, by threads.
+        parallel = getattr(norm, "_is_parallel", False) and norm.training
+        tensors = all(isinstance(value, Tensor) for value in (x, condition, *rest))
+        return tensors and condition.is_floating_point() and not parallel
+
+    def forward(
+        self, layer: Any, facts: _NormFacts, x: Tensor, condition: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        hidden = getattr(layer, self.shared)(_nearest(condition, x))
+        maps = _maps(getattr(layer, self.gamma), getattr(layer, self.beta), hidden)
+        norm = getattr(layer, self.norm)
+        batch = facts.statistics == "batch"
+        running_mean = getattr(norm, "running_mean", None) if batch else None
+        training = not batch or norm.training or running_mean is None
+        y = modulated_norm(
+            x,
+            *maps,
+            weight=weight,
+            statistics=facts.statistics,
+            eps=getattr(norm, "eps", facts.eps),
+            unbiased=facts.statistics == "position",
+            gain=self.gain,
+            activation=self.activation,
+            running_mean=running_mean,
+            running_var=None if running_mean is None else norm.running_var,
+            training=training,
+            momentum=norm.momentum if batch else 0.1,
+            process_group=_process_group(norm) if batch and training else None,
+        )
+        if facts.counts and norm.training:
+            norm.num_batches_tracked.add_(1)
+        return y
+
+    def _sizes(self, layer: Any) -> tuple[int, int]:
+        """Channels of x and of the condition."""
+        condition = _first_convolution(getattr(layer, self.shared), self.shared).in_channels
+        return _first_convolution(getattr(layer, self.gamma), self.gamma).out_channels, condition
+
+
+def _eps_of_position_norm(norm: Any, x: Tensor) -> float:
+    """Read off its result, as three digits; 1e-5 if that is no norm's."""
+    with torch.no_grad():
+        x = x * 1e-4  # so that the variance is small beside it
+        root = (x - x.mean(dim=1, keepdim=True)) / norm(x)
+        eps = float((root.square() - x.var(dim=1, keepdim=True)).median())
+    return float(f"{eps:.2e}") if 0 < eps < 1 else 1e-5
+
+
+def _process_group(norm: nn.Module) -> "dist.ProcessGroup | None":
+    """The processes whose statistics PyTorch's synchronised norm joins."""
+    synchronised = isinstance(norm, nn.SyncBatchNorm) and norm.training
+    if not (synchronised and dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+class SPADE(_Modulated):
+    """`SPADE` with any condition's layers."""
+
+    arity = (2, 2)
+    norm, shared, gamma, beta = "param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta"
+    attributes = frozenset({norm, shared, gamma, beta})
+
+    def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
+        C, label_nc = self._sizes(layer)
+        x = draw.features(2, C, *_SIZE)
+        return [
+            (x, draw.mask(2, label_nc, *_SIZE)),
+            (draw.features(3, C, *_SIZE), draw.condition(3, label_nc, *(2 * n for n in _SIZE))),
+            (x, draw.condition(2, label_nc, 7, 31)),
+        ]
+
+
+class SPDNorm(_Modulated):
+    """PD-GAN's `SPDNorm`."""
+
+    arity = (3, 3)
+    norm, shared, gamma, beta = "param_free_norm", "mlp_activate", "mlp_gamma", "mlp_beta"
+    attributes = frozenset({norm, shared, gamma, beta})
+
+    def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
+        C, prior = self._sizes(layer)
+        x, three = draw.features(2, C, *_SIZE), draw.features(3, C, *_SIZE)
+        return [
+            (x, draw.condition(2, prior, *(2 * n for n in _SIZE)), draw.mask(2, 1, *_SIZE)),
+            (x, draw.condition(2, prior, *_SIZE), draw.condition(2, C, *_SIZE)),
+            (three, draw.condition(3, prior, 7, 31), draw.soft_mask(3, C, *_SIZE)),
+        ]
+
+
+class AttentionNorm(_Modulated):
+    """FE-GAN's `ANLs`."""
+
+    arity = (2, 2)
+    norm, shared, gamma, beta = "batch_norm", "shared", "gamma", "beta"
+    attributes = frozenset({norm, shared, gamma, beta, "conv"})
+    gain = "sigmoid"
+    activation = _SLOPE
+
+    def forward(self, layer: Any, facts: _NormFacts, x: Tensor, condition: Tensor) -> Tensor:
+        return x + layer.conv(super().forward(layer, facts, x, condition))
+
+    def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
+        C, label_nc = self._sizes(layer)
+        conditions = (
+            draw.condition(2, label_nc, *(2 * n for n in _SIZE)),
+            draw.condition(3, label_nc, *_SIZE),
+        )
+        return [(draw.features(len(value), C, *_SIZE), value) for value in conditions]
+
+
+class AdaptiveInstanceNorm(Family):
+    """AdaIN whose scale and shift are set from outside before the call; facts are their names."""
+
+    known = (("weight", "bias"), ("scale", "shift"))
+    live = frozenset({"eps", "momentum", "weight", "bias", "scale", "shift"})
+
+    def _names(self, layer: Any) -> tuple[str, str]:
+        found = [names for names in self.known if all(hasattr(layer, name) for name in names)]
+        known = " or ".join(", ".join(names) for names in self.known)
+        expect(len(found) == 1, f"its scale and shift are not the attributes {known}")
+        return found[0]
+
+    def check(self, layer: Any) -> None:
+        expect(not layer._parameters and not layer._modules, "it has parameters or children")
+        self._names(layer)
+        for name, kind in (("eps", float), ("num_features", int)):
+            expect(isinstance(getattr(layer, name, None), kind), f"{name} is no number")
+
+    def discover(self, layer: Any, draw: Draw) -> tuple[str, str]:
+        return self._names(layer)
+
+    def takes(self, layer: Any, facts: tuple[str, str], x: Tensor) -> bool:
+        values = [getattr(layer, name) for name in facts]
+        return all(isinstance(value, Tensor) for value in (x, *values)) and all(
+            value.numel() == x.shape[0] * x.shape[1] for value in values
+        )
+
+    def forward(self, layer: Any, facts: tuple[str, str], x: Tensor) -> Tensor:
+        scale, shift = (getattr(layer, name).reshape(x.shape[0], x.shape[1]) for name in facts)
+        return modulated_norm(x, scale, shift, gain="plain", eps=layer.eps)
+
+    def calls(self, layer: Any, facts: tuple[str, str], draw: Draw) -> list[tuple[Any, ...]]:
+        return [(draw.features(batch, layer.num_features, *_SIZE),) for batch in (2, 3)]
+
+    def prepare(self, layer: Any, call: tuple[Any, ...]) -> None:
+        """The published code sets them flat, image after image."""
+        (x,) = call
+        generator = torch.Generator(device="cpu").manual_seed(6)
+        for name in self._names(layer):
+            value = torch.randn(x.shape[0] * layer.num_features, generator=generator)
+            setattr(layer, name, value.to(x.device, x.dtype))
+
+
+class PixelNorm(Family):
+    """`PixelNorm` under its several names, for maps and for latent vectors."""
+
+    live = frozenset({"eps", "epsilon"})
+
+    def _eps(self, layer: Any) -> float:
+        found = (vars(layer)[name] for name in ("eps", "epsilon") if name in vars(layer))
+        return next(found, None)
+
+    def check(self, layer: Any) -> None:
+        expect(not layer._parameters and not layer._modules, "it has parameters or children")
+        eps = self._eps(layer)
+        expect(eps is None or isinstance(eps, float), f"eps is {eps!r}, no number")
+
+    def discover(self, layer: Any, draw: Draw) -> float:
+        """eps, where no attribute holds it."""
+        return small_constant(type(layer).forward, 1e-8)
+
+    def takes(self, layer: Any, facts: float, x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dim() >= 2 and x.is_floating_point()
+
+    def forward(self, layer: Any, facts: float, x: Tensor) -> Tensor:
+        eps = self._eps(layer)
+        # Any other rank as a map: the channels are the second dimension in all.
+        image = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
+        y = modulated_norm(image, statistics="rms", eps=facts if eps is None else eps)
+        return y if x.dim() == 4 else y.reshape(x.shape)
+
+    def calls(self, layer: Any, facts: float, draw: Draw) -> list[tuple[Any, ...]]:
+        shapes = ((2, 7, *_SIZE), (2, 16, 1, 1), (3, 16), (2, 7, 5), (2, 7, 3, 4, 5))
+        calls = [(draw.features(*shape),) for shape in shapes]
+        return [*calls, (torch.zeros_like(calls[0][0]).requires_grad_(),)]
