@@ -7,8 +7,8 @@
 import argparse
 import contextlib
 import math
-import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.checks import check_integer, check_positive, check_tensor
+from .files import (
+    SUFFIXES,
+    PictureError,
+    is_hidden,
+    is_same,
+    open_picture,
+    read_mask,
+    whole_or_nothing,
+)
+from .ops.checks import check_integer, check_mask_values, check_positive, check_tensor
 from .ops.gabor_orientation import (
     difference_of_gaussians_bank,
     grey_image,
@@ -110,6 +119,7 @@ def _mask_like(mask: Tensor, like: Tensor) -> Tensor:
         raise ValueError(f"mask: expected the shape {tuple(like.shape)}, got {tuple(mask.shape)}")
     if mask.device != like.device:
         raise ValueError(f"mask: expected the device of image, {like.device}, got {mask.device}")
+    check_mask_values("mask", mask)
     return mask.to(like.dtype)
 
 
@@ -230,6 +240,7 @@ def stroke_orientation(stroke: Tensor) -> Tensor:
         TypeError, ValueError: what `torchext.oriented_filter_max` raises.
     """
     check_tensor("stroke", stroke)
+    check_mask_values("stroke", stroke)
     if not stroke.is_floating_point():
         stroke = stroke.float()
     dtype = torch.float64 if stroke.dtype == torch.float64 else torch.float32
@@ -257,6 +268,7 @@ def stroke_hole(stroke: Tensor, diameter: int = HOLE_DIAMETER) -> Tensor:
     check_tensor("stroke", stroke)
     if stroke.dim() != 4 or stroke.shape[1] != 1:
         raise ValueError(f"stroke: expected the shape (N, 1, H, W), got {tuple(stroke.shape)}")
+    check_mask_values("stroke", stroke)
     check_integer("diameter", diameter, 1, 4096)
     H, W = stroke.shape[2:]
     radius = diameter // 2
@@ -296,6 +308,7 @@ def stroke_guidance(
     check_tensor("hair", hair)
     if hair.dim() != 4 or hair.shape[:2] != (1, 1):
         raise ValueError(f"hair: expected the shape (1, 1, H, W), got {tuple(hair.shape)}")
+    check_mask_values("hair", hair)
     if not hair.is_floating_point():
         hair = hair.float()
     drawn = draw_strokes(strokes, *hair.shape[2:], thickness=thickness).to(hair)
@@ -306,27 +319,7 @@ def stroke_guidance(
 
 # --- pictures -----------------------------------------------------------------------------------
 
-PICTURES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 BAND_PIXELS = 1 << 20  # filtered at a time, whatever the size of the picture
-
-
-class PictureError(Exception):
-    """A picture that cannot be used; the text names the file and why."""
-
-
-def open_picture(path: Path) -> Any:
-    """The first frame of any file that Pillow reads, turned as its EXIF orientation says."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except Image.UnidentifiedImageError:
-        reason = "not a picture that Pillow knows"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    raise PictureError(f"{path}: {reason}")
 
 
 def _scale(picture: Any) -> tuple[float, float]:
@@ -359,18 +352,23 @@ def _rows(picture: Any, top: int, bottom: int, scale: tuple[float, float]) -> Te
     return pixels[None, None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)[None]
 
 
-def _mask_of(picture: Any, threshold: int) -> Any:
-    """An 8-bit mask, 1 hair; values above the threshold count if any value is above 1."""
-    black, white = _scale(picture)
-    if picture.mode.startswith(("I", "F")):
-        # Pillow's linear map of 16-bit pictures, in float
-        picture = picture.convert("F").point(lambda v: v * (255 / (white - black)) + 0.0)
-        return picture.convert("L").point([0] * (threshold + 1) + [1] * (255 - threshold))
-    if picture.has_transparency_data and picture.mode != "P":
-        picture = picture.convert("RGBA")
-    grey = picture.convert("L")
-    least = threshold if grey.getextrema()[1] > 1 else 0
-    return grey.point([0] * (least + 1) + [1] * (255 - least))
+def _hair(path: Path, threshold: int, warn: Callable[[str], object]) -> Any:
+    """A mask file as an 8-bit picture, 1 hair. What is left of a photo that was cut out is hair.
+
+    Raises:
+        PictureError: it cannot be read, or has no hair.
+    """
+    from PIL import Image
+
+    mask = read_mask(path, threshold=threshold, erased="black")
+    if not mask.white.any():
+        raise PictureError(
+            f"{path}: expected hair in white, got a mask without any above {threshold} of 255;"
+            " --threshold moves the limit"
+        )
+    if text := mask.warning(path, threshold):
+        warn(text)
+    return Image.fromarray(mask.white.astype("uint8"))
 
 
 class _Bands:
@@ -469,17 +467,6 @@ def _legend(width: int) -> Any:
 # --- command line -------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A path beside the target that becomes the target when all has gone well."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def shown_path(target: Path) -> Path:
     """Where the colour-wheel picture of an angle map goes."""
     return target.with_name(f"{target.stem}.show.png")
@@ -495,20 +482,33 @@ def convert_photo(
     threshold: int = MASK_THRESHOLD,
     band_pixels: int = BAND_PIXELS,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> None:
     """Write a photograph's 8-bit angle map, and its colour-wheel picture beside it.
 
-    Memory beyond the decoded pictures does not grow with the photograph.
+    Memory beyond the decoded pictures does not grow with the photograph. The map lies as the
+    photograph is seen; it is data, so the photograph's colour profile and EXIF do not go with it.
+
+    Args:
+        photo, mask: pictures of one size; see `torchext.files.read_mask`. None is hair everywhere.
+        target: of the map, neither of these two.
+        show, exact, threshold: as on the command line.
+        band_pixels: filtered at a time.
+        progress: called with the bands that are done, and all.
+        warn: called with the text where a mask is not black and white.
 
     Raises:
         PictureError: a file cannot be read, written, or does not fit; nothing was written.
     """
     from PIL import Image
 
+    for path in (target, shown_path(target)) if show else (target,):
+        if is_same(path, photo) or (mask is not None and is_same(path, mask)):
+            raise PictureError(f"{path}: is read too, and is not overwritten; choose another name")
     picture = open_picture(photo)
     hair = None
     if mask is not None:
-        hair = _named(mask, lambda: _mask_of(open_picture(mask), threshold))
+        hair = _hair(mask, threshold, warn)
         if hair.size != picture.size:
             raise PictureError(
                 f"{mask}: {hair.width} x {hair.height} pixels, but {photo} has"
@@ -529,8 +529,8 @@ def convert_photo(
     try:
         with contextlib.ExitStack() as stack:
             if shown is not None:
-                shown.save(stack.enter_context(_whole_or_nothing(shown_path(target))), "PNG")
-            code.save(stack.enter_context(_whole_or_nothing(target)), "PNG")
+                shown.save(stack.enter_context(whole_or_nothing(shown_path(target))), "PNG")
+            code.save(stack.enter_context(whole_or_nothing(target)), "PNG")
     except OSError as error:
         raise PictureError(f"{target}: {error.strerror or error}") from error
 
@@ -540,19 +540,28 @@ def _named(path: Path, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except PictureError as error:
-        named = str(error).startswith(str(path))
+        named = str(path) in str(error)
         raise error if named else PictureError(f"{path}: {error}") from error
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder, hidden files left out."""
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not is_hidden(path, folder)
+    ]
 
 
 def _jobs(options: argparse.Namespace) -> list[tuple[Path, Path | None, Path]]:
     """Photographs, their masks and their targets."""
     if not options.photo.is_dir():
         return [(options.photo, options.mask, options.output)]
-    photos = sorted(p for p in options.photo.iterdir() if p.suffix.lower() in PICTURES)
+    photos = sorted(_pictures(options.photo))
     stems = [photo.stem for photo in photos]
     masks: dict[str, Path] = {}
     if options.mask is not None:
-        masks = {p.stem: p for p in options.mask.iterdir() if p.suffix.lower() in PICTURES}
+        masks = {p.stem: p for p in _pictures(options.mask)}
     return [
         (
             photo,
@@ -575,7 +584,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--mask",
         type=Path,
         help="the hair: a picture of the photograph's size, or a folder of pictures of the"
-        " photographs' names; white (or 1) is hair",
+        " photographs' names; hair is white, or the brighter of two values, or drawn on"
+        " transparency, or what is left of a photo whose background is transparent",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="a PNG file, or a folder for a folder"
@@ -608,6 +618,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--output: expected a folder for a folder, {options.output} is a file")
     if not folder and options.output.suffix.lower() != ".png":
         parser.error(f"--output: expected a name that ends in .png, got {options.output}")
+    for name in ("photo", "mask"):
+        given = getattr(options, name)
+        if given is not None and is_same(options.output, given):
+            parser.error(f"--output: {options.output} is the {name} itself; choose another name")
     return options
 
 
@@ -635,6 +649,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     show=options.show,
                     exact=options.exact,
                     threshold=options.threshold,
+                    warn=lambda text: bar.write(f"warning: {text}", file=sys.stderr),
                     progress=lambda done, all_, name=photo.name: bar.set_postfix_str(
                         f"{name} {100 * done // all_}%"
                     ),
