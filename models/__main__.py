@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import inpainting, papers
+from . import inpainting, papers, pictures
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
@@ -96,17 +96,24 @@ def _configuration(paper: papers.Paper, options: argparse.Namespace) -> Any:
 
 def info(paper: papers.Paper, options: argparse.Namespace) -> None:
     """Print what the paper's networks are, at its size."""
-    import dataclasses
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     config = _configuration(paper, options)
-    networks = paper.networks(config)
+    with FakeTensorMode():  # sizes alone: no weights, no arithmetic
+        _print_info(paper, config)
+
+
+def _print_info(paper: papers.Paper, config: Any) -> None:
+    import dataclasses
+
+    networks, inputs = paper.networks(config), paper.example(config)
     print(paper.title)
-    inputs = paper.example(config)
     for name, network in networks.items():
         line = f"  {name}: {papers.parameters(network):,} parameters"
         if name in inputs:
             count = papers.floating_point_operations(network.eval(), inputs[name])
-            shapes = " and ".join("x".join(map(str, x.shape)) for x in inputs[name])
+            tensors = [x for given in inputs[name] for x in papers.tensors(given)]
+            shapes = " and ".join("x".join(map(str, x.shape)) for x in tensors)
             line += f", {count / 1e9:.1f} GFLOP for {shapes}"
         print(line)
     layers = papers.our_layers(networks)
@@ -117,12 +124,54 @@ def info(paper: papers.Paper, options: argparse.Namespace) -> None:
 
 
 def edit(paper: papers.Paper, options: argparse.Namespace) -> None:
-    networks, config = papers.load(options.checkpoint, paper, _configuration(paper, options))
+    config = _configuration(paper, options)
+    inpainting.check_options(options)
+    _check_device(options.device)
+    pictures.check_format(options.output)
+    inpainting.check_not_read(options.output, options)
+    networks, config = papers.load(options.checkpoint, paper, config)
     for network in networks.values():
         network.to(options.device).eval()
     with torch.no_grad():
         paper.edit(networks, config, options)
-    print(f"wrote {options.output}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ValueError(
+            f"--device: expected cpu, cuda, cuda:1 or the like, got {device!r}"
+        ) from None
+    if kind.type in ("cpu", "meta"):
+        there = 1 if kind.type == "cpu" else 0
+    else:
+        module = getattr(torch, kind.type, None)
+        there = module.device_count() if module and module.is_available() else 0
+    if (kind.index or 0) >= there:
+        raise ValueError(
+            f"--device: expected one that is there, got {device!r}; this PyTorch"
+            f" ({torch.__version__}) finds {there or 'no'} such device{'s' if there > 1 else ''}"
+        )
+
+
+def _check_training(options: argparse.Namespace) -> None:
+    inpainting.check_options(options)
+    _check_device(options.device)
+    least = {"batch": 1, "epochs": 1, "iterations": 1, "accumulate": 1, "workers": 0, "keep": 1}
+    least |= {"save_every": 1, "sample_every": 1, "log_every": 1, "seed": 0}
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: expected at least {smallest}, got {value}")
+    if not 0 <= options.average < 1:
+        raise ValueError(f"--average: expected at least 0 and below 1, got {options.average}")
+    low, high = options.share
+    if not 0 <= low <= high <= 0.8:
+        raise ValueError(f"--share: expected 0 <= LOW <= HIGH <= 0.8, got {low} {high}")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output: expected a folder to write to, {options.output} is a file")
 
 
 def train(paper: papers.Paper, options: argparse.Namespace) -> None:
@@ -130,11 +179,17 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
     from .training import Options, Trainer
 
     config = _configuration(paper, options)
+    _check_training(options)
     if options.masks in KINDS:
         share = None if options.masks == "walk" else tuple(options.share)
         masks = GeneratedMasks(options.masks, share, border=not options.inner_holes)
     else:
-        masks = MaskFolder(Path(options.masks), white=options.white, binary=not options.fractions)
+        masks = MaskFolder(
+            Path(options.masks),
+            white=options.white,
+            binary=not options.fractions,
+            threshold=options.threshold,
+        )
     torch.manual_seed(options.seed)
     dataset = paper.dataset(options.images, masks, config, seed=options.seed)
     networks, fresh = paper.networks(config), None

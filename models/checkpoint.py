@@ -1,12 +1,13 @@
 """Checkpoint files: published ones, loaded strictly, and our own.
 
 Our format is one safetensors file: tensors by name, and a JSON text in its header. It is written
-under another name, flushed to the disk and renamed, so a file that is there is whole.
+under another name, flushed to the disk and renamed, so a file that is there is whole. What a file
+is, its first bytes say, not its name.
 """
 
+import argparse
 import json
-import os
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchext.files import whole_or_nothing
+
 State = dict[str, Tensor]
 FORMAT = "torchext.models"
 VERSION = 1
+
+
+class MisfitError(ValueError):
+    """Weights that do not fit a network; the text names the entries."""
 
 
 # --- our format -----------------------------------------------------------------------------------
@@ -36,19 +43,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
     # safetensors takes neither strided nor shared memory.
     plain = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(plain, unfinished, metadata={FORMAT: text})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name too
-    finally:
-        os.close(folder)
+    with whole_or_nothing(path) as partial:
+        save_file(plain, partial, metadata={FORMAT: text})
 
 
 def load(path: Path) -> tuple[State, dict[str, Any]]:
@@ -76,12 +72,10 @@ def is_ours(path: Path) -> bool:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a safetensors file that is cut off.
+        ValueError: it is cut off, or no checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
-    if path.suffix != ".safetensors":
+    if _kind(path) != "safetensors":
         return False
     from safetensors import SafetensorError, safe_open
 
@@ -89,7 +83,7 @@ def is_ours(path: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             return FORMAT in (file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path}: cut off, or no safetensors file ({error})") from None
+        raise ValueError(f"{path}: cut off ({error})") from None
 
 
 # --- published files ------------------------------------------------------------------------------
@@ -103,31 +97,157 @@ def load_published(path: Path) -> dict[str, Any]:
         ValueError: it is cut off, holds code, or no dictionary.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
-    if path.suffix == ".safetensors":
+    if _kind(path) == "safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path}: cut off, or no safetensors file ({error})") from None
+            raise ValueError(f"{path}: cut off ({error})") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise ValueError(f"{path}: cut off, or no checkpoint of PyTorch ({reason})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dictionary, got {type(content).__name__}")
-    return content
+        # Of a name, torch.load would go by the suffix.
+        with path.open("rb") as file, torch.serialization.safe_globals(_harmless()):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is cut off or no pickle at all can raise anything
+        raise ValueError(f"{path}: {_reason(error)}") from None
+    if isinstance(content, Tensor) or not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
+    return dict(content)
 
 
-def without_module(state: Mapping[str, Tensor]) -> State:
-    """Without the parts "module" that wrappers for several GPUs leave in keys."""
-    return {
-        ".".join(part for part in key.split(".") if part != "module"): value
+def _kind(path: Path) -> str:
+    """ "safetensors" or "torch", by a file's first bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a folder, or something that is downloaded in place of a checkpoint.
+    """
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
+        shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
+        raise ValueError(
+            f"{path}: expected a checkpoint file, got a folder ({shown or 'nothing in it'})"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
+    with path.open("rb") as file:
+        begin = file.read(256)
+    text = begin.lstrip().lower()
+    if not begin:
+        raise ValueError(f"{path}: is empty; download or copy it again")
+    if text.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path}: is a pointer of git-lfs, not the file itself; `git lfs pull` fetches it"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise ValueError(
+            f"{path}: is a web page, not a checkpoint; the link that was downloaded asks for a"
+            " log-in or a confirmation, which a browser shows"
+        )
+    # A length of eight bytes, then JSON.
+    is_safetensors = begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < 1 << 32
+    return "safetensors" if is_safetensors else "torch"
+
+
+def _harmless() -> list[Any]:
+    """Classes that hold numbers and settings, which training scripts store beside the weights."""
+    import numpy as np
+
+    multiarray = getattr(np, "_core", None) or np.core
+    scalar, array = multiarray.multiarray.scalar, multiarray.multiarray._reconstruct
+    kinds = [np.dtype(code) for code in "?bBhHiIlLqQefd"]
+    return [
+        argparse.Namespace,
+        np.dtype,
+        np.ndarray,
+        *{kind.type for kind in kinds},
+        *{type(kind) for kind in kinds},
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        (_encode, "_codecs.encode"),
+    ]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How pickle writes the bytes of a NumPy number."""
+    return text.encode(encoding)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if found := re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", text):
+        return (
+            f"holds an object of the class {found[1]}, whose loading runs code. Where that class is"
+            " at home, save the network's state_dict() alone"
+        )
+    if "TorchScript" in text:
+        return (
+            "is a TorchScript archive, a program. Save the state_dict() of `torch.jit.load` of it"
+        )
+    first = re.split(r"\n|\. ", text, maxsplit=1)[0]
+    return f"cut off, or no checkpoint of PyTorch ({first or type(error).__name__})"
+
+
+# Entries that hold what is looked for, averaged weights first: they are what is meant for use.
+_WRAPPERS = (
+    *(
+        "ema",
+        "model_ema",
+        "ema_model",
+        "ema_state_dict",
+        "state_dict_ema",
+        "params_ema",
+        "averaged",
+    ),
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights"),
+)
+_MODULES = ("module", "_orig_mod")  # of DistributedDataParallel, AveragedModel; torch.compile
+_HOLDERS = ("model.", "net.", "network.", "ema_model.")  # of Lightning and the like
+
+
+def weights(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights in what a file holds, by the network's own keys: the one rule for every paper.
+
+    - Wrapping dictionaries (`state_dict`, `model`, `ema`, ...) are opened, averaged weights first.
+      Several networks side by side, {"generator": {...}, "discriminator": {...}}, become one
+      state_dict with their names in front.
+    - Parts `module` and `_orig_mod`, and a `model.` or `net.` before all keys, are taken out.
+    - What has no dot in its name and no dimensions is no weight: epochs, scores, `n_averaged`.
+    """
+    state = _opened(content)
+    state = {
+        ".".join(part for part in str(key).split(".") if part not in _MODULES): value
         for key, value in state.items()
+        if _is_weight(str(key), value)
+    }
+    for holder in _HOLDERS:
+        if state and all(key.startswith(holder) for key in state):
+            state = {key[len(holder) :]: value for key, value in state.items()}
+    return state
+
+
+def _is_weight(key: str, value: Any) -> bool:
+    return "." in key or (isinstance(value, Tensor) and value.dim() > 0)
+
+
+def _holds_weights(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(
+        isinstance(value, Tensor) and _is_weight(str(key), value) for key, value in content.items()
+    )
+
+
+def _opened(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in _WRAPPERS:
+        if isinstance(content.get(name), Mapping) and (inner := _opened(content[name])):
+            return inner
+    if _holds_weights(content):
+        return content
+    return {
+        f"{name}.{key}": value
+        for name, networks in content.items()
+        if _holds_weights(networks)
+        for key, value in networks.items()
     }
 
 
@@ -140,22 +260,27 @@ def part(state: Mapping[str, Tensor], prefix: str) -> State:
 def load_strictly(network: nn.Module, state: Mapping[str, Any], source: object) -> None:
     """Load a state_dict; every key and shape must fit.
 
+    Batch norms count their batches for nothing that is used here: old files lack the count.
+
     Args:
         network: to be filled.
         state: by the network's keys.
         source: named in errors.
 
     Raises:
-        ValueError: keys are missing, unexpected or of another shape; the text names them, and the
-            paper that the file looks like.
+        MisfitError: keys are missing, unexpected or of another shape; the text names them.
     """
     own = network.state_dict()
+    counts = {key: value for key, value in own.items() if key.endswith(".num_batches_tracked")}
+    state = {**counts, **state}
     problems = []
     if missing := [key for key in own if key not in state]:
         problems.append(f"lacks {_some(missing)}")
     if unexpected := [key for key in state if key not in own]:
         problems.append(f"holds unexpected {_some(unexpected)}")
-    for key in own.keys() & state.keys():
+    for key in own:
+        if key not in state:
+            continue
         if not isinstance(state[key], Tensor):
             problems.append(f"{key} is no tensor but {type(state[key]).__name__}")
         elif state[key].shape != own[key].shape:
@@ -164,12 +289,8 @@ def load_strictly(network: nn.Module, state: Mapping[str, Any], source: object) 
     if not problems:
         network.load_state_dict(state)
         return
-    from .papers import looks_like  # it imports the papers, which import this module
-
-    guess = looks_like(state)
-    hint = f"; it looks like a checkpoint of {guess}" if guess else ""
     shown = "; ".join(problems[:4]) + ("; ..." if len(problems) > 4 else "")
-    raise ValueError(f"{source}: does not fit {type(network).__name__}: {shown}{hint}")
+    raise MisfitError(f"{source}: does not fit {type(network).__name__}: {shown}")
 
 
 def _some(keys: list[str], count: int = 3) -> str:

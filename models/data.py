@@ -5,25 +5,32 @@ number of workers or processes, nor on where a run was resumed.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .masks import MaskSource, centre_square
-from .pictures import UnreadableError, read_image, to_tensor
+from torchext.files import PictureError, is_hidden
+from torchext.ops.checks import check_mask_values
 
+from .masks import MaskSource, centre_square
+from .pictures import read_image, to_tensor
+
+T = TypeVar("T")
 Place = tuple[int, int, int]  # epoch, position in it, index of the file
 Sample = dict[str, Any]
 
 
 def find_images(folder: Path) -> list[Path]:
     """The files in a folder, at any depth, whose names end as pictures' do; sorted.
+
+    Hidden ones, whose name or folder begins with a dot, are left out.
 
     Raises:
         ValueError: no such folder, or none in it.
@@ -33,10 +40,51 @@ def find_images(folder: Path) -> list[Path]:
         raise ValueError(f"{folder}: expected a folder of images, found none")
     suffixes = Image.registered_extensions()
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    files = [path for path in files if path.is_file()]
+    files = [path for path in files if path.is_file() and not is_hidden(path, folder)]
     if not files:
         raise ValueError(f"{folder}: expected images (.png, .jpg, ...), found none")
     return files
+
+
+class Files:
+    """Files of which some may be broken: those are named once, and the next one is read instead.
+
+    Args:
+        paths: in an order that stays, so that what replaces a broken file does too.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        # Of all the processes that load: one of them names a broken file.
+        self.broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.paths)
+
+    def __getitem__(self, index: int) -> Path:
+        return self.paths[index]
+
+    def read(self, index: int, reader: Callable[[Path], T]) -> tuple[Path, T]:
+        """The file at an index, or the next one that can be read, and what the reader gives of it.
+
+        Raises:
+            PictureError: none can be read; the text gives the last reason.
+        """
+        reason = ""
+        for shift in range(len(self.paths)):
+            place = (index + shift) % len(self.paths)
+            if self.broken[place]:
+                continue
+            try:
+                return self.paths[place], reader(self.paths[place])
+            except PictureError as error:
+                reason = f": {error}"
+                self.broken[place] = True
+                warnings.warn(f"left out: {error}", stacklevel=2)
+        raise PictureError(f"none of {len(self.paths)} files can be read{reason}")
 
 
 @dataclass(frozen=True)
@@ -89,8 +137,8 @@ class MaskedImages(Dataset):
     """A folder of pictures, each with a mask.
 
     A sample is {"image": (3,H,W) in [0,1], "known": (1,H,W), 1 known and 0 hole, "name": file} and,
-    where wanted, "noise": standard normal. A broken file is named in a warning and the next one is
-    taken in its place.
+    where wanted, "noise": standard normal. A broken file is named in a warning once and the next
+    one is taken in its place.
 
     Args:
         folder: see `find_images`.
@@ -112,7 +160,7 @@ class MaskedImages(Dataset):
         noise: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
-        self.files = find_images(folder)
+        self.files = Files(find_images(folder))
         self.masks = masks
         self.preparation = preparation
         self.noise = noise
@@ -124,14 +172,14 @@ class MaskedImages(Dataset):
     def __getitem__(self, place: Place) -> Sample:
         epoch, position, index = place
         random = np.random.default_rng((self.seed, epoch, position))
-        path, picture = self._readable(index)
+        path, picture = self.files.read(index, read_image)
         image = to_tensor(self.preparation.image(picture, random))
         sample: Sample = {"image": image, "name": str(path)}
         mirrored = random.random() < self.preparation.flip
         if mirrored:
             sample["image"] = image.flip(-1)
         if self.masks is not None:
-            known = torch.from_numpy(self.masks(*image.shape[1:], random))[None]
+            known = self._known(*image.shape[1:], random)
             if self.preparation.flip_mask == "apart":
                 axes = [axis for axis in (-2, -1) if random.random() < 0.5]
             else:
@@ -141,14 +189,16 @@ class MaskedImages(Dataset):
             sample["noise"] = torch.from_numpy(random.standard_normal(self.noise, np.float32))
         return sample
 
-    def _readable(self, index: int) -> tuple[Path, Image.Image]:
-        for shift in range(len(self.files)):
-            path = self.files[(index + shift) % len(self.files)]
-            try:
-                return path, read_image(path)
-            except UnreadableError as error:
-                warnings.warn(f"left out: {error}", stacklevel=2)
-        raise ValueError(f"{path.parent}: none of its {len(self.files)} images can be read")
+    def _known(self, height: int, width: int, random: np.random.Generator) -> Tensor:
+        """A mask (1,H,W) of the source, whoever wrote it."""
+        known = torch.as_tensor(np.asarray(self.masks(height, width, random)))
+        if known.shape != (height, width):
+            raise ValueError(
+                f"masks: expected an array of the shape ({height}, {width}) from the source,"
+                f" got {tuple(known.shape)}"
+            )
+        check_mask_values("masks", known)
+        return known[None].float()
 
 
 class EpochBatches(Sampler):

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import instance_norm, spectral
+from .checks import check_images
 
 NORMS = ("spectralinstance", "spectral", "instance", "none")
 
@@ -29,6 +30,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
+        self.input_nc = input_nc
         channels = ndf
         self.model0 = nn.Sequential(
             nn.Conv2d(input_nc, channels, 4, stride=2, padding=2), nn.LeakyReLU(0.2)
@@ -47,6 +49,7 @@ class PatchDiscriminator(nn.Module):
         self.add_module(f"model{n_layers}", last)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        check_images("x", x, self.input_nc)
         outputs = []
         for layer in self.children():
             x = layer(x)

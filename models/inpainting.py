@@ -1,19 +1,27 @@
 """What the inpainting papers share on the command line: a photo and its mask."""
 
 import argparse
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import pictures
-from .masks import known_from
+from torchext.files import MASK_THRESHOLD, is_same
+
+from . import masks, pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """PHOTO and MASK."""
     parser.add_argument("photo", type=Path, help="a picture of any size")
-    parser.add_argument("mask", type=Path, help="a picture of that size; not black = hole")
+    parser.add_argument("mask", type=Path, help="a picture of that size; white = hole")
+    parser.add_argument(
+        "--quality",
+        type=int,
+        help="of a JPEG (default: 95), 1 to 100; a WebP is lossless without it",
+    )
     add_mask_options(parser)
 
 
@@ -23,23 +31,95 @@ def add_mask_options(parser: argparse.ArgumentParser) -> None:
         "--white",
         choices=("hole", "known"),
         default="hole",
-        help="what white means in mask files (default: %(default)s)",
+        help="what white, or what is drawn on transparency, means in mask files (default:"
+        " %(default)s); what is erased from a photo is always a hole",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=int,
+        default=MASK_THRESHOLD,
+        help="white is above this, of 255 (default: %(default)s)",
     )
     parser.add_argument("--fractions", action="store_true", help="keep grey values of mask files")
 
 
-def read(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """The photo (1,3,H,W) in [0,1] and its mask (1,1,H,W), 1 known and 0 hole.
+def check_options(options: argparse.Namespace) -> None:
+    """What `add_arguments` and `add_mask_options` took.
 
     Raises:
-        ValueError: a file that cannot be read, or sizes that differ.
+        ValueError: an option is out of range; the text names it.
     """
-    photo, mask = pictures.read_image(options.photo), pictures.read_mask(options.mask)
-    if photo.size != mask.size:
+    if not 0 <= options.threshold <= 254:
+        raise ValueError(f"--threshold: expected 0 to 254, got {options.threshold}")
+    quality = getattr(options, "quality", None)
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"--quality: expected 1 to 100, got {quality}")
+
+
+def read(options: argparse.Namespace) -> tuple[pictures.Photo, Tensor, Tensor]:
+    """The photo's file, the photo (1,3,H,W) in [0,1] and its mask (1,1,H,W), 1 known and 0 hole.
+
+    Raises:
+        ValueError: a file that cannot be read or used, or sizes that differ.
+    """
+    photo = pictures.read_photo(options.photo)
+    mask, known = masks.read_known(
+        options.mask,
+        white=options.white,
+        threshold=options.threshold,
+        binary=not options.fractions,
+    )
+    if photo.size != known.shape[::-1]:
         raise ValueError(
             f"{options.mask}: expected the photo's size, {photo.size[0]} x {photo.size[1]} pixels,"
-            f" got {mask.size[0]} x {mask.size[1]}"
+            f" got {known.shape[1]} x {known.shape[0]}"
         )
-    known = known_from(mask, *mask.size[::-1], white=options.white, binary=not options.fractions)
-    image = pictures.to_tensor(photo)[None]
-    return image.to(options.device), torch.from_numpy(known)[None, None].to(options.device)
+    masks.check_hole(options.mask, mask, known, options.white, options.threshold)
+    soft = "" if options.fractions else mask.warning(options.mask, options.threshold)
+    if soft:
+        print(f"warning: {soft}", file=sys.stderr)
+    understood = {
+        "opaque": "",
+        "drawn": ", as drawn on transparency",
+        "cut out": ", where the photo in the mask's file is transparent",
+    }[mask.kind]
+    print(f"the hole is {(known < 1).mean():.2%} of the photo{understood}")
+    image = photo.tensor()[None].to(options.device)
+    return photo, image, torch.from_numpy(known)[None, None].to(options.device)
+
+
+def edit(options: argparse.Namespace, fills: Callable[[Tensor, Tensor], Iterable[Tensor]]) -> None:
+    """Read a photo and its mask, fill the hole, and write what comes out.
+
+    Known pixels are the file's own, with its bits, alpha, colour profile, EXIF and resolution.
+
+    Args:
+        options: as parsed.
+        fills: of an image and what is known of it, the filled images (1,3,H,W); several are written
+            as NAME-0, NAME-1, ...
+    """
+    photo, image, known = read(options)
+    results = list(fills(image, known))
+    paths: list[Path] = [options.output]
+    if len(results) > 1:
+        stem = options.output.stem
+        paths = [options.output.with_stem(f"{stem}-{i}") for i in range(len(results))]
+    for path in paths:
+        check_not_read(path, options)
+    for i, (path, filled) in enumerate(zip(paths, results, strict=True)):
+        filled = photo.with_fill(filled[0], known[0])
+        notes = pictures.write_photo(filled, path, quality=options.quality)
+        print(f"wrote {path}")
+        for note in notes if i == 0 else ():
+            print(f"note: {note}")
+
+
+def check_not_read(path: Path, options: argparse.Namespace) -> None:
+    """Nothing that is read is overwritten.
+
+    Raises:
+        ValueError: the path is a file among the options.
+    """
+    for name, given in vars(options).items():
+        if name != "output" and isinstance(given, Path) and is_same(path, given):
+            raise ValueError(f"--output: {path} is the {name} itself; choose another name")

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_images, check_mask
+
 Scores = Tensor | Sequence[Tensor]  # one score map, or one of each scale
 Adversarial = Literal["hinge", "non_saturating", "probability", "least_squares", "wasserstein"]
 
@@ -154,8 +156,14 @@ def total_variation_in_holes(
         rows: "published" compares the first with the last row in place of vertical neighbours, the
             slip of PD-GAN's code.
         reduction: of each direction, over all elements, those outside too.
+
+    Raises:
+        TypeError, ValueError: x or known does not fit.
     """
-    grown = F.max_pool2d((1 - known).to(x.dtype), 3, stride=1, padding=1)
+    check_images("x", x)
+    check_mask("known", known, x, (1, x.shape[1]))
+    known = known.to(x.dtype)
+    grown = F.max_pool2d(1 - known, 3, stride=1, padding=1)
     horizontal = grown[..., 1:] * grown[..., :-1] * (x[..., 1:] - x[..., :-1]).abs()
     if rows == "neighbours":
         vertical = (x[..., 1:, :] - x[..., :-1, :]).abs()

@@ -3,13 +3,18 @@
 A source is called with the height, the width and a NumPy generator, and depends on nothing else.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
+
+from torchext.files import MASK_THRESHOLD, Mask, PictureError
+from torchext.files import read_mask as read_mask_file
 
 MaskSource = Callable[[int, int, np.random.Generator], np.ndarray]
 Kind = Literal["strokes", "walk", "boxes"]
@@ -146,16 +151,67 @@ class GeneratedMasks:
         return known
 
 
+# Shares of the hole beyond which a mask file is taken for a mistake.
+LEAST_HOLE, MOST_HOLE = 1e-5, 0.99
+
+
+def read_known(
+    path: Path,
+    *,
+    white: Literal["hole", "known"] = "hole",
+    threshold: int = MASK_THRESHOLD,
+    binary: bool = True,
+) -> tuple[Mask, np.ndarray]:
+    """A mask file as it was understood, and as float32 (H,W), 1 known, 0 hole.
+
+    What is erased from a photo is a hole, whatever white means; see `torchext.files.read_mask`.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    mask = read_mask_file(
+        path,
+        threshold=threshold if binary else None,
+        erased="white" if white == "hole" else "black",
+    )
+    return mask, mask.white if white == "known" else 1 - mask.white
+
+
+def check_hole(path: Path, mask: Mask, known: np.ndarray, white: str, threshold: int) -> None:
+    """What `read_known` gave must leave a hole, and something known beside it.
+
+    Raises:
+        PictureError: nearly all is hole, or nothing.
+    """
+    hole = float((known < 1).mean())
+    if LEAST_HOLE <= hole <= MOST_HOLE:
+        return
+    understood = {
+        "opaque": f"white is {white}",
+        "drawn": f"what is drawn on transparency is {white}",
+        "cut out": "the transparent part of a photo is the hole",
+    }[mask.kind]
+    raise PictureError(
+        f"{path}: expected a hole and something known beside it, got a hole of {hole:.2%}"
+        f" ({understood}, above {threshold} of 255). If the mask means the opposite, --white"
+        f" {'known' if white == 'hole' else 'hole'} turns it around; --threshold moves the limit"
+    )
+
+
 class MaskFolder:
     """Masks from the pictures in a folder, one drawn for every call.
 
+    A file that cannot be used (broken, nearly all hole, or without one) is named in a warning once,
+    and the next one is taken in its place.
+
     Args:
-        folder: searched recursively.
+        folder: searched recursively, hidden files left out.
         white: what white means in them, "hole" or "known".
-        binary: any value above 0 counts as white, also after the resize, so holes or known regions
-            grow a little at their edges, as the published loaders have it. False keeps fractions
-            (the released partial-convolution U-Net was trained on such masks).
+        binary: cut at the threshold, also after the resize. False keeps fractions (the released
+            partial-convolution U-Net was trained on such masks).
         square: cut the largest square out of the middle first, rather than change the aspect.
+        threshold: white is above this, of 255; at 0 holes or known regions grow a little at their
+            edges, as the published loaders have it.
 
     Raises:
         ValueError: a folder without pictures.
@@ -168,27 +224,52 @@ class MaskFolder:
         white: Literal["hole", "known"] = "hole",
         binary: bool = True,
         square: bool = True,
+        threshold: int = MASK_THRESHOLD,
     ) -> None:
-        from .data import find_images  # it imports this module
+        from .data import Files, find_images  # it imports this module
 
         if white not in ("hole", "known"):
             raise ValueError(f"white: expected 'hole' or 'known', got {white!r}")
-        self.files = find_images(folder)
+        if not 0 <= threshold <= 254:
+            raise ValueError(f"threshold: expected 0 to 254, got {threshold}")
+        self.files = Files(find_images(folder))
         self.white = white
         self.binary = binary
         self.square = square
+        self.threshold = threshold
+        self.said_soft = torch.zeros(1, dtype=torch.bool).share_memory_()  # by any worker
 
     def __call__(self, height: int, width: int, random: np.random.Generator) -> np.ndarray:
-        from .pictures import read_mask
-
-        picture = read_mask(self.files[random.integers(len(self.files))])
+        index = int(random.integers(len(self.files)))
+        _, known = self.files.read(index, self._read)
+        picture = Image.fromarray((255 * known).round().astype(np.uint8))
+        if self.white == "hole":
+            picture = picture.point([*range(255, -1, -1)])
         return self.known(picture, height, width)
+
+    def _read(self, path: Path) -> np.ndarray:
+        mask, known = read_known(
+            path, white=self.white, threshold=self.threshold, binary=self.binary
+        )
+        check_hole(path, mask, known, self.white, self.threshold)
+        soft = mask.warning(path, self.threshold) if self.binary else ""
+        if soft and not self.said_soft:
+            self.said_soft.fill_(True)
+            warnings.warn(f"{soft}; of further masks like it nothing is said", stacklevel=2)
+        return known
 
     def known(self, picture: Image.Image, height: int, width: int) -> np.ndarray:
         """A mask of the wanted size from grey values."""
         if self.square:
             picture = centre_square(picture)
-        return known_from(picture, height, width, white=self.white, binary=self.binary)
+        return known_from(
+            picture,
+            height,
+            width,
+            white=self.white,
+            binary=self.binary,
+            threshold=self.threshold,
+        )
 
 
 def known_from(
@@ -198,10 +279,11 @@ def known_from(
     *,
     white: Literal["hole", "known"] = "hole",
     binary: bool = True,
+    threshold: int = MASK_THRESHOLD,
 ) -> np.ndarray:
     """1 known, 0 hole, from grey values; see `MaskFolder`."""
     values = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
-    values = (values > 0).astype(np.float32) if binary else values / 255
+    values = (values > threshold).astype(np.float32) if binary else values / 255
     return values if white == "known" else 1 - values
 
 

@@ -38,6 +38,7 @@ class Paper:
         example: inputs of the first network at the paper's size, for `info`.
         edit: the edit of the command line: networks, configuration and the parsed options.
         edit_arguments: adds what `edit` needs to a parser.
+        options: what the shapes in a published state_dict tell of its configuration, by option.
         marks: parts of keys that no other paper's published files hold.
         files: patterns of the published files in a folder, by network, where each has its own.
     """
@@ -52,6 +53,7 @@ class Paper:
     example: Callable[[Any], dict[str, tuple]]
     edit: Callable[[Networks, Any, argparse.Namespace], None]
     edit_arguments: Callable[[argparse.ArgumentParser], None]
+    options: Callable[[Mapping[str, Any]], dict[str, Any]]
     marks: tuple[str, ...]
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -103,7 +105,8 @@ def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: it is cut off, does not fit, or belongs to another paper.
+        ValueError: it is cut off, does not fit, or belongs to another paper; the text names the
+            options under which it would fit.
     """
     path = Path(path)
     if path.is_dir() and paper.files:
@@ -112,10 +115,10 @@ def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
         content = {n: checkpoint.load_published(files[-1]) for n, files in found.items() if files}
         if not content:
             raise ValueError(f"{path}: expected files such as {[*paper.files.values()]}")
-        return paper.load_published(content, config, path), config
+        return _published(paper, content, config, path), config
     if not checkpoint.is_ours(path):
         config = paper.config() if config is None else config
-        return paper.load_published(checkpoint.load_published(path), config, path), config
+        return _published(paper, checkpoint.load_published(path), config, path), config
     tensors, head = checkpoint.load(path)
     if head["paper"] != paper.name:
         raise ValueError(f"{path}: a checkpoint of {head['paper']}, expected {paper.name}")
@@ -126,6 +129,24 @@ def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
         state = averaged or checkpoint.part(tensors, f"networks.{name}")
         checkpoint.load_strictly(network, state, path)
     return networks, config
+
+
+def _published(paper: Paper, content: Mapping[str, Any], config: Any, path: Path) -> Networks:
+    try:
+        return paper.load_published(content, config, path)
+    except checkpoint.MisfitError as error:
+        several = bool(content) and content.keys() <= paper.files.keys()
+        states = [checkpoint.weights(part) for part in (content.values() if several else [content])]
+        guess = looks_like([key for state in states for key in state])
+        if guess not in (None, paper.name):
+            raise ValueError(f"{error}; it looks like a checkpoint of {guess}") from None
+        told = {name: value for state in states for name, value in paper.options(state).items()}
+        other = [f"--set {n}={value}" for n, value in told.items() if getattr(config, n) != value]
+        if not other:
+            raise
+        raise ValueError(
+            f"{error}; its shapes are those of other options than the given ones: {' '.join(other)}"
+        ) from None
 
 
 def configure(config: type, values: Mapping[str, Any]) -> Any:
@@ -179,6 +200,11 @@ def our_layers(networks: Networks) -> dict[str, int]:
 
 def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def tensors(inputs: Any) -> list[Tensor]:
+    """The tensors in an argument of a network: itself, or those of a list."""
+    return [x for given in inputs for x in tensors(given)] if isinstance(inputs, list) else [inputs]
 
 
 def floating_point_operations(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:

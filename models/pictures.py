@@ -1,36 +1,44 @@
 """Pictures as files and as tensors: (N,3,H,W) RGB in [0,1], masks (N,1,H,W) 1 known, 0 hole."""
 
-import os
-import tempfile
+import struct
+import sys
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from torchext.files import PictureError as UnreadableError
+from torchext.files import open_picture, whole_or_nothing
+from torchext.files import read_mask as read_mask_file
+from torchext.ops.checks import check_mask_values
 
-class UnreadableError(ValueError):
-    """A picture that cannot be used; the text names the file and why."""
+from .checks import check_image_and_mask
 
-
-def open_picture(path: Path) -> Image.Image:
-    """The first frame of any file that Pillow reads, turned as its EXIF orientation says.
-
-    Raises:
-        UnreadableError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except UnidentifiedImageError:
-        reason = "not a picture that Pillow knows"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    raise UnreadableError(f"cannot read {path}: {reason}")
+__all__ = [
+    "Photo",
+    "UnreadableError",
+    "as_rgb",
+    "check_format",
+    "check_image_and_mask",
+    "composite",
+    "grid",
+    "open_picture",
+    "pad_to_multiple",
+    "read_image",
+    "read_mask",
+    "read_photo",
+    "to_picture",
+    "to_tensor",
+    "write",
+    "write_photo",
+]
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
@@ -56,9 +64,10 @@ def read_image(path: Path) -> Image.Image:
     return as_rgb(open_picture(path))
 
 
-def read_mask(path: Path) -> Image.Image:
-    """A mask as grey values, 0 to 255."""
-    return as_rgb(open_picture(path)).convert("L")
+def read_mask(path: Path, **options: Any) -> Image.Image:
+    """A mask as grey values, 0 to 255; the options of `torchext.files.read_mask`."""
+    white = read_mask_file(path, **options).white
+    return Image.fromarray((white * 255).round().astype(np.uint8))
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -74,26 +83,34 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
-def write(picture: Image.Image, path: Path) -> None:
+def check_format(path: Path) -> str:
+    """Pillow's name of the format that a suffix says.
+
+    Raises:
+        ValueError: one that Pillow cannot write.
+    """
+    formats = Image.registered_extensions()
+    kind = formats.get(Path(path).suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise ValueError(f"{path}: expected a name that ends as pictures do, such as .png")
+    return kind
+
+
+def write(picture: Image.Image, path: Path, **options: Any) -> None:
     """Write a picture at once or not at all; the suffix says the format.
+
+    Args:
+        picture: of a mode that the format has.
+        path: a file there is replaced.
+        options: of the format; see Pillow's documentation.
 
     Raises:
         ValueError: a suffix that Pillow cannot write.
     """
-    formats = Image.registered_extensions()
-    kind = formats.get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
-        raise ValueError(f"{path}: expected a name that ends as pictures do, such as .png")
+    kind = check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format=kind)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink()
-        raise
+    with whole_or_nothing(path) as partial, partial.open("wb") as file:
+        picture.save(file, format=kind, **options)
 
 
 def grid(rows: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
@@ -113,25 +130,15 @@ def grid(rows: Sequence[Tensor], *, gap: int = 2) -> Image.Image:
 
 
 def composite(image: Tensor, known: Tensor, filled: Tensor) -> Tensor:
-    """`image` where known is 1, `filled` where it is 0; selected, so a NaN stays in its region."""
-    mixed = known * image + (1 - known) * filled  # of fractions
-    return torch.where(known == 1, image, torch.where(known == 0, filled, mixed))
-
-
-def check_image_and_mask(image: Tensor, known: Tensor) -> None:
-    """(N,3,H,W) and (N or 1,1,H,W).
+    """`image` where known is 1, `filled` where it is 0; selected, so a NaN stays in its region.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: a value of `known` outside 0 to 1.
     """
-    if image.dim() != 4 or image.shape[1] != 3:
-        raise ValueError(f"image: expected the shape (N, 3, H, W), got {tuple(image.shape)}")
-    N, _, H, W = image.shape
-    if known.dim() != 4 or known.shape[0] not in (1, N) or known.shape[1:] != (1, H, W):
-        raise ValueError(
-            f"mask: expected the shape ({N} or 1, 1, {H}, {W}) of the image,"
-            f" got {tuple(known.shape)}"
-        )
+    check_mask_values("known", known)
+    known = known.to(image.dtype)
+    mixed = known * image + (1 - known) * filled  # of fractions
+    return torch.where(known == 1, image, torch.where(known == 0, filled, mixed))
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, least: int = 0, mode: str = "replicate") -> Tensor:
@@ -142,3 +149,228 @@ def pad_to_multiple(x: Tensor, multiple: int, *, least: int = 0, mode: str = "re
     H, W = x.shape[-2:]
     height, width = (-(-max(side, least) // multiple) * multiple for side in (H, W))
     return F.pad(x, (0, width - W, 0, height - H), mode=mode)
+
+
+# --- photos whose known pixels come back as they were ---------------------------------------------
+
+LOSSLESS = ("PNG", "TIFF", "BMP", "PPM")
+# Of a TIFF's tags those that say something of the photo; the others, of how it lies in the file.
+_TIFF_EXIF = (0x10E, 0x10F, 0x110, 0x131, 0x132, 0x13B, 0x8298, 0x8769, 0x8825)
+_COLOURS = ("RGB", "RGBA")
+# The order of bytes by which Pillow takes the low byte of each sample for the high one.
+_LOW_BYTES = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as it lies in its file, turned upright.
+
+    Attributes:
+        values: uint8 or uint16 (H,W,C): grey, grey and alpha, RGB, or RGB and alpha.
+        extras: what goes into the next file as it is: icc_profile, exif, dpi.
+        notes: what of the file could not be kept, in words.
+    """
+
+    values: np.ndarray
+    extras: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.values.shape[1], self.values.shape[0]
+
+    @property
+    def scale(self) -> int:
+        """The value of white."""
+        return 255 if self.values.dtype == np.uint8 or self.values.max() <= 255 else 65535
+
+    def tensor(self) -> Tensor:
+        """RGB, float32 (3,H,W) in [0,1]; transparent places over white."""
+        values = torch.from_numpy(self.values.astype(np.float32)).permute(2, 0, 1) / self.scale
+        colours = values[:3] if len(values) > 2 else values[:1].expand(3, -1, -1)
+        if len(values) % 2 == 0:
+            colours = values[-1:] * colours + (1 - values[-1:])
+        return colours.contiguous()
+
+    def with_fill(self, filled: Tensor, known: Tensor) -> "Photo":
+        """The photo with other pixels wherever `known` is not 1; these become opaque.
+
+        Args:
+            filled: (3,H,W) in [0,1].
+            known: (1,H,W).
+        """
+        colours = filled.detach().float().clamp(0, 1).permute(1, 2, 0).cpu()
+        channels = self.values.shape[2]
+        if channels < 3:  # as Pillow's grey of RGB
+            colours = (colours @ torch.tensor((0.299, 0.587, 0.114)))[..., None]
+        if channels % 2 == 0:
+            colours = torch.cat((colours, torch.ones_like(colours[..., :1])), dim=2)
+        new = (colours.double() * self.scale).round().numpy().astype(self.values.dtype)
+        kept = (known == 1)[0, ..., None].cpu().numpy()
+        return Photo(np.where(kept, self.values, new), self.extras, self.notes)
+
+
+def read_photo(path: Path) -> Photo:
+    """A photo with all that a file may hold of it.
+
+    Raises:
+        UnreadableError: it cannot be read.
+    """
+    picture = open_picture(path)
+    lost, extras = [], {}
+    mode, transparent = picture.mode, picture.has_transparency_data
+    sixteen, is_deep = _sixteen_bits(path, picture)
+    if sixteen is not None and (mode == "RGBA" or not transparent):
+        values = sixteen
+    elif mode.startswith("I;16") or (mode == "I" and _fits_in_16_bits(picture)):
+        values = np.asarray(picture).astype(np.uint16)
+    elif mode in ("1", "L"):
+        values = np.asarray(picture.convert("LA" if transparent else "L"))
+    elif mode in ("LA", "La"):
+        values = np.asarray(picture.convert("LA"))
+    elif mode in ("RGB", "RGBA", "RGBa", "P", "PA"):
+        values = np.asarray(picture.convert("RGBA" if transparent else "RGB"))
+    else:
+        values = np.asarray(as_rgb(picture))
+        lost.append(f"its colours of the kind {mode}, which became RGB")
+    if is_deep and values.dtype == np.uint8:
+        lost.append("8 of its 16 bits")
+    values = values if values.ndim == 3 else values[..., None]
+    if profile := picture.info.get("icc_profile"):
+        space = profile[16:20]
+        if space == (b"GRAY" if values.shape[2] < 3 else b"RGB "):
+            extras["icc_profile"] = profile
+        else:
+            lost.append(f"its {space.decode('ascii', 'replace').strip()} colour profile")
+    if exif := _exif(picture):
+        extras["exif"] = exif
+    if dpi := picture.info.get("dpi"):
+        extras["dpi"] = tuple(float(value) for value in dpi)
+    return Photo(values, extras, tuple(f"{path}: could not keep {what}" for what in lost))
+
+
+def _fits_in_16_bits(picture: Image.Image) -> bool:
+    low, high = picture.getextrema()
+    return low >= 0 and high <= 65535
+
+
+def _exif(picture: Image.Image) -> bytes:
+    """Without the orientation, which has been applied."""
+    exif = picture.getexif()
+    if 0x111 in exif or 0x144 in exif:  # offsets of strips or tiles: a TIFF's own tags
+        kept = Image.Exif()
+        for tag in _TIFF_EXIF:
+            if tag in (0x8769, 0x8825):
+                kept.get_ifd(tag).update(exif.get_ifd(tag))
+            elif tag in exif:
+                kept[tag] = exif[tag]
+        exif = kept
+    exif.pop(0x112, None)
+    return exif.tobytes() if len(exif) or exif.get_ifd(0x8769) or exif.get_ifd(0x8825) else b""
+
+
+def _sixteen_bits(path: Path, high: Image.Image) -> tuple[np.ndarray | None, bool]:
+    """RGB or RGBA of 16 bits, of which Pillow decodes one byte of each sample, so twice.
+
+    Returns:
+        The values, None where they are not to be had; and whether the file has 16 bits.
+    """
+    with Image.open(path) as picture:
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF: bits of each channel, and planes
+        is_deep = any(";16" in str(tile[3]) for tile in picture.tile)
+        is_deep = is_deep or max(tags.get(258, (8,))) > 8
+        tiles = [_of_low_bytes(tile) for tile in picture.tile]
+        if not is_deep or None in tiles or tags.get(284, 1) != 1 or high.mode not in _COLOURS:
+            return None, is_deep
+        picture.tile = tiles
+        picture.load()
+        low = ImageOps.exif_transpose(picture)
+    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low), True
+
+
+def _of_low_bytes(tile: Any) -> Any | None:
+    """A tile of a file that is read the other way round; None of one without 16-bit colours."""
+    alone = isinstance(tile[3], str)
+    first, *rest = tile[3] if isinstance(tile[3], tuple) and tile[3] else (tile[3],)
+    mode, _, order = str(first).partition(";")
+    if mode not in _COLOURS or order not in _LOW_BYTES:
+        return None
+    swapped = f"{mode};{_LOW_BYTES[order]}"
+    return type(tile)(*tile[:3], swapped if alone else (swapped, *rest))
+
+
+def write_photo(photo: Photo, path: Path, *, quality: int | None = None) -> list[str]:
+    """Write a photo at once or not at all; the suffix says the format.
+
+    Args:
+        photo: keeps its bits, alpha and extras where the format has them.
+        path: a file there is replaced.
+        quality: 1 to 100, for formats that lose something (JPEG: 95 by default; WebP is lossless
+            without it). JPEG keeps colours at full resolution.
+
+    Returns:
+        What the format could not keep, in words.
+
+    Raises:
+        ValueError: a suffix that Pillow cannot write.
+    """
+    kind = check_format(path)
+    notes, values, options = list(photo.notes), photo.values, dict(photo.extras)
+    if values.dtype == np.uint16:
+        channels = values.shape[2]
+        if kind == "PNG" and channels > 2:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_or_nothing(path) as partial:
+                partial.write_bytes(_png_of_16_bits(values, photo.extras))
+            return notes
+        if channels > 1 or kind not in ("PNG", "TIFF"):
+            values = (values.astype(np.float64) * (255 / photo.scale)).round().astype(np.uint8)
+            notes.append(f"{kind} took 8 of its 16 bits")
+    picture = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+    if values.shape[2] % 2 == 0 and kind not in ("PNG", "TIFF", "WEBP", "JPEG2000", "AVIF"):
+        if values[..., -1].min() < 255:
+            notes.append(f"{kind} has no alpha: transparent places are white")
+        picture = as_rgb(picture)
+    if kind in ("WEBP", "AVIF") and picture.mode not in _COLOURS:
+        picture = picture.convert("RGBA" if picture.mode == "LA" else "RGB")
+    if picture.mode in _COLOURS and options.get("icc_profile", b"")[16:20] == b"GRAY":
+        del options["icc_profile"]
+        notes.append(f"{kind} has no colour profile of grey")
+    exact = kind in LOSSLESS or (kind in ("WEBP", "JPEG2000") and quality is None)
+    if kind == "JPEG":
+        options |= {"quality": 95 if quality is None else quality, "subsampling": 0}
+    elif kind == "WEBP" and exact:
+        options |= {"lossless": True, "exact": True}
+    elif kind == "TIFF" and "exif" not in options:  # libtiff writes no EXIF
+        options["compression"] = "tiff_deflate"
+    elif quality is not None and not exact:
+        options["quality"] = quality
+    if not exact:
+        notes.append(f"{kind} changes known pixels too; a PNG keeps them as they were")
+    write(picture, path, **options)
+    return notes
+
+
+def _png_of_16_bits(values: np.ndarray, extras: dict[str, Any]) -> bytes:
+    """A PNG of RGB or RGBA with 16 bits, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    height, width, channels = values.shape
+    rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
+    above = np.concatenate((np.zeros_like(rows[:1]), rows[:-1]))
+    filtered = np.concatenate((np.full((height, 1), 2, np.uint8), rows - above), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
+    if profile := extras.get("icc_profile"):
+        parts.append(chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
+    if dpi := extras.get("dpi"):
+        parts.append(chunk(b"pHYs", struct.pack(">IIB", *(round(d / 0.0254) for d in dpi), 1)))
+    if exif := extras.get("exif"):
+        parts.append(chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    parts += [chunk(b"IDAT", zlib.compress(filtered.tobytes())), chunk(b"IEND", b"")]
+    return b"".join(parts)

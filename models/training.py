@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,9 +137,10 @@ class Options:
             raise ValueError(
                 f"precision: expected one of {sorted(PRECISIONS)}, got {self.precision!r}"
             )
-        for name in ("batch", "accumulate", "save_every", "sample_every", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        counts = ("iterations", "batch", "accumulate", "save_every", "sample_every", "log_every")
+        for name, least in (*((name, 1) for name in (*counts, "keep")), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected at least 0 and below 1, got {self.average}")
 
@@ -436,7 +438,10 @@ class Trainer:
         path = self.options.output / f"checkpoint-{self.iteration:08}.safetensors"
         checkpoint.save(path, tensors, self._header())
         for old in checkpoints(self.options.output)[: -self.options.keep]:
-            old.unlink()
+            try:
+                old.unlink()
+            except OSError as error:  # another program reads it
+                warnings.warn(f"{old}: not removed ({error.strerror or error})", stacklevel=2)
         return path
 
     def restore(self, path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
+from .checks import check_images
 
 # Channels of the 3x3 convolutions, "M" where a maximum over 2x2 follows.
 LAYERS: dict[int, tuple[int | str, ...]] = {
@@ -63,6 +64,7 @@ class VGGFeatures(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        check_images("x", x, 3)
         outputs = {}
         wanted = {i: tap for tap, i in self.index.items()}
         for i, layer in enumerate(self.features):
@@ -103,7 +105,7 @@ class VGGFeatures(nn.Module):
         Raises:
             ValueError: it holds another network; `source` is named.
         """
-        own = self.state_dict().keys()
+        state, own = checkpoint.weights(state), self.state_dict().keys()
         further = re.compile(r"(features|classifier)\.\d+\.(weight|bias)")
         kept = {k: v for k, v in state.items() if k in own or not further.fullmatch(k)}
         checkpoint.load_strictly(self, kept, f"{source} as VGG-{self.depth}")

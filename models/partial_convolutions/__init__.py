@@ -3,7 +3,7 @@
 from ..inpainting import add_arguments
 from ..papers import Paper
 from . import classifiers
-from .checkpoint import load_published
+from .checkpoint import load_published, options
 from .editing import edit, fill
 from .losses import InpaintingLoss, VGG16PartialLoss
 from .networks import Config, PCBActiv, PConvUNet, example, networks
@@ -34,5 +34,6 @@ PAPER = Paper(
     example=example,
     edit=edit,
     edit_arguments=add_arguments,
+    options=options,
     marks=("enc_1.conv.", "dec_1.conv."),
 )

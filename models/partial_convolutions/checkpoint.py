@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..checkpoint import load_strictly, without_module
+from ..checkpoint import load_strictly, weights
 from .networks import Config, networks
 
 
@@ -19,7 +19,7 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, of another shape, or a mask kernel is not ones.
     """
-    state = without_module(content.get("model", content))
+    state = weights(content)
     built = networks(config)
     for key, value in built["generator"].state_dict().items():
         if key.endswith("mask_conv.weight") and key.replace("mask_conv", "input_conv") in state:
@@ -28,3 +28,11 @@ def load_published(
                 raise ValueError(f"{source}: {key}: expected only ones")
     load_strictly(built["generator"], state, source)
     return built
+
+
+def options(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Stages and width, from the keys and the first convolution."""
+    stages = [key.split(".")[0].removeprefix("enc_") for key in state if key.startswith("enc_")]
+    first = state.get("enc_1.conv.input_conv.weight")
+    told = {"layers": max(int(stage) for stage in stages if stage.isdecimal())} if stages else {}
+    return told | ({"width": first.shape[0]} if isinstance(first, Tensor) else {})

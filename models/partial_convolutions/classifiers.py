@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchext.nn import PartialConv2d
 
 from .. import checkpoint
+from ..checks import check_images
 from ..vgg import LAYERS
 
 
@@ -95,6 +96,7 @@ class PaddedResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images("x", x, 3)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
@@ -133,6 +135,7 @@ class PaddedVGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images("x", x, 3)
         return self.classifier(self.features(x).flatten(1))
 
 
@@ -171,8 +174,7 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, or of another shape.
     """
-    state = content.get("state_dict", content)
-    checkpoint.load_strictly(network, checkpoint.without_module(state), source)
+    checkpoint.load_strictly(network, checkpoint.weights(content), source)
     return network
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import inpainting, pictures
+from ..checks import check_image_and_mask
 from ..vgg import imagenet_normalised, imagenet_restored
 from .networks import Config, PConvUNet
 
@@ -26,9 +27,10 @@ def fill(generator: PConvUNet, image: Tensor, known: Tensor) -> Tensor:
         (N,3,H,W): the image where it is known, the prediction in the holes.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: an image that is not floating point.
+        ValueError: a shape that does not fit, or a value outside 0 to 1.
     """
-    pictures.check_image_and_mask(image, known)
+    check_image_and_mask(image, known)
     H, W = image.shape[2:]
     known = known.to(image.dtype)
     image = torch.where(known > 0, image, 0)
@@ -40,6 +42,4 @@ def fill(generator: PConvUNet, image: Tensor, known: Tensor) -> Tensor:
 
 
 def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Namespace) -> None:
-    image, known = inpainting.read(options)
-    filled = fill(networks["generator"], image, known)
-    pictures.write(pictures.to_picture(filled[0]), options.output)
+    inpainting.edit(options, lambda image, known: [fill(networks["generator"], image, known)])

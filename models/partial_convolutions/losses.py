@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_images, check_mask
 from ..losses import perceptual, style, total_variation, total_variation_in_holes
 from ..pictures import composite
 from ..vgg import VGGFeatures, imagenet_normalised
@@ -24,6 +25,9 @@ class InpaintingLoss(nn.Module):
 
     Shape: input, output, gt (N,C,H,W), ImageNet-normalised, mask (N or 1,1 or C,H,W) -> terms by
     name. One-channel images are repeated for the features.
+
+    Raises:
+        TypeError, ValueError: an image or the mask does not fit.
     """
 
     def __init__(self, vgg: VGGFeatures, *, variation: Literal["image", "hole"] = "image") -> None:
@@ -34,6 +38,15 @@ class InpaintingLoss(nn.Module):
         self.variation = variation
 
     def forward(self, input: Tensor, mask: Tensor, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        check_images("gt", gt)
+        for name, image in (("input", input), ("output", output)):
+            check_images(name, image)
+            if image.shape != gt.shape:
+                raise ValueError(
+                    f"{name}: expected the shape of gt, {tuple(gt.shape)}, got {tuple(image.shape)}"
+                )
+        check_mask("mask", mask, gt, (1, gt.shape[1]))
+        mask = mask.to(gt.dtype)
         merged = composite(input, mask, output)
         with torch.no_grad():
             wanted = self._features(gt)

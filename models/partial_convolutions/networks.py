@@ -16,6 +16,8 @@ from torch import Tensor, nn
 import torchext
 from torchext.nn import PartialConv
 
+from ..checks import check_images, check_mask
+
 Form = Literal["ratio", "sum"]
 Upsampling = Literal["nearest", "bilinear", "bicubic"]
 # Kernel size, stride, padding.
@@ -162,7 +164,8 @@ class PConvUNet(nn.Module):
     parameters still learn.
 
     Raises:
-        ValueError: L below 4, or another size or shape.
+        TypeError: another dtype.
+        ValueError: L below 4, another size or shape, or a mask with values outside 0 to 1.
     """
 
     def __init__(
@@ -232,21 +235,14 @@ class PConvUNet(nn.Module):
 
     def _check(self, input: Tensor, mask: Tensor) -> None:
         C, multiple = self.input_channels, 2**self.layer_size
-        if input.dim() != 4 or input.shape[1] != C:
-            raise ValueError(f"input: expected the shape (N, {C}, H, W), got {tuple(input.shape)}")
-        N, _, H, W = input.shape
-        if H % multiple or W % multiple or 0 in (H, W):
+        check_images("input", input, C)
+        H, W = input.shape[2:]
+        if H % multiple or W % multiple:
             raise ValueError(
                 f"input: expected a height and a width that are multiples of {multiple},"
                 f" got {H} x {W}"
             )
-        batches, channels = (1, N), (1, C)
-        fits = mask.dim() == 4 and mask.shape[0] in batches and mask.shape[1] in channels
-        if not fits or mask.shape[2:] != input.shape[2:]:
-            raise ValueError(
-                f"input_mask: expected the shape ({N} or 1, 1 or {C}, {H}, {W}) of the input,"
-                f" got {tuple(mask.shape)}"
-            )
+        check_mask("input_mask", mask, input, (1, C))
 
     def train(self, mode: bool = True) -> "PConvUNet":
         super().train(mode)

@@ -1,7 +1,7 @@
 """PD-GAN: Probabilistic Diverse GAN for Image Inpainting (CVPR 2021)."""
 
 from ..papers import Paper
-from .checkpoint import FILES, load_published
+from .checkpoint import FILES, load_published, options
 from .editing import Sampler, add_arguments, edit
 from .first_stage import Decoder, Encoder
 from .networks import Config, SPDNormGenerator, example, networks
@@ -31,5 +31,6 @@ PAPER = Paper(
     example=example,
     edit=edit,
     edit_arguments=add_arguments,
+    options=options,
     marks=("Encoder_1.conv.", "Decoder_1.model.", ".mlp_activate.0.", ".conv_to_f."),
 )

@@ -1,11 +1,12 @@
 """Published files: one for each network, a dictionary with the entries net and optimize."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..checkpoint import load_strictly, without_module
+from ..checkpoint import load_strictly, part, weights
 from .networks import Config, networks
 
 # Files in a folder, by network.
@@ -40,13 +41,33 @@ def load_published(
         ValueError: an entry is missing, unexpected, or of another shape.
     """
     built = networks(config)
-    several = bool(content) and content.keys() <= FILES.keys()
+    if content and content.keys() <= FILES.keys():
+        states = {name: weights(entries) for name, entries in content.items()}
+    else:
+        whole = weights(content)
+        states = {name: part(whole, name) for name in FILES if part(whole, name)} or {"": whole}
     found = {}
-    for name, part in (content if several else {"": content}).items():
-        state = without_module(part.get("net", part))
+    for name, state in states.items():
         name = name or next((n for n, entry in _ENTRIES.items() if entry in state), "encoder")
         if name not in built:
-            raise ValueError(f"{source}: holds the {name}, which is trained in stage 2")
+            raise ValueError(f"{source}: holds the {name}, which needs the option --set stage=2")
         load_strictly(built[name], state, source)
         found[name] = built[name]
     return found
+
+
+def options(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Width, length of the noise and size, as far as the network in a file has them."""
+    shapes = {key: value.shape for key, value in state.items() if isinstance(value, Tensor)}
+    first = {
+        "Encoder_1.conv.input_conv.weight": lambda shape: shape[0],
+        "Decoder_5.model.1.weight": lambda shape: shape[1],
+        "conv_img.weight": lambda shape: shape[1],
+        "discriminator_0.model0.0.weight": lambda shape: shape[0],
+    }
+    widths = [of(shapes[key]) for key, of in first.items() if key in shapes]
+    told = {"width": widths[0]} if widths else {}
+    if "fc.weight" in shapes and "width" in told:
+        units, told["noise"] = shapes["fc.weight"]
+        told["size"] = 64 * math.isqrt(units // (16 * told["width"]))
+    return told

@@ -1,7 +1,6 @@
 """Several fills of one hole."""
 
 import argparse
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import inpainting, pictures
 from ..blocks import folded
+from ..checks import check_image_and_mask
 from .first_stage import Decoder, Encoder, restore
 from .networks import Config, SPDNormGenerator
 
@@ -44,9 +44,10 @@ class Sampler:
             (n,N,3,H,W): the image where it is known.
 
         Raises:
-            ValueError: shapes that do not fit.
+            TypeError: an image that is not floating point.
+            ValueError: a shape that does not fit, or a value outside 0 to 1.
         """
-        pictures.check_image_and_mask(image, known)
+        check_image_and_mask(image, known)
         shape = (n, len(image), self.generator.fc.in_features)
         if n < 1:
             raise ValueError(f"n: expected at least 1, got {n}")
@@ -74,24 +75,24 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
     """
     if "encoder" not in networks or "decoder" not in networks:
         raise ValueError(f"{options.checkpoint}: expected the first stage, encoder and decoder")
-    image, known = inpainting.read(options)
-    size = (config.size, config.size)
-    small = F.interpolate(image, size=size, mode="bilinear", antialias=True)
-    small_known = (F.interpolate(known, size=size, mode="area") == 1).to(known)
-    if "generator" in networks:
-        sampler = Sampler(networks["encoder"], networks["decoder"], networks["generator"])
-        generator = torch.Generator().manual_seed(options.seed)
-        noise = torch.randn(options.samples, 1, config.noise, generator=generator)
-        fills = sampler(small, small_known, options.samples, noise=noise.to(image))[:, 0]
-    else:
-        if options.samples != 1:
-            raise ValueError("--samples: expected 1, as the checkpoint has no generator")
-        prior = restore(networks["encoder"], networks["decoder"], small * 2 - 1, small_known)
-        fills = (prior + 1) / 2
-    fills = F.interpolate(fills, size=image.shape[2:], mode="bicubic").clamp(0, 1)
-    for i, fill in enumerate(fills):
-        path: Path = options.output
-        if len(fills) > 1:
-            path = path.with_stem(f"{path.stem}-{i}")
-        result = pictures.composite(image, known, fill[None])
-        pictures.write(pictures.to_picture(result[0]), path)
+    if options.samples < 1:
+        raise ValueError(f"--samples: expected at least 1, got {options.samples}")
+    if "generator" not in networks and options.samples != 1:
+        raise ValueError("--samples: expected 1, as the checkpoint has no generator")
+
+    def fills(image: Tensor, known: Tensor) -> list[Tensor]:
+        size = (config.size, config.size)
+        small = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+        small_known = (F.interpolate(known, size=size, mode="area") == 1).to(known)
+        if "generator" in networks:
+            sampler = Sampler(networks["encoder"], networks["decoder"], networks["generator"])
+            generator = torch.Generator().manual_seed(options.seed)
+            noise = torch.randn(options.samples, 1, config.noise, generator=generator)
+            drawn = sampler(small, small_known, options.samples, noise=noise.to(image))[:, 0]
+        else:
+            prior = restore(networks["encoder"], networks["decoder"], small * 2 - 1, small_known)
+            drawn = (prior + 1) / 2
+        drawn = F.interpolate(drawn, size=image.shape[2:], mode="bicubic").clamp(0, 1)
+        return [pictures.composite(image, known, fill[None]) for fill in drawn]
+
+    inpainting.edit(options, fills)

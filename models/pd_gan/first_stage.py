@@ -11,6 +11,7 @@ import torchext
 from torchext.nn.plain import plain
 
 from ..blocks import instance_norm
+from ..checks import check_images, check_mask
 
 
 class PartialConv(nn.Module):
@@ -73,6 +74,7 @@ class PartialConv(nn.Module):
         bias = 0 if conv.bias is None else conv.bias[:, None, None]
         y = (conv(x * mask) - bias) * scale + bias
         return torch.where(known, y, 0), known.to(x.dtype)
+
 
 class PCBActiv(nn.Module):
     """Activation, partial convolution, norm: one layer of the encoder.
@@ -151,13 +153,15 @@ class Encoder(nn.Module):
     and W are multiples of 64, one of them at least 128.
 
     Raises:
-        ValueError: another size.
+        TypeError: another dtype.
+        ValueError: another size or shape, or a mask with values outside 0 to 1.
     """
 
     def __init__(
         self, input_nc: int = 3, output_nc: int = 3, ngf: int = 64, norm: str = "instance"
     ) -> None:
         super().__init__()
+        self.input_nc = input_nc
         widths = (input_nc, ngf, 2 * ngf, 4 * ngf, 8 * ngf, 8 * ngf, 8 * ngf)
         for i in range(1, 7):
             stage = PCBActiv(
@@ -171,6 +175,8 @@ class Encoder(nn.Module):
 
     def forward(self, source: list[Tensor]) -> tuple[Tensor, ...]:
         x, mask = source
+        check_images("source[0]", x, self.input_nc)
+        check_mask("source[1]", mask, x, (1, self.input_nc))
         H, W = x.shape[2:]
         if H % 64 or W % 64 or max(H, W) < 128 or min(H, W) < 64:
             raise ValueError(
@@ -222,6 +228,13 @@ class Decoder(nn.Module):
 
 
 def restore(encoder: Encoder, decoder: Decoder, image: Tensor, known: Tensor) -> Tensor:
-    """The prior image (N,3,H,W) in (-1,1) of an image in [-1,1]. Mask: 1 known, 0 hole."""
+    """The prior image (N,3,H,W) in (-1,1) of an image in [-1,1]. Mask: 1 known, 0 hole.
+
+    Raises:
+        TypeError, ValueError: image or mask does not fit; see `Encoder`.
+    """
+    check_images("image", image, encoder.input_nc)
+    check_mask("known", known, image, (1, encoder.input_nc))
+    known = known.to(image.dtype)
     masked = torch.where(known > 0, image * known, 0)
     return decoder(*reversed(encoder([masked, known])))

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import torchext
 from torchext.nn import SPDNormResnetBlock
 from torchext.nn.modulated_norm import SPDNormConditions
+from torchext.ops.checks import check_mask_values
 
+from ..checks import check_images
 from ..discriminators import MultiscaleDiscriminator
 from ..losses import Adversarial
 from .first_stage import Decoder, Encoder
@@ -153,6 +155,7 @@ class SPDNormGenerator(nn.Module):
         `shared` as for `torchext.nn.SPDNormResnetBlock.conditions`.
         """
         H, W = (64 * side for side in self.latent)
+        check_images("prior", prior)
         N = len(prior)
         if prior.shape != (N, 3, H, W):
             raise ValueError(
@@ -162,6 +165,7 @@ class SPDNormGenerator(nn.Module):
             raise ValueError(
                 f"mask: expected the shape ({N}, 1 or more, {H}, {W}), got {tuple(mask.shape)}"
             )
+        check_mask_values("mask", mask)
         sizes = [tuple(side * 2**i for side in self.latent) for i in range(len(UNITS))]
         steps, windows = ([unit[i] for unit in UNITS] for i in (2, 3))
         maps = torchext.diversity_map(mask[:, :1], steps, windows, self.base, sizes)

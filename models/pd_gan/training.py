@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from ..blocks import initialise as fill_weights
+from ..checks import check_images, check_mask
 from ..data import MaskedImages, Preparation
 from ..discriminators import halves
 from ..losses import (
@@ -39,7 +40,13 @@ def dataset(images: Path, masks: MaskSource, config: Config, *, seed: int = 0) -
 
 
 def diversity(vgg: VGGFeatures, a: Tensor, b: Tensor, hole: Tensor) -> Tensor:
-    """How far two fills are apart: L1 of features of the holes alone. Mask: 1 hole."""
+    """How far two fills are apart: L1 of features of the holes alone. Mask: 1 hole.
+
+    Raises:
+        TypeError, ValueError: a fill or the mask does not fit.
+    """
+    check_images("a", a, 3)
+    check_mask("hole", hole, a, (1, 3))
     features = [vgg(fill * hole)[DIVERSITY_TAP] for fill in (a, b)]
     return F.l1_loss(*features)
 

@@ -2,7 +2,7 @@
 
 from ..inpainting import add_arguments
 from ..papers import Paper
-from .checkpoint import load_published
+from .checkpoint import load_published, options
 from .editing import edit, fill
 from .networks import Config, D_Net, G_Net, example, networks, saRN_ResnetBlock
 from .training import RegionNormalization, dataset
@@ -30,5 +30,6 @@ PAPER = Paper(
     example=example,
     edit=edit,
     edit_arguments=add_arguments,
+    options=options,
     marks=("foreground_gamma", ".sa.gamma_conv."),
 )

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..checkpoint import load_strictly, part, without_module
+from ..checkpoint import MisfitError, load_strictly, part, weights
 from .networks import Config, networks
 
 # Constants of the published loss module.
@@ -17,13 +17,13 @@ def load_published(
 ) -> dict[str, nn.Module]:
     """Both networks from `generator.*` and `discriminator.*`, or a generator from its own keys.
 
-    The parts "module" of several GPUs are taken out of the keys. The released file stores the
-    discriminator's first convolution twice, as `conv1.0.*` and as `features.0.*`: both must agree.
+    The released file stores the discriminator's first convolution twice, as `conv1.0.*` and as
+    `features.0.*`: both must agree.
 
     Raises:
         ValueError: an entry is missing, unexpected, or of another shape.
     """
-    state = without_module(content)
+    state = {key: value for key, value in weights(content).items() if key not in _CONSTANTS}
     built = networks(config)
     if not part(state, "generator"):
         load_strictly(built["generator"], state, source)
@@ -35,9 +35,18 @@ def load_published(
         original = discriminator.get(key.replace("features.0.", "conv1.0."))
         if original is None or not alias.equal(original):
             raise ValueError(f"{source}: discriminator.{key} differs from the entry of conv1")
-    rest = [k for k in state if k.split(".")[0] not in states and k not in _CONSTANTS]
+    rest = [key for key in state if key.split(".")[0] not in states]
     if rest:
-        raise ValueError(f"{source}: holds unexpected entries, such as {rest[0]}")
+        raise MisfitError(f"{source}: holds unexpected entries, such as {rest[0]}")
     for name, own in states.items():
         load_strictly(built[name], own, source)
     return {name: built[name] for name in states}
+
+
+def options(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Width and residual blocks, from the generator's first convolution and keys."""
+    generator = part(state, "generator") or state
+    first = generator.get("encoder_conv1.weight")
+    blocks = {key.split(".")[1] for key in generator if key.startswith("middle.")}
+    told = {"width": first.shape[0]} if isinstance(first, Tensor) else {}
+    return told | ({"residual_blocks": len(blocks)} if blocks else {})

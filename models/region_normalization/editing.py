@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import inpainting, pictures
+from ..checks import check_image_and_mask
 from .networks import Config, G_Net
 
 
@@ -25,9 +26,10 @@ def fill(generator: G_Net, image: Tensor, known: Tensor) -> Tensor:
         (N,3,H,W): the image where it is known, the prediction in the holes.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: an image that is not floating point.
+        ValueError: a shape that does not fit, or a value outside 0 to 1.
     """
-    pictures.check_image_and_mask(image, known)
+    check_image_and_mask(image, known)
     H, W = image.shape[2:]
     hole = (known < 1).to(image.dtype).expand(len(image), -1, -1, -1)
     padded, padded_hole = (pictures.pad_to_multiple(x, 4, least=12) for x in (image, hole))
@@ -36,6 +38,4 @@ def fill(generator: G_Net, image: Tensor, known: Tensor) -> Tensor:
 
 
 def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Namespace) -> None:
-    image, known = inpainting.read(options)
-    filled = fill(networks["generator"], image, known)
-    pictures.write(pictures.to_picture(filled[0]), options.output)
+    inpainting.edit(options, lambda image, known: [fill(networks["generator"], image, known)])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchext.nn import RN_B, RN_L
 
 from ..blocks import ResidualBlock, spectral
+from ..checks import check_images, check_mask
 from ..losses import Adversarial
 
 Scope = Literal["batch", "instance"]
@@ -109,7 +110,8 @@ class G_Net(nn.Module):
     prediction. H and W are multiples of 4, at least 12.
 
     Raises:
-        ValueError: another size or shape.
+        TypeError: another dtype.
+        ValueError: another size or shape, or a mask with values outside 0 to 1.
     """
 
     def __init__(
@@ -170,20 +172,13 @@ class G_Net(nn.Module):
 
 
 def _check_sizes(image: Tensor, mask: Tensor, channels: int) -> None:
-    if image.dim() != 4 or image.shape[1] != channels:
-        raise ValueError(
-            f"image: expected the shape (N, {channels}, H, W), got {tuple(image.shape)}"
-        )
-    N, _, H, W = image.shape
+    check_images("image", image, channels)
+    H, W = image.shape[2:]
     if H % 4 or W % 4 or min(H, W) < 12:
         raise ValueError(
             f"image: expected a height and a width of 12 or more, multiples of 4, got {H} x {W}"
         )
-    if mask.dim() != 4 or mask.shape[0] not in (1, N) or mask.shape[1:] != (1, H, W):
-        raise ValueError(
-            f"mask: expected the shape ({N} or 1, 1, {H}, {W}) of the image,"
-            f" got {tuple(mask.shape)}"
-        )
+    check_mask("mask", mask, image)
 
 
 class D_Net(nn.Module):
@@ -209,6 +204,7 @@ class D_Net(nn.Module):
     ) -> None:
         super().__init__()
         self.use_sigmoid = use_sigmoid
+        self.in_channels = in_channels
         channels = (in_channels, width, 2 * width, 4 * width, 8 * width, 1)
         for i, (before, behind) in enumerate(pairwise(channels), start=1):
             stride = 2 if i <= 3 else 1
@@ -218,6 +214,7 @@ class D_Net(nn.Module):
             self.add_module(f"conv{i}", stage)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        check_images("x", x, self.in_channels)
         features = []
         for stage in self.children():
             x = stage(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from ..blocks import initialise as fill_weights
+from ..checks import check_images, check_mask
 from ..data import MaskedImages, Preparation
 from ..losses import AdversarialLoss
 from ..masks import MaskSource
@@ -25,9 +26,15 @@ def dataset(images: Path, masks: MaskSource, config: Config, *, seed: int = 0) -
 def l1_in_holes(image: Tensor, merged: Tensor, hole: Tensor) -> Tensor:
     """Mean absolute difference over the hole's pixels. Mask: 1 hole.
 
-    `merged` is `image` outside the holes. Without any hole the result is not a number.
+    `merged` is `image` outside the holes. Without any hole the result is 0.
+
+    Raises:
+        TypeError, ValueError: image or hole does not fit.
     """
-    return (image - merged).abs().mean() / hole.mean()
+    check_images("image", image)
+    check_mask("hole", hole, image)
+    share = hole.to(image.dtype).mean()
+    return (image - merged).abs().mean() / torch.where(share > 0, share, 1)
 
 
 class RegionNormalization(Recipe):

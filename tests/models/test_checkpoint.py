@@ -1,10 +1,19 @@
 """Published files load strictly, whatever they are wrapped in; wrong ones are named."""
 
+import argparse
+import copy
 import dataclasses
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel
 
 from torchext.models import checkpoint, papers
 from torchext.models.partial_convolutions import classifiers
@@ -176,7 +185,7 @@ def test_misfits_are_named(change, message, tmp_path):
 
 def test_code_in_a_file_is_refused(tmp_path):
     torch.save({"net": torch.nn.Linear(2, 2)}, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match="cut off, or no checkpoint"):
+    with pytest.raises(ValueError, match=r"holds an object of the class torch\.nn\..*Linear"):
         checkpoint.load_published(tmp_path / "file.pth")
 
 
@@ -198,3 +207,247 @@ def test_configurations_come_back_from_text():
         paper = papers.find(name)
         texts = {key: str(value) for key, value in dataclasses.asdict(config).items()}
         assert papers.configure(paper.config, texts) == config
+
+
+# --- one rule of unwrapping -----------------------------------------------------------------------
+
+
+def averaged(network: torch.nn.Module) -> dict[str, Any]:
+    model = AveragedModel(network)
+    model.update_parameters(network)
+    return model.state_dict()
+
+
+def compiled(network: torch.nn.Module) -> dict[str, Any]:
+    return torch.compile(network).state_dict()
+
+
+def other(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights that are not the wanted ones."""
+    return {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+
+
+WRAPPERS: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
+    "bare": lambda network: network.state_dict(),
+    "DataParallel": lambda network: torch.nn.DataParallel(network).state_dict(),
+    "torch.compile": compiled,
+    "compiled, then parallel": lambda network: prefixed(compiled(network), "module."),
+    "AveragedModel": averaged,
+    "state_dict": lambda network: {"state_dict": network.state_dict(), "epoch": 3},
+    "model": lambda network: {"model": averaged(network), "optimizer": {"state": {0: {}}}},
+    "net": lambda network: {"net": compiled(network), "losses": torch.zeros(9)},
+    "nested": lambda network: {"checkpoint": 1, "state_dict": {"model": network.state_dict()}},
+    "Lightning": lambda network: {
+        "state_dict": prefixed(network.state_dict(), "model."),
+        "pytorch-lightning_version": "2.0",
+        "hyper_parameters": {"rate": 1e-3},
+        "callbacks": {},
+    },
+    "ema first": lambda network: {"model": other(network), "ema": network.state_dict()},
+    "ema without weights": lambda network: {
+        "model": network.state_dict(),
+        "ema": {"decay": 0.9, "shadow": [torch.zeros(2)]},
+    },
+    "numbers beside": lambda network: {
+        **network.state_dict(),
+        "epoch": 3,
+        "best": np.float64(0.5),
+        "step": np.int64(7),
+        "iteration": torch.tensor(7),
+        "arch": "net",
+    },
+    "settings beside": lambda network: {
+        "model": network.state_dict(),
+        "args": argparse.Namespace(rate=1e-3),
+        "curve": np.arange(4.0),
+        "best": np.float32(0.5),
+    },
+    "no batch counts": lambda network: {
+        key: value
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    },
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_are_opened(wrapper, legacy, tmp_path):
+    torch.manual_seed(1)
+    network = PCONV.networks(CONFIGS["partial_convolutions"])["generator"]
+    wanted = copy.deepcopy(network.state_dict())
+    path = tmp_path / "file.pth"
+    torch.save(WRAPPERS[wrapper](network), path, _use_new_zipfile_serialization=not legacy)
+    assert_loaded(PCONV, path, {"generator": wanted})
+
+
+@pytest.mark.parametrize("paper", [RN, PDGAN], ids=lambda paper: paper.name)
+def test_networks_side_by_side(paper, tmp_path):
+    wanted = states(paper)
+    content = {name: prefixed(state, "module.") for name, state in wanted.items()}
+    torch.save({**content, "optimizer": {"state": {}}, "epoch": 3}, tmp_path / "file.pth")
+    assert_loaded(paper, tmp_path / "file.pth", wanted)
+
+
+def test_wrapped_vgg_and_classifiers():
+    features = VGGFeatures(16, ("relu1_2",))
+    state = prefixed(features.state_dict(), "module.")
+    loaded = VGGFeatures(16, ("relu1_2",)).load_torchvision({"state_dict": state}, "file")
+    assert loaded.features[2].weight.equal(features.features[2].weight)
+    network = classifiers.build("pdresnet18")
+    other_one = classifiers.build("pdresnet18")
+    classifiers.load_published(other_one, {"model": averaged(network)})
+    assert other_one.conv1.weight.equal(network.conv1.weight)
+
+
+# --- what a file is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["file.bin", "file.pt", "file", "file.safetensors"])
+def test_safetensors_under_any_name(name, tmp_path):
+    wanted = states(RN)
+    content = prefixed(wanted["generator"], "generator.")
+    save_file({key: value.contiguous() for key, value in content.items()}, tmp_path / name)
+    assert_loaded(RN, tmp_path / name, {"generator": wanted["generator"]})
+    config = CONFIGS[RN.name]
+    papers.save(tmp_path / "ours.safetensors", RN, config, RN.networks(config))
+    (tmp_path / "ours.safetensors").rename(tmp_path / name)
+    assert papers.load(tmp_path / name, RN)[1] == config
+
+
+def test_a_pickle_named_safetensors(tmp_path):
+    wanted = states(RN)["generator"]
+    torch.save(wanted, tmp_path / "file.safetensors")
+    assert_loaded(RN, tmp_path / "file.safetensors", {"generator": wanted})
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (LFS, "is a pointer of git-lfs, not the file itself"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page, not a checkpoint"),
+        (b"<html><body>Quota exceeded</body></html>", "is a web page, not a checkpoint"),
+        (b"Not Found", "cut off, or no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(content, message, suffix, tmp_path):
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    for load in (checkpoint.load_published, lambda path: papers.load(path, RN)):
+        with pytest.raises(ValueError, match=rf"file{suffix}: {message}"):
+            load(path)
+
+
+def test_a_folder_is_named(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a checkpoint file, got a folder \(model\.pth\)"):
+        papers.load(tmp_path, RN)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "tensors.safetensors"])
+def test_cut_off_files_are_named(name, share, tmp_path):
+    state = {"a.weight": torch.randn(100, 100)}
+    if name == "tensors.safetensors":
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=name == "zip.pth")
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=rf"{name}: cut off"):
+        checkpoint.load_published(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:.*looks like a TorchScript")
+def test_a_program_is_named(tmp_path):
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    torch.jit.save(traced, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"file\.pt: is a TorchScript archive"):
+        checkpoint.load_published(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), "text"])
+def test_what_is_no_dictionary_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="expected a dictionary of tensors, got"):
+        checkpoint.load_published(tmp_path / "file.pth")
+
+
+def test_a_class_is_not_run(tmp_path):
+    class Run:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"model": Run()}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"holds an object of the class (posix|nt)\.mkdir"):
+        checkpoint.load_published(tmp_path / "file.pth")
+    assert not (tmp_path / "made").exists()
+
+
+# --- other options --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "paper, trained, given, told",
+    [
+        (PCONV, {"layers": 5, "width": 4}, {"width": 4}, "--set layers=5"),
+        (PCONV, {"layers": 5, "width": 4}, {"layers": 5, "width": 8}, "--set width=4"),
+        (PCONV, {"layers": 4, "width": 4}, {"width": 8}, "--set layers=4 --set width=4"),
+        (RN, {"width": 4, "residual_blocks": 2}, {"width": 4}, "--set residual_blocks=2"),
+        (RN, {"width": 4}, {"width": 8}, "--set width=4"),
+        (PDGAN, {"width": 2, "size": 128}, {"width": 2}, "--set size=128"),
+        (PDGAN, {"width": 2, "noise": 16}, {"width": 2}, "--set noise=16"),
+        (PDGAN, {"width": 2, "stage": 1}, {"width": 4, "stage": 1}, "--set width=2"),
+    ],
+)
+def test_the_options_of_a_checkpoint_are_told(paper, trained, given, told, tmp_path):
+    networks = paper.networks(paper.config(**trained))
+    content = {name: network.state_dict() for name, network in networks.items()}
+    path = tmp_path / "file.pth"
+    torch.save(content if len(content) > 1 else {"model": content["generator"]}, path)
+    with pytest.raises(ValueError) as error:
+        papers.load(path, paper, paper.config(**given))
+    assert str(error.value).endswith(f"of other options than the given ones: {told}")
+    assert "it looks like" not in str(error.value)
+
+
+def test_a_second_stage_under_the_first(tmp_path):
+    state = states(PDGAN)["generator"]
+    torch.save({"net": state}, tmp_path / "file.pth")
+    config = dataclasses.replace(CONFIGS["pd_gan"], stage=1)
+    with pytest.raises(ValueError, match=re.escape("needs the option --set stage=2")):
+        papers.load(tmp_path / "file.pth", PDGAN, config)
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+def test_saving_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuse(path: object, *arguments: object, **options: object) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    checkpoint.save(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {"number": 1})
+    checkpoint.save(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {"number": 2})
+    tensors, header = checkpoint.load(tmp_path / "a.safetensors")
+    assert tensors["a"].equal(torch.zeros(2))
+    assert header["number"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "a.safetensors", {"a": torch.ones(2)}, {})
+    monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
+    assert checkpoint.load(tmp_path / "a.safetensors")[0]["a"].equal(torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

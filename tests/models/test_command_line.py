@@ -1,15 +1,16 @@
 """`python -m torchext.models`: train, edit and info of every paper, on plain files."""
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from support.training import SMALL
 
-from torchext.models import papers
+from torchext.models import papers, pictures
 from torchext.models.__main__ import main
 
 # Parameters at the published size, as the papers' cards count them.
@@ -93,17 +94,43 @@ def test_edit_does_not_read_the_hole(photo, mask, tmp_path):
 
 @pytest.mark.parametrize("name", papers.NAMES)
 def test_info_counts_as_published(name, capsys):
-    if name == "pd_gan":  # counted without a forward pass, which takes seconds at this size
-        paper = papers.find(name)
-        with torch.device("meta"):
-            networks = paper.networks(paper.config())
-        assert {k: papers.parameters(n) for k, n in networks.items()} == PARAMETERS[name]
-        return
     assert main([name, "info"]) == 0
     text = capsys.readouterr().out
-    for network, count in PARAMETERS[name].items():
-        assert f"{network}: {count:,} parameters" in text
     assert "our layers" in text
+    assert re.search(r"[1-9][\d.]* GFLOP for \d+x", text)
+    for network, count in PARAMETERS.get(name, {}).items():
+        assert f"{network}: {count:,} parameters" in text
+
+
+def test_info_of_a_smaller_network(capsys):
+    settings = ["--set", "stage=1", "--set", "width=8", "--set", "size=128"]
+    assert main(["pd_gan", "info", *settings]) == 0
+    text = capsys.readouterr().out
+    assert "encoder" in text
+    assert "GFLOP for 1x3x128x128 and 1x1x128x128" in text
+    assert "generator" not in text
+
+
+def train_command(name: str, photos: Path, vgg_file: Path, output: Path) -> list[str]:
+    command = [name, "train", str(photos), "-o", str(output), "--vgg", str(vgg_file)]
+    command += ["--device", "cpu", "--workers", "0", "--batch", "1"]
+    for option, value in SMALL[name].items():
+        command += ["--set", f"{option}={value}"]
+    return command
+
+
+@pytest.mark.parametrize("name", papers.NAMES)
+def test_train_writes_what_edit_reads(name, photos, vgg_file, photo, mask, tmp_path, capsys):
+    command = train_command(name, photos, vgg_file, tmp_path / "run")
+    assert main([*command, "--iterations", "2"]) == 0
+    assert "2 iterations" in capsys.readouterr().out
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*.safetensors")
+    command = [name, "edit", str(photo), str(mask), "-o", str(tmp_path / "out.png")]
+    assert main([*command, "--checkpoint", str(checkpoint)]) == 0
+    before, after = (np.asarray(Image.open(path)) for path in (photo, tmp_path / "out.png"))
+    hole = np.asarray(Image.open(mask)) > 0
+    assert np.array_equal(before[~hole], after[~hole])
+    assert not np.array_equal(before[hole], after[hole])
 
 
 def test_train_and_resume(photos, vgg_file, tmp_path, capsys):
@@ -172,3 +199,236 @@ def test_folder_without_images_is_named(tmp_path, capsys):
     command = ["region_normalization", "train", str(tmp_path), "-o", str(tmp_path / "run")]
     assert main([*command, "--device", "cpu"]) == 1
     assert "expected images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--batch", "0"], "--batch: expected at least 1, got 0"),
+        (["--workers", "-1"], "--workers: expected at least 0, got -1"),
+        (["--iterations", "0"], "--iterations: expected at least 1, got 0"),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--accumulate", "0"], "--accumulate: expected at least 1, got 0"),
+        (["--save-every", "0"], "--save-every: expected at least 1, got 0"),
+        (["--keep", "0"], "--keep: expected at least 1, got 0"),
+        (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--average", "1"], "--average: expected at least 0 and below 1, got 1.0"),
+        (["--share", ".5", ".2"], "--share: expected 0 <= LOW <= HIGH <= 0.8, got 0.5 0.2"),
+        (["--threshold", "255"], "--threshold: expected 0 to 254, got 255"),
+        (["--device", "gpu"], "--device: expected cpu, cuda, cuda:1 or the like, got 'gpu'"),
+        (["--device", "cuda:63"], "--device: expected one that is there, got 'cuda:63'"),
+        (["--device", "meta"], "--device: expected one that is there, got 'meta'"),
+    ],
+)
+def test_bad_options_of_train_are_named_before_any_work(options, message, tmp_path, capsys):
+    # There is no folder of photos: the option is looked at first.
+    command = ["region_normalization", "train", "absent", "-o", str(tmp_path / "run")]
+    assert main([*command, "--device", "cpu", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_cuda_without_a_device_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for command in (["train", "absent"], ["edit", "absent", "absent", "--checkpoint", "absent"]):
+        output = ["-o", str(tmp_path / "out.png"), "--device", "cuda"]
+        assert main(["region_normalization", *command, *output]) == 1
+        assert "--device: expected one that is there, got 'cuda'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("pd_gan", ["--samples", "0"], "--samples: expected at least 1, got 0"),
+        ("region_normalization", ["--quality", "0"], "--quality: expected 1 to 100, got 0"),
+        ("region_normalization", ["--threshold", "-1"], "--threshold: expected 0 to 254, got -1"),
+    ],
+)
+def test_bad_options_of_edit_are_named(name, options, message, photo, mask, tmp_path, capsys):
+    checkpoint = small_checkpoint(name, tmp_path)
+    command = [name, "edit", str(photo), str(mask), "-o", str(tmp_path / "out.png")]
+    assert main([*command, "--checkpoint", str(checkpoint), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+# --- what edit keeps ------------------------------------------------------------------------------
+
+
+def edit(photo: Path, mask: Path, output: Path, *options: str) -> int:
+    checkpoint = small_checkpoint("region_normalization", output.parent)
+    command = ["region_normalization", "edit", str(photo), str(mask), "-o", str(output)]
+    return main([*command, "--checkpoint", str(checkpoint), *options])
+
+
+def profile() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def test_edit_keeps_profile_exif_and_resolution(mask, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (90, 75, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:02 03:04:05"
+    icc = profile()
+    photo = tmp_path / "photo.png"
+    Image.fromarray(values).save(photo, exif=exif, icc_profile=icc, dpi=(300, 300))
+    for name in ("out.png", "out.tif", "out.jpg", "out.webp"):
+        assert edit(photo, mask, tmp_path / name) == 0
+        with Image.open(tmp_path / name) as written:
+            assert written.size == (90, 75)
+            assert written.info["icc_profile"] == icc
+            assert written.getexif().get(0x0112, 1) == 1
+            assert written.getexif()[0x010F] == "a camera"
+            assert written.getexif().get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
+            if name != "out.webp":  # has no place for it
+                assert written.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+            after = np.asarray(written)
+        upright = np.rot90(values, -1)
+        known = np.asarray(Image.open(mask)) == 0
+        if name != "out.jpg":
+            assert np.array_equal(after[known], upright[known]), name
+
+
+PHOTOS = {
+    "L": (np.uint8, 1),
+    "LA": (np.uint8, 2),
+    "RGB": (np.uint8, 3),
+    "RGBA": (np.uint8, 4),
+    "I;16": (np.uint16, 1),
+    "RGB;16": (np.uint16, 3),
+    "RGBA;16": (np.uint16, 4),
+}
+
+
+def photo_file(kind: str, path: Path) -> np.ndarray:
+    """A file of random values; Pillow writes none of 16-bit colours."""
+    dtype, channels = PHOTOS[kind]
+    random = np.random.default_rng(0)
+    values = random.integers(0, np.iinfo(dtype).max + 1, (75, 90, channels), dtype)
+    if dtype == np.uint16 and channels > 1:
+        path.write_bytes(pictures._png_of_16_bits(values, {}))
+    else:
+        Image.fromarray(values[..., 0] if channels == 1 else values).save(path)
+    return values
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_edit_keeps_bits_and_alpha_of_known_pixels(kind, mask, tmp_path):
+    values = photo_file(kind, tmp_path / "photo.png")
+    assert edit(tmp_path / "photo.png", mask, tmp_path / "out.png") == 0
+    after = pictures.read_photo(tmp_path / "out.png").values
+    assert after.dtype == values.dtype
+    assert after.shape == values.shape
+    hole = np.asarray(Image.open(mask)) > 0
+    assert np.array_equal(after[~hole], values[~hole])
+    assert not np.array_equal(after[hole], values[hole])
+    if values.shape[2] % 2 == 0:  # what was painted is seen
+        assert (after[hole][:, -1] == np.iinfo(values.dtype).max).all()
+
+
+def test_16_bits_are_those_of_an_independent_reader(tmp_path):
+    values = photo_file("RGB;16", tmp_path / "photo.png")
+    data = (tmp_path / "photo.png").read_bytes()
+    begin = data.index(b"IDAT")
+    length = int.from_bytes(data[begin - 4 : begin], "big")
+    rows = np.frombuffer(zlib.decompress(data[begin + 4 : begin + 4 + length]), np.uint8)
+    rows = rows.reshape(75, -1)
+    assert (rows[:, 0] == 2).all()  # each row is the difference from the one above
+    plain = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8)
+    assert np.array_equal(plain.view(">u2").reshape(values.shape), values)
+    with Image.open(tmp_path / "photo.png") as picture:
+        assert np.array_equal(np.asarray(picture), (values >> 8).astype(np.uint8))
+
+
+def test_16_bits_are_lost_to_jpeg_and_that_is_said(mask, tmp_path, capsys):
+    photo_file("RGB;16", tmp_path / "photo.png")
+    assert edit(tmp_path / "photo.png", mask, tmp_path / "out.jpg") == 0
+    text = capsys.readouterr().out
+    assert "note: JPEG took 8 of its 16 bits" in text
+    assert "note: JPEG changes known pixels too; a PNG keeps them as they were" in text
+
+
+def test_jpeg_is_written_well(photo, mask, tmp_path, capsys):
+    smooth = Image.open(photo).resize((9, 8)).resize((90, 75), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "smooth.png")
+    known = np.asarray(Image.open(mask)) == 0
+    before, sizes = np.asarray(smooth).astype(int), []
+    for options in ((), ("--quality", "30")):
+        assert edit(tmp_path / "smooth.png", mask, tmp_path / "out.jpg", *options) == 0
+        assert "JPEG changes known pixels" in capsys.readouterr().out
+        with Image.open(tmp_path / "out.jpg") as written:
+            assert written.layer[0][1:3] == written.layer[1][1:3]  # colours at full resolution
+            after = np.asarray(written).astype(int)
+        sizes.append((tmp_path / "out.jpg").stat().st_size)
+        if not options:
+            far = ~np.asarray(Image.open(mask).filter(ImageFilter.MaxFilter(17))).astype(bool)
+            assert np.abs(after - before)[known & far].max() <= 8
+    assert sizes[1] < sizes[0] / 2
+    assert edit(tmp_path / "smooth.png", mask, tmp_path / "out.png") == 0
+    assert "note" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["photo", "mask"])
+def test_edit_does_not_overwrite_what_it_reads(what, photo, mask, tmp_path, capsys):
+    given = {"photo": photo, "mask": mask}
+    before = given[what].read_bytes()
+    link = tmp_path / "link.png"
+    link.symlink_to(given[what])
+    for output in (given[what], link):
+        assert edit(photo, mask, output) == 1
+        assert f"is the {what} itself; choose another name" in capsys.readouterr().err
+    assert given[what].read_bytes() == before
+
+
+def test_samples_do_not_overwrite_what_is_read(photo, mask, tmp_path, capsys):
+    checkpoint = small_checkpoint("pd_gan", tmp_path)
+    source = photo.rename(tmp_path / "out-1.png")
+    before = source.read_bytes()
+    command = ["pd_gan", "edit", str(source), str(mask), "-o", str(tmp_path / "out.png")]
+    assert main([*command, "--checkpoint", str(checkpoint), "--samples", "2"]) == 1
+    assert "out-1.png is the photo itself" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert not (tmp_path / "out-0.png").exists()
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def test_the_hole_is_said_and_a_soft_mask_warned_of(photo, tmp_path, capsys):
+    values = np.zeros((75, 90), np.uint8)
+    values[20:40, 30:70] = 255
+    blurred = Image.fromarray(values).filter(ImageFilter.GaussianBlur(2))
+    blurred.save(tmp_path / "mask.jpg", quality=50)
+    assert edit(photo, tmp_path / "mask.jpg", tmp_path / "out.png") == 0
+    output = capsys.readouterr()
+    assert re.search(r"warning: .*mask\.jpg: [\d.]+% of the mask is neither black", output.err)
+    share = float(re.search(r"the hole is ([\d.]+)% of the photo", output.out)[1])
+    assert share == pytest.approx(100 * 800 / (75 * 90), rel=0.05)
+
+
+@pytest.mark.parametrize("value, share", [(0, "0.00%"), (255, "100.00%"), (7, "100.00%")])
+def test_a_mask_of_all_or_nothing_is_an_error(value, share, photo, tmp_path, capsys):
+    Image.fromarray(np.full((75, 90), value, np.uint8)).save(tmp_path / "mask.png")
+    status = edit(photo, tmp_path / "mask.png", tmp_path / "out.png", "--threshold", "5")
+    assert status == 1
+    error = capsys.readouterr().err
+    assert f"expected a hole and something known beside it, got a hole of {share}" in error
+    assert "--white known turns it around; --threshold moves the limit" in error
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_an_erased_photo_is_its_own_mask(photo, tmp_path, capsys):
+    pixels = np.asarray(Image.open(photo).convert("RGBA")).copy()
+    pixels[20:40, 30:70, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "erased.png")
+    for options in ((), ("--white", "known")):
+        output = tmp_path / "out.png"
+        assert edit(tmp_path / "erased.png", tmp_path / "erased.png", output, *options) == 0
+        assert "the hole is 11.85% of the photo, where the photo" in capsys.readouterr().out
+        after = np.asarray(Image.open(output))
+        assert (after[..., 3] == 255).all()
+        known = pixels[..., 3] > 0
+        assert np.array_equal(after[known], pixels[known])

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from torchext.models import masks, pictures
 from torchext.models.data import EpochBatches, MaskedImages, Preparation, find_images, loader
@@ -48,12 +48,16 @@ def test_mask_files(white, binary, tmp_path):
     values[:, 10:20] = 255
     values[0, 10] = 1
     Image.fromarray(values).save(tmp_path / "mask.png")
-    source = masks.MaskFolder(tmp_path, white=white, binary=binary)
+    source = masks.MaskFolder(tmp_path, white=white, binary=binary, threshold=0)
     known = source(20, 20, np.random.default_rng(0))
     bright = known == 1 if white == "known" else known == 0
     assert bright[5, 5:15].all()
     assert not bright[5, 0]
-    assert bright[0, 5] == binary
+    assert bright[0, 5] == binary  # at the published threshold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the grey pixel
+        known = masks.MaskFolder(tmp_path, white=white)(20, 20, np.random.default_rng(0))
+    assert (known[0, 5] == 1) == (white == "hole")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -105,6 +109,104 @@ def test_a_broken_file_is_named_and_replaced(tmp_path, photos):
         sample = dataset[0, 0, index]
     assert "known" not in sample
     assert not sample["name"].endswith("broken.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # named once
+        assert dataset[0, 0, index]["image"].equal(sample["image"])
+    again = MaskedImages(tmp_path, None, Preparation(16))
+    with pytest.warns(UserWarning, match="left out"):
+        assert again[0, 0, index]["name"] == sample["name"]
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_workers_replace_broken_files_alike(tmp_path, photos):
+    for path in photos.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "coffee-2.png").write_bytes(b"\x89PNG nothing")
+    (tmp_path / "chelsea-9.png").write_bytes((tmp_path / "chelsea-0.png").read_bytes()[:600])
+    names = []
+    for workers in (0, 2):
+        dataset = MaskedImages(tmp_path, masks.GeneratedMasks(), Preparation(16))
+        batches = loader(dataset, EpochBatches(len(dataset), 2, seed=5), workers=workers)
+        names.append([batch["name"] for batch in itertools.islice(batches, 8)])
+        assert int(dataset.files.broken.sum()) == 2
+    assert names[0] == names[1]
+
+
+def test_none_readable_is_an_error(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"nothing")
+    dataset = MaskedImages(tmp_path, None, Preparation(16))
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match=r"none of 2 files can be read: cannot read .*png"),
+    ):
+        dataset[0, 0, 1]
+
+
+def test_hidden_files_are_left_out(tmp_path, photos):
+    (tmp_path / "inner" / ".cache").mkdir(parents=True)
+    (tmp_path / "__MACOSX").mkdir()
+    source = next(iter(photos.iterdir())).read_bytes()
+    for name in ("inner/a.png", "inner/.cache/b.png"):
+        (tmp_path / name).write_bytes(source)
+    for name in ("._a.png", "__MACOSX/._a.png", ".DS_Store", "inner/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert find_images(tmp_path) == [tmp_path / "inner" / "a.png"]
+    hidden = tmp_path / "inner" / ".cache"
+    assert find_images(hidden) == [hidden / "b.png"]  # given by name
+
+
+def test_masks_that_cannot_be_used_are_replaced(tmp_path):
+    good = np.zeros((20, 20), np.uint8)
+    good[5:15, 5:15] = 255
+    Image.fromarray(good).save(tmp_path / "good.png")
+    Image.fromarray(good * 0).save(tmp_path / "empty.png")
+    Image.fromarray(good * 0 + 255).save(tmp_path / "full.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+    source = masks.MaskFolder(tmp_path)
+    with pytest.warns(UserWarning, match="left out") as warned:
+        drawn = [source(20, 20, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(np.array_equal(known == 0, good > 0) for known in drawn)
+    texts = sorted(str(warning.message).split("/")[-1].split(":")[0] for warning in warned)
+    assert texts == ["broken.png", "empty.png", "full.png"]
+    (tmp_path / "good.png").unlink()
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="none of 3 files can be read"),
+    ):
+        masks.MaskFolder(tmp_path)(20, 20, np.random.default_rng(0))
+
+
+def test_soft_masks_are_warned_of_once(tmp_path):
+    values = np.zeros((40, 40), np.uint8)
+    values[10:30, 10:30] = 255
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(values).filter(ImageFilter.GaussianBlur(2)).save(tmp_path / name)
+    source = masks.MaskFolder(tmp_path)
+    with pytest.warns(UserWarning, match="neither black nor white") as warned:
+        drawn = [source(40, 40, np.random.default_rng(seed)) for seed in range(6)]
+    assert len(warned) == 1
+    for known in drawn:
+        assert (known == 0).sum() == pytest.approx(400, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (np.full((16, 16), 255, np.uint8), "masks: expected values from 0 to 1, got 255"),
+        (np.full((16, 16), np.nan), "masks: expected values from 0 to 1, got nan"),
+        (np.ones((1, 16, 16)), r"masks: expected an array of the shape \(16, 16\) .*\(1, 16, 16\)"),
+    ],
+)
+def test_a_source_of_other_masks_is_named(given, message, photos):
+    dataset = MaskedImages(photos, lambda height, width, random: given, Preparation(16))
+    with pytest.raises(ValueError, match=message):
+        dataset[0, 0, 0]
+
+
+def test_a_source_may_give_bools(photos):
+    dataset = MaskedImages(photos, lambda *_: np.eye(16, dtype=bool), Preparation(16))
+    assert dataset[0, 0, 0]["known"].equal(torch.eye(16)[None])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
@@ -150,3 +252,16 @@ def test_composite_keeps_nan_out():
     image[..., 1] = filled[..., 0] = float("nan")
     result = pictures.composite(image, known, filled)
     assert result[0, 0, 0].tolist() == [4, 8, 7]
+
+
+@pytest.mark.parametrize("value", [2.0, -0.5, float("nan")])
+def test_composite_refuses_other_masks(value):
+    image = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"known: expected values from 0 to 1"):
+        pictures.composite(image, torch.full((1, 1, 4, 4), value), image)
+
+
+def test_composite_takes_bools():
+    known = torch.eye(4, dtype=torch.bool)[None, None]
+    result = pictures.composite(torch.ones(1, 3, 4, 4), known, torch.zeros(1, 3, 4, 4))
+    assert result.equal(known.float().expand(1, 3, 4, 4))

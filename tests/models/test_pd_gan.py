@@ -70,7 +70,7 @@ def test_three_fifths_of_the_work_is_shared():
     [
         ({"n": 0}, "n: expected at least 1"),
         ({"noise": torch.zeros(1, 2, 5)}, r"noise: expected the shape \(3, 2, 16\)"),
-        ({"known": torch.ones(2, 1, 64, 64)}, r"mask: expected the shape"),
+        ({"known": torch.ones(2, 1, 64, 64)}, r"known: expected the shape"),
         ({"image": torch.zeros(2, 1, 128, 128)}, r"image: expected the shape \(N, 3, H, W\)"),
     ],
 )

@@ -18,7 +18,7 @@ from support.training import SMALL, centre_box, trainer, worker
 from torch import nn
 
 from torchext.models import checkpoint
-from torchext.models.training import NonFiniteLossError, checkpoints
+from torchext.models.training import NonFiniteLossError, Options, checkpoints
 
 # PD-GAN's smallest images are 128 pixels wide: its runs take minutes.
 PAPERS = [
@@ -239,3 +239,64 @@ def test_a_killed_run_leaves_loadable_checkpoints(photos, tmp_path):
             tensors, header = checkpoint.load(path)
             assert tensors
             assert header["paper"] == "region_normalization"
+
+
+def no_hole(height: int, width: int, random: np.random.Generator) -> np.ndarray:
+    return np.ones((height, width), np.float32)
+
+
+def nothing_known(height: int, width: int, random: np.random.Generator) -> np.ndarray:
+    return np.zeros((height, width), np.float32)
+
+
+@pytest.mark.parametrize("masks", [no_hole, nothing_known])
+@pytest.mark.parametrize("name", SMALL)
+def test_batches_without_a_hole_or_anything_known(name, masks, photos, vgg_file, tmp_path):
+    given = {"vgg": vgg_file, "masks": masks, "iterations": 2, "batch": 1}
+    losses = trainer(name, photos, tmp_path, **given).run()
+    assert np.isfinite([*losses.values()]).all()
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_after_an_evaluation_in_inference_mode(name, photos, vgg_file, tmp_path):
+    """What an evaluation leaves behind must not be tensors that autograd refuses."""
+    results = []
+    for evaluates in (False, True):
+        folder = tmp_path / str(evaluates)
+        run = trainer(name, photos, folder, vgg=vgg_file, iterations=1, batch=1)
+        if evaluates:
+            batch = next(iter(torch.utils.data.DataLoader([run.dataset[0, 0, 0]])))
+            run.recipe.eval()
+            with torch.inference_mode():
+                run.recipe.samples(batch)
+        run.run()
+        results.append(weights(folder))
+    assert all(value.equal(results[1][key]) for key, value in results[0].items())
+
+
+def test_an_old_checkpoint_that_is_in_use_is_left(photos, tmp_path, monkeypatch):
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if "checkpoint" in path.name and not path.name.startswith("."):
+            raise PermissionError(13, "in use")
+        os.unlink(path) if path.exists() else None
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    run = trainer("region_normalization", photos, tmp_path, iterations=2, save_every=1, keep=1)
+    with pytest.warns(UserWarning, match="checkpoint-00000001.safetensors: not removed"):
+        run.run()
+    assert len(checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("iterations", 0, "iterations: expected at least 1, got 0"),
+        ("batch", 0, "batch: expected at least 1, got 0"),
+        ("workers", -1, "workers: expected at least 0, got -1"),
+    ],
+)
+def test_options_are_checked(option, value, message, tmp_path):
+    given = {"output": tmp_path, "iterations": 1, "batch": 1, option: value}
+    with pytest.raises(ValueError, match=message):
+        Options(**given)
