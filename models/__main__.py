@@ -148,7 +148,8 @@ def _check_device(device: str) -> None:
     else:
         module = getattr(torch, kind.type, None)
         there = module.device_count() if module and module.is_available() else 0
-    if (kind.index or 0) >= there:
+    number = int(os.environ.get("LOCAL_RANK", "0")) if kind.type == "cuda" else 0
+    if (number if kind.index is None else kind.index) >= there:
         raise ValueError(
             f"--device: expected one that is there, got {device!r}; this PyTorch"
             f" ({torch.__version__}) finds {there or 'no'} such device{'s' if there > 1 else ''}"

@@ -111,6 +111,8 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size: expected at least 1, got {self.size}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip: expected a probability from 0 to 1, got {self.flip}")
         if self.fit not in ("stretch", "square", "crop"):
             raise ValueError(f"fit: expected 'stretch', 'square' or 'crop', got {self.fit!r}")
         if self.flip_mask not in ("with", "apart", "never"):

@@ -24,10 +24,18 @@ SHARE_BINS = tuple((low / 10, (low + 1) / 10) for low in range(6))
 INNER = 0.05  # of the shorter side: how far holes without border contact stay away from it
 
 
+def _check_share(height: int, width: int, share: float | None) -> None:
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected at least 1, got {height} x {width}")
+    if share is not None and not 0 <= share <= 1:
+        raise ValueError(f"share: expected 0 to 1, got {share}")
+
+
 def irregular_hole(
     height: int, width: int, *, share: float = 0.25, seed: int | np.random.Generator = 0
 ) -> np.ndarray:
     """A bool (height, width) array, True in the hole: brush strokes until `share` is covered."""
+    _check_share(height, width, share)
     random = np.random.default_rng(seed)
     hole = np.zeros((height, width), dtype=bool)
     size = max(height, width)
@@ -70,6 +78,7 @@ def random_walk(
     It starts anywhere and is held at the borders. Without `share` it makes height * width steps,
     as the training masks of the partial-convolution U-Net did (15 to 22 % holes at 512 pixels).
     """
+    _check_share(height, width, share)
     random = np.random.default_rng(seed)
     hole = np.zeros((height, width), dtype=bool)
     row, column = int(random.integers(height)), int(random.integers(width))
@@ -101,6 +110,7 @@ def boxes(
     height: int, width: int, *, share: float = 0.25, seed: int | np.random.Generator = 0
 ) -> np.ndarray:
     """A bool (height, width) array, True in the hole: boxes until `share` is covered."""
+    _check_share(height, width, share)
     random = np.random.default_rng(seed)
     hole = np.zeros((height, width), dtype=bool)
     while (missing := share - hole.mean()) > 0:

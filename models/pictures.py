@@ -46,10 +46,13 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         values = np.asarray(picture, dtype=np.float64)
         if picture.mode == "F":
-            low, high = np.nanmin(values), np.nanmax(values)
+            finite = values[np.isfinite(values)]
+            if not finite.size:
+                raise UnreadableError("a picture without any finite value")
+            low, high = finite.min(), finite.max()
         else:
             low, high = 0, 65535 if values.max() > 255 else 255
-        scaled = (np.nan_to_num(values) - low) / max(high - low, 1e-12)
+        scaled = (np.nan_to_num(values, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
         return Image.fromarray((scaled.clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -60,8 +63,16 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Any picture as RGB."""
-    return as_rgb(open_picture(path))
+    """Any picture as RGB.
+
+    Raises:
+        UnreadableError: it cannot be read.
+    """
+    picture = open_picture(path)
+    try:
+        return as_rgb(picture)
+    except UnreadableError as error:
+        raise UnreadableError(f"cannot read {path}: {error}") from None
 
 
 def read_mask(path: Path, **options: Any) -> Image.Image:
@@ -155,10 +166,17 @@ def pad_to_multiple(x: Tensor, multiple: int, *, least: int = 0, mode: str = "re
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "PPM")
 # Of a TIFF's tags those that say something of the photo; the others, of how it lies in the file.
-_TIFF_EXIF = (0x10E, 0x10F, 0x110, 0x131, 0x132, 0x13B, 0x8298, 0x8769, 0x8825)
+_TIFF_EXIF = (0x10E, 0x10F, 0x110, 0x131, 0x132, 0x13B, 0x8298)
+_INNER_EXIF = (0x8769, 0x8825)  # of the camera, and of the place
 _COLOURS = ("RGB", "RGBA")
-# The order of bytes by which Pillow takes the low byte of each sample for the high one.
-_LOW_BYTES = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+# Pillow's ways of reading 16-bit samples by their high bytes, and those by which it takes the low
+# ones for high. Grey with alpha it makes RGBA; four channels of 8 bits are its four bytes.
+_NATIVE = "16B" if sys.byteorder == "little" else "16L"
+_OTHER_BYTES = {
+    f"{mode};{order}": f"{mode};{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("16B", "16L"), ("16L", "16B"), ("16N", _NATIVE))
+} | {"LA;16B": "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -221,7 +239,7 @@ def read_photo(path: Path) -> Photo:
     lost, extras = [], {}
     mode, transparent = picture.mode, picture.has_transparency_data
     sixteen, is_deep = _sixteen_bits(path, picture)
-    if sixteen is not None and (mode == "RGBA" or not transparent):
+    if sixteen is not None and (mode != "RGB" or not transparent):
         values = sixteen
     elif mode.startswith("I;16") or (mode == "I" and _fits_in_16_bits(picture)):
         values = np.asarray(picture).astype(np.uint16)
@@ -232,7 +250,7 @@ def read_photo(path: Path) -> Photo:
     elif mode in ("RGB", "RGBA", "RGBa", "P", "PA"):
         values = np.asarray(picture.convert("RGBA" if transparent else "RGB"))
     else:
-        values = np.asarray(as_rgb(picture))
+        values = np.asarray(read_image(path))
         lost.append(f"its colours of the kind {mode}, which became RGB")
     if is_deep and values.dtype == np.uint8:
         lost.append("8 of its 16 bits")
@@ -243,7 +261,7 @@ def read_photo(path: Path) -> Photo:
             extras["icc_profile"] = profile
         else:
             lost.append(f"its {space.decode('ascii', 'replace').strip()} colour profile")
-    if exif := _exif(picture):
+    if exif := _exif(path):
         extras["exif"] = exif
     if dpi := picture.info.get("dpi"):
         extras["dpi"] = tuple(float(value) for value in dpi)
@@ -255,23 +273,25 @@ def _fits_in_16_bits(picture: Image.Image) -> bool:
     return low >= 0 and high <= 65535
 
 
-def _exif(picture: Image.Image) -> bytes:
-    """Without the orientation, which has been applied."""
-    exif = picture.getexif()
+def _exif(path: Path) -> bytes:
+    """Without the orientation, which has been applied; b"" if there is none."""
+    with Image.open(path) as picture:
+        exif = picture.getexif()
+        inner = {tag: exif.get_ifd(tag) for tag in _INNER_EXIF}  # read while the file is open
     if 0x111 in exif or 0x144 in exif:  # offsets of strips or tiles: a TIFF's own tags
-        kept = Image.Exif()
-        for tag in _TIFF_EXIF:
-            if tag in (0x8769, 0x8825):
-                kept.get_ifd(tag).update(exif.get_ifd(tag))
-            elif tag in exif:
-                kept[tag] = exif[tag]
-        exif = kept
+        told = {tag: exif[tag] for tag in _TIFF_EXIF if tag in exif}
+        exif = Image.Exif()
+        exif.update(told)
+        for tag, entries in inner.items():
+            exif.get_ifd(tag).update(entries)
     exif.pop(0x112, None)
-    return exif.tobytes() if len(exif) or exif.get_ifd(0x8769) or exif.get_ifd(0x8825) else b""
+    return exif.tobytes() if len(exif) or any(inner.values()) else b""
 
 
 def _sixteen_bits(path: Path, high: Image.Image) -> tuple[np.ndarray | None, bool]:
-    """RGB or RGBA of 16 bits, of which Pillow decodes one byte of each sample, so twice.
+    """Colours or alpha of 16 bits, of which Pillow decodes one byte of each sample.
+
+    So the file is decoded again, for the other bytes; of grey with alpha for all four at once.
 
     Returns:
         The values, None where they are not to be had; and whether the file has 16 bits.
@@ -280,23 +300,25 @@ def _sixteen_bits(path: Path, high: Image.Image) -> tuple[np.ndarray | None, boo
         tags = getattr(picture, "tag_v2", {})  # of a TIFF: bits of each channel, and planes
         is_deep = any(";16" in str(tile[3]) for tile in picture.tile)
         is_deep = is_deep or max(tags.get(258, (8,))) > 8
-        tiles = [_of_low_bytes(tile) for tile in picture.tile]
+        tiles = [_of_other_bytes(tile) for tile in picture.tile]
         if not is_deep or None in tiles or tags.get(284, 1) != 1 or high.mode not in _COLOURS:
             return None, is_deep
+        is_grey = any("LA;16" in str(tile[3]) for tile in picture.tile)
         picture.tile = tiles
         picture.load()
-        low = ImageOps.exif_transpose(picture)
-    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low), True
+        other = np.asarray(ImageOps.exif_transpose(picture)).astype(np.uint16)
+    if is_grey:
+        return other[..., ::2] << 8 | other[..., 1::2], True
+    return np.asarray(high).astype(np.uint16) << 8 | other, True
 
 
-def _of_low_bytes(tile: Any) -> Any | None:
-    """A tile of a file that is read the other way round; None of one without 16-bit colours."""
+def _of_other_bytes(tile: Any) -> Any | None:
+    """A tile of a file that is read another way; None of one without 16-bit colours or alpha."""
     alone = isinstance(tile[3], str)
     first, *rest = tile[3] if isinstance(tile[3], tuple) and tile[3] else (tile[3],)
-    mode, _, order = str(first).partition(";")
-    if mode not in _COLOURS or order not in _LOW_BYTES:
+    swapped = _OTHER_BYTES.get(str(first))
+    if swapped is None:
         return None
-    swapped = f"{mode};{_LOW_BYTES[order]}"
     return type(tile)(*tile[:3], swapped if alone else (swapped, *rest))
 
 
@@ -319,7 +341,7 @@ def write_photo(photo: Photo, path: Path, *, quality: int | None = None) -> list
     notes, values, options = list(photo.notes), photo.values, dict(photo.extras)
     if values.dtype == np.uint16:
         channels = values.shape[2]
-        if kind == "PNG" and channels > 2:
+        if kind == "PNG" and channels > 1:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_or_nothing(path) as partial:
                 partial.write_bytes(_png_of_16_bits(values, photo.extras))
@@ -332,9 +354,9 @@ def write_photo(photo: Photo, path: Path, *, quality: int | None = None) -> list
         if values[..., -1].min() < 255:
             notes.append(f"{kind} has no alpha: transparent places are white")
         picture = as_rgb(picture)
-    if kind in ("WEBP", "AVIF") and picture.mode not in _COLOURS:
+    if kind in ("WEBP", "AVIF") and not picture.mode.startswith("RGB"):
         picture = picture.convert("RGBA" if picture.mode == "LA" else "RGB")
-    if picture.mode in _COLOURS and options.get("icc_profile", b"")[16:20] == b"GRAY":
+    if picture.mode.startswith("RGB") and options.get("icc_profile", b"")[16:20] == b"GRAY":
         del options["icc_profile"]
         notes.append(f"{kind} has no colour profile of grey")
     exact = kind in LOSSLESS or (kind in ("WEBP", "JPEG2000") and quality is None)
@@ -353,7 +375,7 @@ def write_photo(photo: Photo, path: Path, *, quality: int | None = None) -> list
 
 
 def _png_of_16_bits(values: np.ndarray, extras: dict[str, Any]) -> bytes:
-    """A PNG of RGB or RGBA with 16 bits, which Pillow does not write."""
+    """A PNG of grey with alpha, RGB or RGBA of 16 bits, which Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -364,7 +386,7 @@ def _png_of_16_bits(values: np.ndarray, extras: dict[str, Any]) -> bytes:
     rows = values.astype(">u2").reshape(height, -1).view(np.uint8)
     above = np.concatenate((np.zeros_like(rows[:1]), rows[:-1]))
     filtered = np.concatenate((np.full((height, 1), 2, np.uint8), rows - above), axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
     if profile := extras.get("icc_profile"):
         parts.append(chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))

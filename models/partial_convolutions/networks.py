@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import torchext
 from torchext.nn import PartialConv
+from torchext.nn.plain import plain
 
 from ..checks import check_images, check_mask
 
@@ -118,13 +119,25 @@ class PCBActiv(nn.Module):
         skip_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         norm = getattr(self, "bn", None)
-        fused = norm is None or not norm.training
+        plain_conv = plain(self.conv, PartialConv) and self.conv.is_plain()
+        fused = plain_conv and (norm is None or _is_an_affine(norm))
         conv = self.conv.input_conv
         options: dict[str, Any] = {"form": self.form}
         if fused:
             options["negative_slope"] = self.slope
             options |= {} if norm is None else _inference_affine(norm)
-        if skip is not None:
+        if not plain_conv:
+            if skip is not None:
+                mask_channels = (input.shape[1], skip.shape[1])
+                input, mask = (
+                    torch.cat((F.interpolate(low, scale_factor=2.0), high), dim=1)
+                    for low, high in ((input, skip), (mask[:, :1], skip_mask))
+                )
+            elif mask_channels is None and mask.shape[1] == 1:
+                mask_channels = (input.shape[1],)
+            y, updated = self.conv(input, mask, mask_channels, self.form)
+            updated = updated[:, :1]
+        elif skip is not None:
             y, updated = torchext.partial_upsample_conv2d(
                 input, mask, conv.weight, conv.bias, skip=skip, skip_mask=skip_mask, **options
             )
@@ -136,10 +149,16 @@ class PCBActiv(nn.Module):
                 input, mask, conv.weight, conv.bias, conv.stride, conv.padding, **options
             )
         if not fused:
-            y = norm(y)
+            y = y if norm is None else norm(y)
             if self.slope is not None:
-                y = F.leaky_relu(y, self.slope, inplace=True)
-        return y, updated.expand(input.shape[0], conv.out_channels, *updated.shape[2:])
+                y = F.leaky_relu(y, self.slope)
+        return y, updated.expand_as(y)
+
+
+def _is_an_affine(norm: nn.Module) -> bool:
+    """Whether a norm does no more than `_inference_affine` says."""
+    known = plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm) and not norm.training
+    return known and norm.running_var is not None and norm.affine
 
 
 def _inference_affine(norm: nn.BatchNorm2d) -> dict[str, Tensor]:

@@ -230,6 +230,7 @@ def test_bad_options_of_train_are_named_before_any_work(options, message, tmp_pa
 
 def test_cuda_without_a_device_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     for command in (["train", "absent"], ["edit", "absent", "absent", "--checkpoint", "absent"]):
         output = ["-o", str(tmp_path / "out.png"), "--device", "cuda"]
         assert main(["region_normalization", *command, *output]) == 1
@@ -266,15 +267,20 @@ def profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def test_edit_keeps_profile_exif_and_resolution(mask, tmp_path):
+@pytest.mark.parametrize("source", ["photo.png", "photo.jpg", "photo.tif", "photo.webp"])
+def test_edit_keeps_profile_exif_and_resolution(source, mask, tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (90, 75, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     exif[0x010F] = "a camera"
     exif.get_ifd(0x8769)[0x9003] = "2020:01:02 03:04:05"
+    exif.get_ifd(0x8825)[0x0003] = "E"
     icc = profile()
-    photo = tmp_path / "photo.png"
-    Image.fromarray(values).save(photo, exif=exif, icc_profile=icc, dpi=(300, 300))
+    photo = tmp_path / source
+    Image.fromarray(values).save(photo, exif=exif.tobytes(), icc_profile=icc, dpi=(300, 300))
+    with Image.open(photo) as picture:
+        values = np.asarray(picture.convert("RGB"))  # of a JPEG, what it holds
+        turned = values.shape[:2] == (90, 75)  # Pillow may turn a TIFF itself
     for name in ("out.png", "out.tif", "out.jpg", "out.webp"):
         assert edit(photo, mask, tmp_path / name) == 0
         with Image.open(tmp_path / name) as written:
@@ -283,10 +289,11 @@ def test_edit_keeps_profile_exif_and_resolution(mask, tmp_path):
             assert written.getexif().get(0x0112, 1) == 1
             assert written.getexif()[0x010F] == "a camera"
             assert written.getexif().get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
-            if name != "out.webp":  # has no place for it
+            assert written.getexif().get_ifd(0x8825)[0x0003] == "E"
+            if "webp" not in name + source:  # has no place for it
                 assert written.info["dpi"] == pytest.approx((300, 300), abs=0.1)
             after = np.asarray(written)
-        upright = np.rot90(values, -1)
+        upright = np.rot90(values, -1) if turned else values
         known = np.asarray(Image.open(mask)) == 0
         if name != "out.jpg":
             assert np.array_equal(after[known], upright[known]), name
@@ -298,6 +305,7 @@ PHOTOS = {
     "RGB": (np.uint8, 3),
     "RGBA": (np.uint8, 4),
     "I;16": (np.uint16, 1),
+    "LA;16": (np.uint16, 2),
     "RGB;16": (np.uint16, 3),
     "RGBA;16": (np.uint16, 4),
 }
@@ -432,3 +440,12 @@ def test_an_erased_photo_is_its_own_mask(photo, tmp_path, capsys):
         assert (after[..., 3] == 255).all()
         known = pixels[..., 3] > 0
         assert np.array_equal(after[known], pixels[known])
+
+
+def test_more_processes_than_devices_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    command = ["region_normalization", "train", "absent", "-o", str(tmp_path / "run")]
+    assert main([*command, "--device", "cuda"]) == 1
+    assert "got 'cuda'; this PyTorch" in capsys.readouterr().err

@@ -265,3 +265,27 @@ def test_composite_takes_bools():
     known = torch.eye(4, dtype=torch.bool)[None, None]
     result = pictures.composite(torch.ones(1, 3, 4, 4), known, torch.zeros(1, 3, 4, 4))
     assert result.equal(known.float().expand(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("make", [masks.irregular_hole, masks.random_walk, masks.boxes])
+@pytest.mark.parametrize("share", [1.5, -0.1, float("nan")])
+def test_shares_that_never_end_are_refused(make, share):
+    with pytest.raises(ValueError, match="share: expected 0 to 1, got"):
+        make(8, 8, share=share)
+    with pytest.raises(ValueError, match="height, width: expected at least 1, got 0 x 8"):
+        make(0, 8, share=0.5)
+
+
+def test_a_flip_is_a_probability():
+    with pytest.raises(ValueError, match="flip: expected a probability from 0 to 1, got 5"):
+        Preparation(16, flip=5)
+
+
+def test_a_picture_of_nan_is_a_broken_file(tmp_path):
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(pictures.UnreadableError, match=r"cannot read .*a\.tif: .*finite"):
+        pictures.read_image(tmp_path / "a.tif")
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0], values[7, 7] = np.inf, np.nan
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    assert np.asarray(pictures.read_image(tmp_path / "b.tif")).max() == 255
