@@ -281,9 +281,7 @@ def _exif(path: Path) -> bytes:
     if 0x111 in exif or 0x144 in exif:  # offsets of strips or tiles: a TIFF's own tags
         told = {tag: exif[tag] for tag in _TIFF_EXIF if tag in exif}
         exif = Image.Exif()
-        exif.update(told)
-        for tag, entries in inner.items():
-            exif.get_ifd(tag).update(entries)
+        exif.update(told | {tag: dict(entries) for tag, entries in inner.items() if entries})
     exif.pop(0x112, None)
     return exif.tobytes() if len(exif) or any(inner.values()) else b""
 

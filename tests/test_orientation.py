@@ -133,6 +133,88 @@ def test_masks(scale: int, dtype: type, tmp_path: Path) -> None:
     assert (code[mask > 0] > 0).mean() > 0.9
 
 
+HAIR = np.zeros((60, 60), bool)
+HAIR[20:40, 15:50] = True
+
+
+def rgba(colour: int | np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    colours = np.broadcast_to(np.asarray(colour, np.uint8), (60, 60, 3))
+    return np.dstack((colours, alpha.astype(np.uint8) * 255))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(rgba(255, HAIR), id="white strokes on transparency"),
+        pytest.param(rgba(0, HAIR), id="black strokes on transparency"),
+        pytest.param(rgba(noise(60, 60), HAIR), id="a photo without its background"),
+        pytest.param(rgba(HAIR[..., None] * 255, HAIR | True), id="opaque"),
+        pytest.param(HAIR.astype(np.uint16), id="labels of 16 bits"),
+        pytest.param(HAIR, id="one bit"),
+    ],
+)
+def test_masks_as_a_person_sees_them(mask: np.ndarray, tmp_path: Path) -> None:
+    photo = save(noise(60, 60), tmp_path / "in.png")
+    orientation.convert_photo(photo, tmp_path / "o.png", save(mask, tmp_path / "m.png"))
+    code = code_of(tmp_path / "o.png")
+    assert not code[~HAIR].any()
+    assert (code[HAIR] > 0).mean() > 0.9
+
+
+def test_a_mask_that_is_not_black_and_white(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photo = save(noise(60, 60), tmp_path / "in.png")
+    Image.fromarray(HAIR.astype(np.uint8) * 255).save(tmp_path / "m.jpg", quality=30)
+    arguments = [str(photo), "-o", str(tmp_path / "o.png"), "--mask", str(tmp_path / "m.jpg")]
+    assert orientation.main(arguments) == 0
+    assert "% of the mask is neither black nor white" in capsys.readouterr().err
+    code = code_of(tmp_path / "o.png")
+    assert not code[~HAIR].any()
+    assert (code[HAIR] > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (HAIR * np.uint8(0), "expected hair in white, got a mask without any above 130 of 255"),
+        (HAIR * np.uint8(3) + np.uint8(1), "shades up to 4 of 255, none above the threshold"),
+    ],
+)
+def test_a_mask_without_hair_is_an_error(
+    mask: np.ndarray, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photo, masked = save(noise(60, 60), tmp_path / "in.png"), save(mask, tmp_path / "m.png")
+    assert orientation.main([str(photo), "-o", str(tmp_path / "o.png"), "--mask", str(masked)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_hidden_files_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    save(noise(60, 64), photos / "a.png")
+    (photos / "._a.png").write_bytes(b"\0\5\x16\7")
+    (photos / ".DS_Store").write_bytes(b"nothing")
+    (photos / "folder.png").mkdir()
+    assert orientation.main([str(photos), "-o", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_inputs_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photo, mask = save(noise(60, 60), tmp_path / "in.png"), save(HAIR, tmp_path / "m.png")
+    before = photo.read_bytes(), mask.read_bytes()
+    for output, name in ((photo, "photo"), (mask, "mask")):
+        with pytest.raises(SystemExit):
+            orientation.main([str(photo), "--mask", str(mask), "-o", str(output)])
+        assert f"is the {name} itself; choose another name" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        orientation.main([str(tmp_path), "-o", str(tmp_path)])
+    shown = photo.rename(tmp_path / "x.show.png")
+    with pytest.raises(orientation.PictureError, match=r"x\.show\.png: is read too"):
+        orientation.convert_photo(shown, tmp_path / "x.png", show=True)
+    assert (shown.read_bytes(), mask.read_bytes()) == before
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_folder_with_a_broken_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     photos, masks, out = tmp_path / "photos", tmp_path / "masks", tmp_path / "out"
     photos.mkdir()
@@ -296,6 +378,31 @@ def test_bad_input() -> None:
             lambda: orientation.orientation_flow(hair[..., :16]),
             ValueError,
             "image: expected a height and width above 16, got (1, 1, 40, 16)",
+        ),
+        (
+            lambda: orientation.orientation_flow(hair, hair * 255),
+            ValueError,
+            "mask: expected values from 0 to 1, got 255",
+        ),
+        (
+            lambda: orientation.orientation_code(hair.expand(1, 2, 40, 40), hair * 255),
+            ValueError,
+            "mask: expected values from 0 to 1, got 255",
+        ),
+        (
+            lambda: orientation.stroke_guidance([], hair * 255),
+            ValueError,
+            "hair: expected values from 0 to 1, got 255",
+        ),
+        (
+            lambda: orientation.stroke_orientation(hair * 255),
+            ValueError,
+            "stroke: expected values from 0 to 1, got 255",
+        ),
+        (
+            lambda: orientation.stroke_hole(hair * 255),
+            ValueError,
+            "stroke: expected values from 0 to 1, got 255",
         ),
         (
             lambda: orientation.orientation_flow(hair, hair[..., :8]),
