@@ -268,6 +268,71 @@ def test_every_layer(case: str, training: bool) -> None:
             assert torch.equal(got[key], value), key
 
 
+@pytest.mark.parametrize("case", LAYERS)
+def test_copies_and_pickles_of_every_layer(case: str) -> None:
+    make, arguments = LAYERS[case]
+    torch.manual_seed(2)
+    layer = make().eval()
+    with torch.no_grad():
+        layer(*arguments)  # some keep what they see
+    attributes = set(vars(layer))
+    fast, report = torchext.accelerate(layer)
+    assert fast is layer
+    assert report.swapped
+    expected = results(copy.deepcopy(layer), arguments)
+    buffer = io.BytesIO()
+    torch.save(fast, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(fast), torch.load(buffer, weights_only=False)):
+        assert accelerated_layer(other)
+        got = results(other, arguments)
+        for key, value in expected.items():
+            assert torch.equal(got[key], value), key
+        assert type(torchext.restore(other)) is type(make())
+        assert set(vars(other)) == attributes
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_every_layer_compiles_as_one_graph(case: str) -> None:
+    make, arguments = LAYERS[case]
+    torch.manual_seed(2)
+    layer = make().eval()
+    with torch.no_grad():
+        expected = layer(*arguments)
+    torchext.accelerate(layer)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        got = compiled(*arguments)
+    both = zip(got, expected, strict=True) if isinstance(expected, tuple) else [(got, expected)]
+    for a, b in both:
+        assert_close("y", a, b.double(), length=1200, condition=100)
+
+
+def test_each_class_compiles_on_its_own() -> None:
+    """torch.compile gives up after eight compilations of one code object."""
+    layers = [modulated.PixelNorm(), published.RN_L(3), modulated.HardMap(5, 3)]
+    codes = {type(torchext.accelerate(layer)[0]).forward.__code__.co_name for layer in layers}
+    objects = {id(type(layer).forward.__code__) for layer in layers}
+    assert codes == {"forward"}
+    assert len(objects) == 3
+
+
+def test_a_parametrisation_that_comes_later() -> None:
+    torch.manual_seed(2)
+    layer = partial.PartialConv2d(3, 5, 3)
+    fast, _ = torchext.accelerate(copy.deepcopy(layer))
+    for either in (layer, fast):
+        torch.nn.utils.parametrize.register_parametrization(either, "weight", Half())
+    for model in (fast, torchext.restore(fast)):
+        assert_close("y", model(image(3)), layer(image(3)).double(), length=1200)
+
+
+class Half(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
 def test_weights_of_spectral_norm() -> None:
     """Old hooks and parametrisations on the layers inside."""
     for reparametrise in (nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm):

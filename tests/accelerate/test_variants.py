@@ -3,7 +3,11 @@
 import copy
 import inspect
 import math
+import runpy
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -449,6 +453,24 @@ def test_pixel_norm_of_any_rank(kind: type[nn.Module], shape: tuple[int, ...]) -
         assert_same(swapped(layer)(image(*shape, scale=scale)), layer(image(*shape, scale=scale)))
 
 
+def test_modules_of_torchscript_are_passed_over() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU())), PixelwiseNorm())
+    _, report = torchext.accelerate(model)
+    assert [layer.name for layer in report.layers] == ["1"]
+
+
+def test_a_class_that_forbids_subclasses_is_left() -> None:
+    class PixelNorm(modulated.PixelNorm):
+        def __init_subclass__(cls) -> None:
+            raise TypeError("final")
+
+    for verify in (False, True):
+        layer = PixelNorm()
+        _, report = torchext.accelerate(layer, verify=verify)
+        assert "TypeError: final" in report.left[0].reason
+        assert type(layer) is PixelNorm
+
+
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
 def test_pixel_norm_with_eps_outside_the_root_is_left(eps: float) -> None:
     assert "output 0 differs" in left(PixelNorm(eps))
@@ -463,3 +485,26 @@ def test_weights_of_zero_hide_nothing() -> None:
             return y + self.foreground_beta.sum()
 
     assert "differs by" in left(RN_B(3))
+
+
+def test_pytorchs_synchronised_norm_in_two_processes(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("synchronised.py")
+    processes = [
+        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in (0, 1)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    shared = runpy.run_path(str(script))
+    layer, (x, labels) = shared["layer"](nn.BatchNorm2d), shared["inputs"]()
+    x.requires_grad_()
+    expected = layer(x, labels)
+    expected.square().sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert_same(torch.cat([part["y"] for part in parts]), expected)
+    assert_same(torch.cat([part["x"] for part in parts]), x.grad)
+    for name, value in layer.param_free_norm.state_dict().items():
+        for part in parts:
+            assert_same(part[name].float(), value.float())

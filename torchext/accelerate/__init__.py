@@ -13,7 +13,7 @@ from torch import nn
 
 from .example import Example, difference
 from .family import UnsupportedError
-from .layer import swap_in, swap_out
+from .layer import accelerated_class, swap_in, swap_out
 from .proof import Prover, one_line, own_environment
 from .recognise import recognised
 from .report import ExampleReport, LayerReport, Report
@@ -66,7 +66,9 @@ def accelerate(
             try:
                 family = recognised(layer)
                 if family is not None:
-                    found[id(layer)] = (path, layer, family, prover.facts(layer, family))
+                    facts = prover.facts(layer, family)
+                    accelerated_class(type(layer))  # here, since a class may forbid its subclasses
+                    found[id(layer)] = (path, layer, family, facts)
             except UnsupportedError as problem:
                 reasons[id(layer)] = str(problem)
             except Exception as problem:  # whatever a user's layer may raise
@@ -116,14 +118,14 @@ def _before_and_after(
     runs: Example, swaps: Sequence[tuple[str, nn.Module, str, Any]]
 ) -> ExampleReport:
     """Time the model, swap, time it again; where it then differs or fails, undo all."""
-    expected, before = runs.timed()
+    expected, before = runs.run()
     if not swaps:
         return ExampleReport(before)
     for _, layer, family, facts in swaps:
         swap_in(layer, family, facts)
     try:
         runs.run()  # warms up
-        outputs, after = runs.timed()
+        outputs, after = runs.run()
         return ExampleReport(before, after, difference(expected, outputs, "in the example"))
     except Exception as problem:  # whatever a model may raise on layers that are not its own
         for _, layer, _, _ in swaps:

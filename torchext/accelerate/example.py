@@ -39,19 +39,16 @@ class Example:
         self.args = () if isinstance(arguments, dict) else tuple(arguments)
         self.kwargs = dict(arguments) if isinstance(arguments, dict) else {}
 
-    def run(self) -> Any:
-        """The outputs; what the run changes, random numbers too, is put back."""
-        args, kwargs = _pytree.tree_map_only(Tensor, _own, (self.args, self.kwargs))
-        with _unchanged(self.model), torch.no_grad():
-            return self.model(*args, **kwargs)
-
-    def timed(self) -> tuple[Any, float]:
-        """The outputs and the seconds of one run."""
-        _synchronise()
-        begin = time.perf_counter()
-        outputs = self.run()
-        _synchronise()
-        return outputs, time.perf_counter() - begin
+    def run(self) -> tuple[Any, float]:
+        """The outputs and the seconds; what the run changes, random numbers too, is put back."""
+        with torch.no_grad(), _unchanged(self.model):
+            # Copies, since a model may write into its arguments.
+            args, kwargs = _pytree.tree_map_only(Tensor, torch.clone, (self.args, self.kwargs))
+            _synchronise()
+            begin = time.perf_counter()
+            outputs = self.model(*args, **kwargs)
+            _synchronise()
+            return outputs, time.perf_counter() - begin
 
     def trace(
         self, found: Sequence[tuple[nn.Module, str, Any]]
@@ -93,6 +90,8 @@ class Example:
                     difference(outputs, got, "in the example", slack=1)
                 except UnsupportedError as problem:
                     problems[id(layer)] = str(problem)
+                except Exception as problem:  # results that cannot be compared
+                    problems[id(layer)] = f"in the example: {one_line(problem)}"
 
             handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(layer.register_forward_hook(after, prepend=True))
@@ -121,10 +120,6 @@ def difference(old: Any, new: Any, mode: str, slack: float = _SLACK) -> float:
         else:
             expect(bool(a == b), f"output {i} differs, {mode}")
     return largest
-
-
-def _own(value: Tensor) -> Tensor:
-    return value.detach().clone() if value.is_leaf else value.detach()
 
 
 def _sharing_copy(layer: nn.Module) -> nn.Module:

@@ -45,7 +45,7 @@ def recognised(module: nn.Module) -> str | None:
         UnsupportedError: it looks like one, and is not.
     """
     name = _CLASSES.get(type(module).__name__)
-    if name is None and list(module._modules) == ["mask_conv"]:
+    if name is None and [child for child, _ in module.named_children()] == ["mask_conv"]:
         name = "hard diversity map"  # its class has no settled name
     if name is None:
         bases = [base.__name__ for base in type(module).__mro__[1:] if base.__name__ in _CLASSES]

@@ -25,6 +25,8 @@ def plain_copy(layer: nn.Module) -> nn.Module:
 def small_copy(layer: nn.Module, family: Family, *, narrow: bool) -> nn.Module:
     """A copy of its structure with random weights, without hooks but those that make a weight.
 
+    PyTorch's synchronised batch norm, which waits for other processes, is batch norm in the copy.
+
     Args:
         layer: also one without values (on the device "meta", or fake); its copy is on the CPU.
         family: knows which tensors keep their values.
@@ -50,6 +52,8 @@ def small_copy(layer: nn.Module, family: Family, *, narrow: bool) -> nn.Module:
         for name, value in vars(part).items():
             if type(value) is int:
                 part.__dict__[name] = widths.number(value)
+        if isinstance(part, nn.SyncBatchNorm):  # a copy must not wait for other processes
+            part.__class__ = nn.BatchNorm2d
     return new
 
 

@@ -1,0 +1,50 @@
+"""One of two processes that run SPADE with PyTorch's synchronised norm. Arguments: rank, folder."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import torchext
+
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks.baselines.modulated_layers import SPADE
+
+SPLIT = (2, 1)
+
+
+def layer(norm: type[nn.Module]) -> SPADE:
+    torch.manual_seed(0)
+    spade = SPADE("batch", 4, 3)
+    spade.param_free_norm = norm(4, affine=False)
+    return spade.train()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(sum(SPLIT), 4, 6, 7, generator=generator)
+    x[: SPLIT[0]] += 10  # the processes' means differ
+    return x, torch.randn(sum(SPLIT), 3, 12, 14, generator=generator)
+
+
+def main(rank: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/store", len(SPLIT))
+    dist.init_process_group("gloo", rank=rank, world_size=len(SPLIT), store=store)
+    spade = layer(nn.SyncBatchNorm)
+    if rank == 0:  # a comparison that waited for the other process would hang
+        torchext.accelerate(layer(nn.SyncBatchNorm))
+    _, report = torchext.accelerate(spade)
+    assert report.swapped, str(report)
+    x, labels = (value.split(SPLIT)[rank] for value in inputs())
+    x = x.clone().requires_grad_()
+    y = spade(x, labels)
+    y.square().sum().backward()
+    result = {"y": y.detach(), "x": x.grad, **spade.param_free_norm.state_dict()}
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
