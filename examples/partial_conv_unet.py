@@ -23,7 +23,7 @@ class Stage(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, stride: int, slope: float
     ) -> None:
         super().__init__()
-        self.conv = PartialConv(in_channels, out_channels, kernel, stride, kernel // 2)
+        self.conv = PartialConv(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.slope = slope
 
@@ -38,7 +38,7 @@ class UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [3, *(channels for channels, _ in ENCODER)]
-        self.first = PartialConv(3, 64, 7, 2, 3)
+        self.first = PartialConv(3, 64, 7, 2, 3, bias=False)
         self.encoder = nn.ModuleList(
             Stage(widths[i], channels, kernel, 2, 0.0)
             for i, (channels, kernel) in enumerate(ENCODER)

@@ -208,11 +208,17 @@ def _tile_of(x) -> tuple[int, int]:
     return block_c, elements // block_c
 
 
+def _grouped(mask_channels):
+    """None where each mask channel stands for one channel of x."""
+    return () if all(channels == 1 for channels in mask_channels) else tuple(mask_channels)
+
+
 def mask_window(
     mask, mask_channels, kernel_size, stride, padding, dilation, output_size, ratio, bias, eps
 ):
     """scale and updated mask (N,1,*output_size)."""
     N, C, *size = mask.shape
+    mask_channels = _grouped(mask_channels)
     dtype = accumulate_dtype(mask)
     scale, updated = (
         torch.empty((N, 1, *output_size), dtype=dtype, device=mask.device) for _ in range(2)
@@ -234,7 +240,7 @@ def mask_window(
     blocks = triton.cdiv(D * height * W, block_p)
     launch(
         mask_window_rows_kernel, N * blocks, mask, sums, C, D * H * W, H, W, height, stride[-2],
-        padding[-2], dilation[-2], blocks, KERNEL=kernel_size[-2], COUNTS=tuple(mask_channels),
+        padding[-2], dilation[-2], blocks, KERNEL=kernel_size[-2], COUNTS=mask_channels,
         CHANNELS_LAST=last, BLOCK_C=block_c, BLOCK_P=block_p,
     )  # fmt: skip
     block = 16384 if INTERPRETED else 256
@@ -248,6 +254,7 @@ def mask_window(
 
 def _product_into(x, mask, mask_channels, y) -> None:
     N, C, H, W = x.shape
+    mask_channels = _grouped(mask_channels)
     each = mask.shape[1] == C and (C == 1 or not mask_channels)
     ends = () if each else tuple(itertools.accumulate(mask_channels[:-1]))
     block_c, block_p = _tile_of(x)

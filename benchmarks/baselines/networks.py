@@ -20,10 +20,10 @@ from .partial_conv import PartialConv
 
 def with_published_partial_conv(ours: nn.Module) -> PartialConv:
     """The published layer on the weights of ours."""
-    with torch.device("meta"):
-        layer = PartialConv(1, 1, 1)
-    layer.input_conv = ours.input_conv
-    layer.mask_conv = ours.mask_conv
+    conv = ours.input_conv
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    layer = PartialConv(*shape)
+    layer.input_conv = conv
     return layer
 
 

@@ -154,8 +154,8 @@ Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor
     expects_plain(*tensor, accumulate, problem.images * problem.channels, message);
     return values_of<T>(Extent::kChannel, data<accumulate_t<T>>(*tensor));
   }
-  if (tensor->numel() == x.numel()) {
-    expects(tensor->scalar_type() == x.scalar_type() && tensor->size(1) == x.size(1) &&
+  if (tensor->size(1) == x.size(1)) {
+    expects(tensor->scalar_type() == x.scalar_type() && tensor->numel() == x.numel() &&
                 is_channels_last(*tensor) == problem.channels_last,
             message);
     return elements_of(data<T>(*tensor));

@@ -103,7 +103,7 @@ void sum_rows(const Window& window, const A* image, int64_t plane, int64_t row, 
   }
 }
 
-std::tuple<Tensor, Tensor> mask_window_cpu(const Tensor& mask, const Sizes& mask_channels,
+std::tuple<Tensor, Tensor> mask_window_cpu(const Tensor& mask, const Sizes& channels_of_x,
                                            const Sizes& kernel_size, const Sizes& stride,
                                            const Sizes& padding, const Sizes& dilation,
                                            const Sizes& output_size, bool ratio, bool bias,
@@ -113,6 +113,7 @@ std::tuple<Tensor, Tensor> mask_window_cpu(const Tensor& mask, const Sizes& mask
   expects(channels_last || mask.is_contiguous(), "mask: expected a contiguous mask");
   const Window window(mask, kernel_size, stride, padding, dilation, output_size);
   const int64_t N = mask.size(0), G = mask.size(1);
+  const Sizes mask_channels = grouped(channels_of_x);
   expects(G > 0 && (mask_channels.empty() || static_cast<int64_t>(mask_channels.size()) == G),
           "mask_channels: expected a number for each mask channel");
   Sizes shape{N, 1};
@@ -163,11 +164,11 @@ struct MaskLayout {
   Sizes ends;                     // where each mask channel's run of x's channels ends
   bool each;                      // each channel of x has its own
 
-  MaskLayout(const Tensor& x, const Tensor& mask, const Sizes& mask_channels)
+  MaskLayout(const Tensor& x, const Tensor& mask, const Sizes& channels_of_x)
       : masks(mask.dim() == 4 ? mask.size(1) : 0),
         pixels(x.size(2) * x.size(3)),
         shared(mask.dim() == 4 && mask.size(0) == 1 ? 0 : 1),
-        each(masks > 1 && mask_channels.empty()) {
+        each(masks > 1 && grouped(channels_of_x).empty()) {
     expects(mask.dim() == 4 && (mask.size(0) == x.size(0) || mask.size(0) == 1) &&
                 mask.size(2) == x.size(2) && mask.size(3) == x.size(3) &&
                 mask.scalar_type() == x.scalar_type(),
@@ -180,7 +181,7 @@ struct MaskLayout {
     }
     expects(mask.is_contiguous(), "mask: expected a contiguous mask");
     int64_t end = 0;
-    for (int64_t channels : masks == 1 ? Sizes{C} : mask_channels) ends.push_back(end += channels);
+    for (int64_t channels : masks == 1 ? Sizes{C} : channels_of_x) ends.push_back(end += channels);
     expects(static_cast<int64_t>(ends.size()) == masks && end == C,
             "mask_channels: expected a number for each mask channel, x's channels in all");
   }

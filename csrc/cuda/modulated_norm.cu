@@ -740,8 +740,8 @@ Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor
     expects_plain(*tensor, accumulate_type(x), view.images * view.channels, message);
     map.extent = Extent::kChannel;
     map.values = data<const A>(*tensor);
-  } else if (tensor->numel() == x.numel()) {
-    expects(tensor->scalar_type() == x.scalar_type() && tensor->size(1) == x.size(1) &&
+  } else if (tensor->size(1) == x.size(1)) {
+    expects(tensor->scalar_type() == x.scalar_type() && tensor->numel() == x.numel() &&
                 is_channels_last(*tensor) == problem.channels_last,
             message);
     map.extent = Extent::kElement;

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-std::tuple<Tensor, Tensor> mask_window_cuda(const Tensor& mask, const Sizes& mask_channels,
+std::tuple<Tensor, Tensor> mask_window_cuda(const Tensor& mask, const Sizes& channels_of_x,
                                             const Sizes& kernel_size, const Sizes& stride,
                                             const Sizes& padding, const Sizes& dilation,
                                             const Sizes& output_size, bool ratio, bool bias,
@@ -174,6 +174,7 @@ std::tuple<Tensor, Tensor> mask_window_cuda(const Tensor& mask, const Sizes& mas
   expects(channels_last || mask.is_contiguous(), "mask: expected a contiguous mask");
   const Window window(mask, kernel_size, stride, padding, dilation, output_size);
   const int64_t N = mask.size(0), G = mask.size(1), pixels = window.input_pixels();
+  const Sizes mask_channels = grouped(channels_of_x);
   const MaskChannels counts = describe_channels(mask_channels, G);
   int64_t channels = counts.count > 0 ? 0 : G;
   for (int64_t number : mask_channels) channels += number;
@@ -488,8 +489,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- entry points -------------------------------------------------------------------------------
 
-void launch_mask_product(const Tensor& x, const Tensor& mask, const Sizes& mask_channels,
+void launch_mask_product(const Tensor& x, const Tensor& mask, const Sizes& channels_of_x,
                          const Tensor& y) {
+  const Sizes mask_channels = grouped(channels_of_x);
   const bool channels_last = is_channels_last(x);
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
   expects(mask.dim() == 4 && (mask.size(0) == N || mask.size(0) == 1) &&

@@ -10,7 +10,7 @@ from torchext import nn
 
 
 def test_state_keys() -> None:
-    assert list(nn.SPDNorm(4).state_dict()) == [
+    assert list(nn.SPDNorm(4, "position").state_dict()) == [
         "mlp_activate.0.weight",
         "mlp_activate.0.bias",
         "mlp_gamma.weight",
@@ -41,6 +41,85 @@ def test_spade_of_labels_is_spade_of_their_one_hot_form(kind: str, size: tuple, 
         expected = layer(x, one_hot)
         for given in (labels, labels[:, None], labels.to(torch.uint8)):
             assert_close("y", layer(x, given), expected.double(), length=2000)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float32])
+def test_one_hot_labels_of_any_dtype(dtype: torch.dtype) -> None:
+    """(N,K,H,W) is one-hot in every dtype; an integer map of one channel is a map of classes."""
+    layer = nn.SPADE("spadeinstance3x3", 6, 5)
+    x, labels = torch.randn(2, 6, 12, 10), torch.randint(0, 5, (2, 12, 10))
+    one_hot = F.one_hot(labels, 5).movedim(-1, 1)
+    expected = layer(x, one_hot.float())
+    assert_close("y", layer(x, one_hot.to(dtype)), expected.double(), length=2000)
+    with pytest.raises(RuntimeError, match="to have 5 channels, but got 4"):
+        layer(x, one_hot[:, :4].to(dtype))
+
+
+class Options:
+    """As published code parses them."""
+
+    def __init__(self, **values: object) -> None:
+        vars(self).update(values)
+
+
+def test_published_options_object() -> None:
+    spectral = [name for name in nn.SPDNormResnetBlock(8, 4, 3, 3).state_dict() if "orig" in name]
+    assert len(spectral) == 3
+    for options in (Options(norm_G="spectral"), {"norm_G": "spectral"}):
+        block = nn.SPDNormResnetBlock(8, 4, 3, 3, options)
+        assert [name for name in block.state_dict() if "orig" in name] == spectral
+    assert not any("orig" in n for n in nn.SPDNormResnetBlock(8, 4, 3, 3, "none").state_dict())
+    with pytest.raises(TypeError, match=r"^norm_G: expected a text, or options with a text"):
+        nn.SPDNormResnetBlock(8, 4, 3, 3, Options(ngf=64))
+
+
+def test_published_options_of_spade_blocks() -> None:
+    expected = nn.SPADEResnetBlock(8, 4, "spectralspadesyncbatch3x3", 5).state_dict()
+    shapes = {key: value.shape for key, value in expected.items()}
+    for options in (
+        Options(norm_G="spectralspadesyncbatch3x3", semantic_nc=5),
+        {"norm_G": "spectralspadesyncbatch3x3", "semantic_nc": 5},
+        Options(norm_G="spectralspadesyncbatch3x3", label_nc=3, orient_nc=2),
+    ):
+        block = nn.SPADEResnetBlock(8, 4, options)
+        assert {key: value.shape for key, value in block.state_dict().items()} == shapes
+    block = nn.SPADEResnetBlock(8, 4, "spadespectralinstance", 5, False, 2)
+    assert block.conv_0.dilation == block.conv_0.padding == (2, 2)
+    assert block.conv_1.dilation == (2, 2)
+    assert "conv_0.weight_orig" in block.state_dict()
+    assert block(torch.randn(1, 8, 9, 9), torch.rand(1, 5, 9, 9)).shape == (1, 4, 9, 9)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: nn.SPADE(6, 5), TypeError, "missing 1 required positional argument"),
+        (lambda: nn.SPADE(6, 5, "spadeinstance3x3"), TypeError, "^config_text: expected a text"),
+        (
+            lambda: nn.SPADEResnetBlock(8, 4, Options(norm_G="spadebatch3x3")),
+            TypeError,
+            "^norm_G: expected options with semantic_nc, or label_nc and orient_nc",
+        ),
+        (
+            lambda: nn.SPADEResnetBlock(8, 4, "spadebatch3x3"),
+            ValueError,
+            "^semantic_nc: expected the channels of the label map, got None",
+        ),
+        (
+            lambda: nn.SPADEResnetBlock(8, 4, Options(norm_G="spadebatch3x3", semantic_nc=2), 2),
+            ValueError,
+            "^semantic_nc: expected nothing beside an options object",
+        ),
+        (
+            lambda: nn.SPADEResnetBlock(8, 4, "spadebatch3x3", 5, True),
+            ValueError,
+            "^use_se: expected False, got True",
+        ),
+    ],
+)
+def test_calls_that_cannot_be_told(call, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_paper_form_of_spdnorm_is_weight_times_all() -> None:
@@ -102,5 +181,7 @@ def test_bad_config_text(text: str) -> None:
 def test_bad_norm_type() -> None:
     with pytest.raises(ValueError, match=r"^norm_type: expected 'position', 'instance' or 'batch'"):
         nn.SPDNorm(4, "layer")
+    with pytest.raises(ValueError, match=r"^norm_type: .*, got None"):
+        nn.SPDNorm(4)
     with pytest.raises(ValueError, match=r"^form: expected 'published' or 'paper', got 'both'"):
-        nn.SPDNorm(4, form="both")
+        nn.SPDNorm(4, "position", form="both")

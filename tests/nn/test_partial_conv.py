@@ -3,11 +3,13 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from support.tolerance import assert_close
 
+import torchext
 from torchext import nn
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -54,8 +56,10 @@ def test_published_state_keys() -> None:
     assert list(nn.PartialConv2d(4, 6, 3).state_dict()) == ["weight", "bias"]
     assert list(nn.PartialConv3d(4, 6, 3, bias=False).state_dict()) == ["weight"]
     keys = ["input_conv.weight", "input_conv.bias", "mask_conv.weight"]
-    assert list(nn.PartialConv(4, 6, 3).state_dict()) == keys
-    trained = [key for key, p in nn.PartialConv(4, 6, 3).named_parameters() if p.requires_grad]
+    assert list(nn.PartialConv(4, 6, 3, bias=True).state_dict()) == keys
+    trained = [
+        key for key, p in nn.PartialConv(4, 6, 3, bias=True).named_parameters() if p.requires_grad
+    ]
     assert trained == keys[:2]
 
 
@@ -99,7 +103,7 @@ def test_padding_modes_of_the_layer() -> None:
 
 
 def test_u_net_layer() -> None:
-    layer = nn.PartialConv(4, 6, 3, 1, 1)
+    layer = nn.PartialConv(4, 6, 3, 1, 1, bias=True)
     mask = torch.cat((MASK, MASK.flip(3), MASK.flip(2), MASK), 1)
     y, updated = layer(X, mask)
     s = F.conv2d(mask.double(), torch.ones(6, 4, 3, 3).double(), padding=1)
@@ -107,15 +111,15 @@ def test_u_net_layer() -> None:
     wanted = torch.where(s == 0, 0, raw / s + layer.input_conv.bias.double().view(1, -1, 1, 1))
     assert_close("y", y, wanted, length=36)
     assert torch.equal(updated, (s != 0).float())
-    again, _ = nn.PartialConv(6, 6, 3, 1, 1)(y, updated)  # a mask expanded over channels
+    again, _ = nn.PartialConv(6, 6, 3, 1, 1, bias=True)(y, updated)  # a mask expanded over channels
     assert again.shape == (2, 6, 9, 10)
 
 
 def test_mask_kernel_must_be_ones() -> None:
-    state = nn.PartialConv(4, 6, 3).state_dict()
+    state = nn.PartialConv(4, 6, 3, bias=True).state_dict()
     state["mask_conv.weight"][0, 0, 0, 0] = 2
     with pytest.raises(RuntimeError, match=r"mask_conv\.weight: expected only ones"):
-        nn.PartialConv(4, 6, 3).load_state_dict(state)
+        nn.PartialConv(4, 6, 3, bias=True).load_state_dict(state)
 
 
 @pytest.mark.parametrize("multi_channel, channels, wanted", [(False, 4, 1), (True, 1, 4)])
@@ -128,7 +132,7 @@ def test_mask_of_other_channels(multi_channel: bool, channels: int, wanted: int)
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_whole_module_in_another_dtype(dtype: torch.dtype) -> None:
-    for layer in (nn.PartialConv2d(4, 6, 3), nn.PartialConv(4, 6, 3)):
+    for layer in (nn.PartialConv2d(4, 6, 3), nn.PartialConv(4, 6, 3, bias=True)):
         y = layer.to(dtype)(X.to(dtype), MASK)
         y = y[0] if isinstance(y, tuple) else y
         assert y.dtype == dtype
@@ -146,7 +150,9 @@ def test_autocast() -> None:
     assert_close("y", y, wanted, length=36, scale=4 * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("layer", [nn.PartialConv2d(4, 6, 3), nn.PartialConv(4, 6, 3)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.PartialConv2d(4, 6, 3), nn.PartialConv(4, 6, 3, bias=True)], ids=str
+)
 def test_copies_and_pickles(layer: torch.nn.Module) -> None:
     expected = layer(X, MASK)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -154,3 +160,123 @@ def test_copies_and_pickles(layer: torch.nn.Module) -> None:
         pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
         assert all(torch.equal(a, b) for a, b in pairs)
         assert str(other) == str(layer)
+
+
+def test_published_positions_of_the_arguments() -> None:
+    """Dilation stands sixth in one published layer, the bias in another."""
+    layer = nn.PartialConv(8, 8, 3, 1, 1, 1, 1, True)
+    assert (layer.input_conv.dilation, layer.input_conv.bias is None) == ((1, 1), False)
+    layer = nn.PartialConv(8, 8, 3, 1, 2, 2, bias=False)
+    assert (layer.input_conv.dilation, layer.input_conv.bias) == ((2, 2), None)
+    layer = nn.PartialConv(8, 8, 3, 1, 1, False)
+    assert (layer.input_conv.dilation, layer.input_conv.bias) == ((1, 1), None)
+    for arguments in ((8, 8, 3), (8, 8, 3, 1, 1), (8, 8, 3, 1, 1, 1)):
+        with pytest.raises(ValueError, match=r"^bias: expected True or False, got None"):
+            nn.PartialConv(*arguments)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("mask", ["one", "many"])
+def test_dilation_and_groups_of_the_u_net_layer(groups: int, mask: str, bias: bool) -> None:
+    layer = nn.PartialConv(4, 8, 3, 1, 2, 2, groups, bias).double()
+    x = X.double()
+    known = MASK.double()
+    if mask == "many":
+        known = torch.cat((MASK, MASK.flip(3), MASK.flip(2), 1 - MASK), 1).double()
+    conv = layer.input_conv
+    ones = torch.ones_like(conv.weight)
+    options = {"padding": 2, "dilation": 2, "groups": groups}
+    s = F.conv2d(known.expand(-1, 4, -1, -1), ones, **options)
+    raw = F.conv2d(x * known, conv.weight, **options) / s
+    wanted = torch.where(s == 0, 0, raw if conv.bias is None else raw + conv.bias.view(1, -1, 1, 1))
+    y, updated = layer(x, known)
+    torch.testing.assert_close(y, wanted)
+    assert torch.equal(updated, (s != 0).double())
+    assert list(layer.state_dict())[-1] == "mask_conv.weight"
+    assert layer.state_dict()["mask_conv.weight"].shape == conv.weight.shape
+
+
+def test_mask_channels_of_the_module() -> None:
+    layer = nn.PartialConv2d(4, 6, 3, multi_channel=True, return_mask=True)
+    masks = torch.cat((MASK, MASK.flip(3)), 1)
+    y, _ = layer(X, masks, mask_channels=(3, 1))
+    wanted, _ = layer(X, masks.repeat_interleave(torch.tensor([3, 1]), dim=1))
+    assert_close("y", y, wanted.double(), length=36)
+    with pytest.raises(
+        ValueError, match=r"^mask_channels: expected mask_in and multi"
+    ):
+        nn.PartialConv2d(4, 6, 3)(X, MASK, mask_channels=(4,))
+    with pytest.raises(ValueError, match=r"^mask_channels: expected numbers that add up"):
+        layer(X, masks, mask_channels=(3, 2))
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    """As PyTorch's own convolution does."""
+    for layer in (nn.PartialConv2d(4, 6, 3, padding=1), nn.PartialConv(4, 6, 3, 1, 1, bias=True)):
+        layer = layer.double()
+        expected = layer(X.double(), MASK)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = layer(X.double(), MASK)
+        pairs = [(got, expected)] if isinstance(got, torch.Tensor) else zip(got, expected)  # noqa: B905
+        assert all(a.dtype == torch.float64 and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "mask, shown",
+    [
+        (2 * MASK - 1, "-1"),
+        (255 * MASK, "255"),
+        ((255 * MASK).to(torch.uint8), "255"),
+        (torch.where(MASK > 0, MASK, torch.nan), "nan"),
+        (torch.cat((MASK, MASK, 255 * MASK, MASK), 1), "255"),
+        (MASK * 1.01, "1.01"),
+    ],
+)
+def test_mask_values(mask: torch.Tensor, shown: str) -> None:
+    message = f"^mask: expected values from 0 to 1, got {shown}$"
+    with pytest.raises(ValueError, match=message):
+        nn.PartialConv(4, 6, 3, bias=True)(X, mask)
+    layer = nn.PartialConv2d(4, 6, 3, multi_channel=mask.shape[1] > 1)
+    with pytest.raises(ValueError, match=message):
+        layer(X, mask)
+    with pytest.raises(ValueError, match=message):
+        torchext.mask_window(mask.float(), 3)
+    nn.PartialConv2d(4, 6, 3)(X, MASK * 0.5)  # fractions are fine
+
+
+@pytest.mark.parametrize("layer", [nn.PartialConv2d(4, 6, 3), nn.PartialConv(4, 6, 3, bias=True)])
+def test_image_without_a_batch(layer: torch.nn.Module) -> None:
+    with pytest.raises(
+        ValueError, match=r"^input: expected the shape \(N, C, H, W\), got \(4, 9, 10\)"
+    ):
+        layer(X[0], MASK[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "layer", [nn.PartialConv2d(4, 6, 3), nn.PartialConv(4, 6, 3, bias=True), nn.RN_B(4)]
+)
+def test_tracing_says_what_to_use(layer: torch.nn.Module) -> None:
+    with pytest.raises(NotImplementedError, match=r"use torch\.export\.export or torch\.compile"):
+        torch.jit.trace(layer, (X, MASK))
+
+
+def test_numpy_numbers() -> None:
+    three, one = np.int64(3), np.int32(1)
+    weight = torch.randn(6, 4, 3, 3)
+    got = torchext.partial_conv2d(
+        X, MASK, weight, stride=one, padding=(one, one), groups=np.int64(1), eps=np.float32(1e-3)
+    )
+    wanted = torchext.partial_conv2d(X, MASK, weight, padding=1, eps=float(np.float32(1e-3)))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert torch.equal(
+        torchext.diversity_map(MASK, three, three, size=(np.int64(5), np.int64(7))),
+        torchext.diversity_map(MASK, 3, 3, size=(5, 7)),
+    )
+    labels = torch.randint(0, 3, (2, 1, 9, 10))
+    assert torch.equal(
+        torchext.region_norm(X, labels, num_regions=three, eps=np.float64(1e-4)),
+        torchext.region_norm(X, labels, num_regions=3, eps=1e-4),
+    )
+    nn.PartialConv(np.int64(4), np.int64(6), three, one, one, bias=True)(X, MASK)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from ops.test_self_aware_affine import weights_of
 from support.backends import parameters, running
 from support.tolerance import assert_close
@@ -68,9 +69,17 @@ def labels_looked_up(x: torch.Tensor) -> torch.Tensor:
     return torchext.label_conv2d(LABELS, x[:, :, :3, :3])
 
 
+def partial(x: torch.Tensor) -> torch.Tensor:
+    return torchext.partial_conv2d(x, MASK, x[:, :, :3, :3], padding=1)[0]
+
+
+def upsampled(x: torch.Tensor) -> torch.Tensor:
+    return torchext.upsample_conv2d(x, x[:, :, :3, :3])
+
+
 FUNCTIONS = [
     batch, instance, self_aware, affine_maps, oriented, modulated, modulated_by_image, soft_map,
-    labels_looked_up,
+    labels_looked_up, partial, upsampled,
 ]  # fmt: skip
 functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
@@ -143,14 +152,29 @@ def test_export_with_dynamic_size() -> None:
     assert torch.equal(exported.module()(x, mask), nn.RN_B(4)(x, mask))
 
 
+@pytest.mark.parametrize("layer", [nn.RN_B(4), nn.RN_L(4, 0.5), nn.PartialConv2d(4, 3, 3)], ids=str)
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_export_of_any_size(layer: torch.nn.Module, name: str) -> None:
+    arguments = (features(),) if isinstance(layer, nn.RN_L) else (features(), MASK)
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: dynamic, 2: dynamic, 3: dynamic} for _ in arguments)
+    with running(name):
+        exported = torch.export.export(layer, arguments, dynamic_shapes=shapes)
+    others = tuple(
+        torch.cat((value, value[:1]))[:, :, :7].repeat(1, 1, 1, 2) for value in arguments
+    )
+    assert_close("y", exported.module()(*others), layer(*others).double(), length=500)
+
+
 @pytest.mark.slow
-def test_ahead_of_time_inductor(tmp_path) -> None:
-    exported = torch.export.export(nn.RN_B(4), (features(), MASK))
+@pytest.mark.parametrize("layer", [nn.RN_B(4), nn.PartialConv2d(4, 3, 3)], ids=str)
+def test_ahead_of_time_inductor(layer: torch.nn.Module, tmp_path) -> None:
+    exported = torch.export.export(layer, (features(), MASK))
     package = torch._inductor.aoti_compile_and_package(
         exported, package_path=str(tmp_path / "layer.pt2")
     )
     loaded = torch._inductor.aoti_load_package(package)
-    assert_close("y", loaded(features(), MASK), nn.RN_B(4)(features(), MASK).double(), length=500)
+    assert_close("y", loaded(features(), MASK), layer(features(), MASK).double(), length=500)
 
 
 @functions
@@ -170,16 +194,104 @@ def test_func_grad_and_jacrev(function: Callable) -> None:
         assert_close("row", rows[image], leaf.grad.double(), length=1000)
 
 
+def assert_mapped(function: Callable, got: torch.Tensor, x: torch.Tensor) -> None:
+    expected = function(x)
+    if function is upsampled:  # PyTorch's own convolution sums in another order when mapped
+        assert_close("y", got, expected.double(), length=1000)
+    else:
+        assert torch.equal(got, expected)
+
+
 @functions
 def test_vmap(function: Callable) -> None:
     xs = torch.stack([features(), features().flip(0) + 1, 3 * features()])
     got = torch.func.vmap(function)(xs)
     for index, x in enumerate(xs):
-        assert torch.equal(got[index], function(x))
+        assert_mapped(function, got[index], x)
     gradient = torch.func.vmap(torch.func.grad(lambda x: loss_of(function(x))))(xs)
     for index, x in enumerate(xs):
         expected = value_and_gradient(function, x)[1]
         assert_close("grad", gradient[index], expected.double(), length=1000)
+
+
+@functions
+@pytest.mark.parametrize("layout", ["second", "last", "channels_last"])
+def test_vmap_over_samples_that_are_not_contiguous(function: Callable, layout: str) -> None:
+    samples = [features(), features().flip(0) + 1, 3 * features()]
+    dim = {"second": 1, "last": 4, "channels_last": 0}[layout]
+    xs = torch.stack(samples, dim)
+    if layout == "channels_last":
+        xs = torch.stack([x.to(memory_format=torch.channels_last) for x in samples])
+    got = torch.func.vmap(function, in_dims=dim)(xs)
+    for index, x in enumerate(samples):
+        assert_mapped(function, got[index], x)
+
+
+def tangent_of(x: torch.Tensor) -> torch.Tensor:
+    return torch.arange(x.numel()).mul(1.3).cos().view(x.shape).to(x.dtype)
+
+
+@functions
+def test_forward_mode(function: Callable) -> None:
+    """Every way to a directional derivative gives the one that backward gives."""
+    x = features(torch.float64)
+    tangent = tangent_of(x)
+    leaf = x.clone().requires_grad_()
+    loss = loss_in_double(function(leaf))
+    loss.backward()
+    expected = (leaf.grad * tangent).sum()
+
+    def scalar(x: torch.Tensor) -> torch.Tensor:
+        return loss_in_double(function(x))
+
+    with forward_ad.dual_level():
+        dual = scalar(forward_ad.make_dual(x, tangent))
+        got = {"forward_ad": forward_ad.unpack_dual(dual).tangent}
+    got["jvp"] = torch.func.jvp(scalar, (x,), (tangent,))[1]
+    got["linearize"] = torch.func.linearize(scalar, x)[1](tangent)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: torch.func.jvp(scalar, (x,), (tangent,))[1], backend="eager")
+    got["compiled"] = compiled(x)
+    for name, value in got.items():
+        assert value is not None, name
+        torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-9, msg=name)
+
+
+@functions
+def test_forward_over_reverse(function: Callable) -> None:
+    """A Hessian-vector product is the same with forward mode outside, inside and without it."""
+    x = features(torch.float64)
+    tangent = tangent_of(x)
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda x: loss_in_double(function(x)).sin())(x)
+
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss_in_double(function(leaf)).sin(), leaf, create_graph=True)
+    (expected,) = torch.autograd.grad((first * tangent).sum(), leaf)
+    got = torch.func.jvp(gradient, (x,), (tangent,))[1]
+    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-8)
+
+
+def loss_in_double(y: torch.Tensor) -> torch.Tensor:
+    return (y * torch.arange(y.numel()).mul(0.7).sin().view(y.shape)).sum()
+
+
+def test_forward_mode_query_exists() -> None:
+    """The private level by which forward-mode differentiation is known."""
+    assert not torchext.backend.forward_mode()
+    with forward_ad.dual_level():
+        assert torchext.backend.forward_mode()
+        assert torchext.backend.which("region_norm", features()) == "reference"
+    seen = []
+
+    def probe(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torchext.backend.forward_mode())
+        return x.sum()
+
+    torch.func.jvp(probe, (torch.ones(2),), (torch.ones(2),))
+    torch.func.grad(probe)(torch.ones(2))
+    assert seen == [True, False]
 
 
 def test_functorch_query_exists() -> None:

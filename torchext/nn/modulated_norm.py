@@ -23,7 +23,7 @@ _HIDDEN = 128  # channels between the condition and its maps, in all published l
 _SLOPE = 0.2
 
 
-class _ParameterFreeStatistics(nn.Module):
+class _ParameterFreeNorm(nn.Module):
     """The statistics of a modulated layer where they are each image's or each pixel's.
 
     Args:
@@ -104,15 +104,12 @@ def parameter_free_norm(
 ) -> nn.Module:
     if statistics == "batch":
         return _ParameterFreeBatchNorm(num_features, synchronised=synchronised)
-    return _ParameterFreeStatistics(num_features, statistics)
-
-
-_ParameterFreeNorm = parameter_free_norm
+    return _ParameterFreeNorm(num_features, statistics)
 
 
 def _modulate(norm: nn.Module, x: Tensor, gamma: Tensor, beta: Tensor, **options: Any) -> Tensor:
     """Normalise and modulate in one; one after the other where the norm was replaced."""
-    if plain(norm, _ParameterFreeStatistics, _ParameterFreeBatchNorm):
+    if plain(norm, _ParameterFreeNorm, _ParameterFreeBatchNorm):
         return norm(x, gamma, beta, **options)
     return modulated_norm(norm(x), gamma, beta, statistics="none", **options)
 
@@ -199,8 +196,8 @@ class SPDNorm(nn.Module):
     Args:
         norm_channel: C.
         norm_type: "position", which the published generator passes: mean and unbiased variance over
-            channels at each pixel; "instance"; or "batch". It has no default, since the published
-            layer's is none that the generator uses.
+            channels at each pixel; "instance"; or "batch". Without a default, so that a published
+            call which relies on one is not taken for another norm.
         form: "published", or "paper", y = weight * (gamma * xn + beta).
 
     Shape: x (N,C,H,W), prior (N,3,h,w), resized by nearest neighbour, weight (N,1,H,W) or (N,C,H,W)
@@ -213,7 +210,7 @@ class SPDNorm(nn.Module):
     def __init__(
         self,
         norm_channel: int,
-        norm_type: Literal["position", "instance", "batch"] | None = "position",
+        norm_type: Literal["position", "instance", "batch"] | None = None,
         *,
         form: Literal["published", "paper"] = "published",
     ) -> None:
@@ -482,6 +479,7 @@ class SPADE(nn.Module):
             "instance" if kind == "instance" else "batch",
             synchronised=kind == "syncbatch",
         )
+        self.label_nc = label_nc
         self.mlp_shared = nn.Sequential(_convolution(label_nc, _HIDDEN, kernel_size), nn.ReLU())
         self.mlp_gamma = _convolution(_HIDDEN, norm_nc, kernel_size)
         self.mlp_beta = _convolution(_HIDDEN, norm_nc, kernel_size)
@@ -501,7 +499,7 @@ class SPADE(nn.Module):
         kinds = (nn.Conv2d, nn.ReLU)
         if plain(self.mlp_shared, nn.Sequential) and all(map(plain, self.mlp_shared, kinds)):
             return label_conv2d(labels, first.weight, first.bias).relu()
-        one_hot = F.one_hot(labels.long(), first.in_channels).movedim(-1, 1)
+        one_hot = F.one_hot(labels.long(), self.label_nc).movedim(-1, 1)
         return self.mlp_shared(one_hot.to(x.dtype))
 
 

@@ -10,6 +10,8 @@ from .. import backend, reference
 from ..ops.checks import check_feature_map
 from ..ops.partial_conv import (
     EPS,
+    SPATIAL,
+    Form,
     Sizes,
     check_mask,
     mask_window,
@@ -45,6 +47,7 @@ class _PartialConvNd(nn.modules.conv._ConvNd):
         mask_in: Tensor | None = None,
         mask_channels: Sequence[int] | None = None,
     ) -> Any:
+        check_feature_map("input", input, SPATIAL[len(self.kernel_size)])
         window = None
         if mask_channels is not None:
             if mask_in is None or not self.multi_channel:
@@ -190,16 +193,18 @@ class PartialConv(nn.Module):
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: of the
-            convolution. A bool in dilation's place is the bias.
+            convolution. A bool in dilation's place is the bias, which has no default: the U-Net's
+            layer has one unless told otherwise, PD-GAN's has none.
 
     Parameters: those of `input_conv`. The published state has `mask_conv.weight` too, frozen ones:
     it is written, and loading anything else is an error.
 
     Shape: x (N,Ci,H,W), mask (N or 1,Ci,H,W) or (N or 1,1,H,W) for all channels alike -> y and
     the updated mask, (N,Co,Ho,Wo) both, the mask a view of one channel (of one for each group,
-    where the groups' masks differ).
+    where there are groups). With mask_channels, a number for each channel of the mask, and another
+    form, as for `torchext.partial_conv2d`.
 
-    Raises: what `torchext.partial_conv2d` raises.
+    Raises: ValueError: no bias is given; what `torchext.partial_conv2d` raises.
     """
 
     def __init__(
@@ -211,29 +216,45 @@ class PartialConv(nn.Module):
         padding: Sizes = 0,
         dilation: Sizes | bool = 1,
         groups: int = 1,
-        bias: bool = True,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
         if isinstance(dilation, bool):
             dilation, bias = 1, dilation
+        if not isinstance(bias, bool):
+            raise ValueError(
+                f"bias: expected True or False, got {bias!r}: published layers of this name differ"
+                " in its default"
+            )
         shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         self.input_conv = _InputConv2d(*shape, bias=bias)
         self.mask_conv = _Ones(self.input_conv)
 
-    def forward(self, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def is_plain(self) -> bool:
+        """Whether the weights say all that a call does."""
+        return plain(self.input_conv, nn.Conv2d, _InputConv2d)
+
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor,
+        mask_channels: Sequence[int] | None = None,
+        form: Form = "sum",
+    ) -> tuple[Tensor, Tensor]:
         check_feature_map("input", input)
         conv, geometry = self.input_conv, self.mask_conv
         sizes = (geometry.stride, geometry.padding, geometry.dilation)
         groups = geometry.groups
-        mask, mask_channels = _grouped(mask, input)
-        if plain(conv, nn.Conv2d, _InputConv2d) and groups == 1:
-            options = {"form": "sum", "mask_channels": mask_channels}
+        if mask_channels is None:
+            mask, mask_channels = _grouped(mask, input)
+        if self.is_plain() and groups == 1:
+            options = {"form": form, "mask_channels": mask_channels}
             y, updated = partial_conv2d(input, mask, conv.weight, conv.bias, *sizes, **options)
             return y, updated.expand(input.shape[0], conv.out_channels, *updated.shape[2:])
         mask, channels = check_mask("mask", mask, input, mask_channels)
         known = reference.mask_product(torch.ones_like(input), mask, channels)
         windows = [
-            mask_window(part, geometry.kernel_size, *sizes, form="sum")
+            mask_window(part, geometry.kernel_size, *sizes, form=form, bias=conv.bias is not None)
             for part in known.chunk(groups, dim=1)
         ]
         scale, updated = (

@@ -16,6 +16,15 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def refuse_tracing() -> None:
+    """For ops whose arguments are computed from sizes, which a trace would keep."""
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace would record the sizes of its example for good: use"
+            " torch.export.export or torch.compile (for ONNX, torch.onnx.export with dynamo=True)"
+        )
+
+
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")

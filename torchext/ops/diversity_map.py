@@ -14,6 +14,7 @@ from .checks import (
     check_positive,
     check_tensor,
     native,
+    refuse_tracing,
 )
 from .region_norm import check_mask, like, region_labels
 from .registration import call, differentiated, operator, register
@@ -53,6 +54,7 @@ def diversity_map(
         ValueError: a shape or range does not fit, or, in eager mode on the CPU (elsewhere with
             `torchext.backend.check_values`), a mask holds other values than 0 and 1.
     """
+    refuse_tracing()
     check_tensor("mask", mask)
     if mask.dim() != 4 or mask.shape[1] != 1 or 0 in mask.shape[2:]:
         raise ValueError(f"mask: expected the shape (N, 1, H, W), got {tuple(mask.shape)}")

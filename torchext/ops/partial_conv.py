@@ -29,6 +29,7 @@ from .checks import (
     check_tensor,
     memory_format,
     native,
+    refuse_tracing,
 )
 from .region_norm import gradients_of_reference
 from .registration import call, differentiated, operator, register
@@ -40,7 +41,7 @@ FORMS = ("ratio", "sum")
 Sizes = int | Sequence[int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 EPS = 1e-8  # as published
-_SPATIAL = {2: ("H", "W"), 3: ("D", "H", "W")}
+SPATIAL = {2: ("H", "W"), 3: ("D", "H", "W")}
 _MOST_GROUPS = 64  # kMaxMasks of csrc/cuda/partial_conv.cu
 _LARGEST = 2**31 - 1
 
@@ -269,7 +270,7 @@ def mask_window(
     """
     check_tensor("mask", mask)
     dimensions = 3 if mask.dim() == 5 else 2
-    check_feature_map("mask", mask, _SPATIAL[dimensions])
+    check_feature_map("mask", mask, SPATIAL[dimensions])
     check_choice("form", form, FORMS)
     check_positive("eps", eps)
     kernel = _sizes("kernel_size", kernel_size, dimensions, least=1)
@@ -357,10 +358,11 @@ def _check(
     norm_bias: Tensor | None,
     negative_slope: float | None,
 ) -> None:
-    check_feature_map("x", x, _SPATIAL[dimensions])
+    refuse_tracing()
+    check_feature_map("x", x, SPATIAL[dimensions])
     check_tensor("weight", weight)
     if weight.dim() != x.dim():
-        sizes = ", ".join(f"k{letter.lower()}" for letter in _SPATIAL[dimensions])
+        sizes = ", ".join(f"k{letter.lower()}" for letter in SPATIAL[dimensions])
         raise ValueError(
             f"weight: expected the shape (Co, Ci / groups, {sizes}), got {tuple(weight.shape)}"
         )
@@ -436,6 +438,11 @@ def _expand_groups(mask: Tensor, channels: list[int]) -> tuple[Tensor, list[int]
     return torch.cat([plane.expand(-1, n, *mask.shape[2:]) for plane, n in planes], dim=1), []
 
 
+def _written_out(channels: list[int], mask: Tensor) -> list[int]:
+    """Never empty: AOTInductor takes an empty list for None."""
+    return channels or [1] * mask.shape[1]
+
+
 def _run(namespace: str, name: str, *args: Any) -> Any:
     if not namespace:  # the reference
         return getattr(reference, name)(*args)
@@ -473,7 +480,7 @@ def _window(
         namespace,
         "mask_window",
         native(mask) if mask.dim() == 4 else mask.contiguous(),
-        channels,
+        _written_out(channels, mask),
         geometry.kernel_size,
         geometry.stride,
         geometry.padding,
@@ -488,7 +495,7 @@ def _window(
 def product(namespace: str, x: Tensor, mask: Tensor, channels: list[int]) -> Tensor:
     """x * mask, for volumes too."""
     planes, masks = _with_mask(x, mask)
-    return _spatial(_run(namespace, "mask_product", planes, masks, channels), x)
+    return _spatial(_run(namespace, "mask_product", planes, masks, _written_out(channels, mask)), x)
 
 
 def epilogue(
@@ -602,7 +609,7 @@ def _in_one_op(
         "partial_conv",
         x,
         mask,
-        channels,
+        [1] if mask is None else _written_out(channels, mask),
         scale.to(accumulate),
         updated.to(accumulate),
         weight,

@@ -19,6 +19,7 @@ from .checks import (
     check_tensor,
     memory_format,
     native,
+    refuse_tracing,
 )
 from .registration import call, differentiated, operator, register
 
@@ -160,6 +161,7 @@ def region_statistics(
 
 def check_mask(x: Tensor, mask: Tensor, num_regions: int, resize_mask: bool) -> Tensor:
     """Raise what `region_norm` documents for a mask; returns it as (N or 1,1,H,W)."""
+    refuse_tracing()
     check_tensor("mask", mask)
     if mask.dtype == torch.bool or mask.is_floating_point():
         if num_regions != 2:

@@ -52,7 +52,7 @@ def mask_product(x: Tensor, mask: Tensor, mask_channels: Sequence[int]) -> Tenso
 
     The mask has one channel, x's channels, or one for each run of mask_channels[i] channels of x.
     """
-    if mask_channels and mask.shape[1] > 1:
+    if 1 < mask.shape[1] < x.shape[1]:
         repeats = torch.tensor(list(mask_channels), device=mask.device)
         mask = mask.repeat_interleave(repeats, dim=1, output_size=x.shape[1])
     return torch.where(mask == 0, 0, x * mask)

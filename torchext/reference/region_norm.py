@@ -77,7 +77,7 @@ def region_norm(
     x = x.to(torch.promote_types(dtype, torch.float32))
     dims = (2, 3) if per_instance else (0, 2, 3)
     pixels = x.shape[2] * x.shape[3] * (1 if per_instance else x.shape[0])
-    total = all_reduce(torch.tensor(float(pixels), dtype=x.dtype, device=x.device))
+    total = all_reduce(x.new_full((), pixels))
     y = torch.zeros_like(x)
     for region in range(1 if ignore_holes else 0, num_regions):
         count, mean, variance = _region_moments(x, labels, region, dims, all_reduce)
