@@ -8,7 +8,7 @@ is, its first bytes say, not its name.
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ _MODULES = ("module", "_orig_mod")  # of DistributedDataParallel, AveragedModel;
 _HOLDERS = ("model.", "net.", "network.", "ema_model.")  # of Lightning and the like
 
 
-def weights(content: Mapping[str, Any]) -> dict[str, Any]:
+def weights(content: Mapping[str, Any], networks: Iterable[nn.Module] = ()) -> dict[str, Any]:
     """The weights in what a file holds, by the network's own keys: the one rule for every paper.
 
     - Wrapping dictionaries (`state_dict`, `model`, `ema`, ...) are opened, averaged weights first.
@@ -214,7 +214,12 @@ def weights(content: Mapping[str, Any]) -> dict[str, Any]:
       state_dict with their names in front.
     - Parts `module` and `_orig_mod`, and a `model.` or `net.` before all keys, are taken out.
     - What has no dot in its name and no dimensions is no weight: epochs, scores, `n_averaged`.
+
+    Args:
+        content: of a file.
+        networks: that the weights are for; a `model.` that their own keys begin with stays.
     """
+    own = [key for network in networks for key in network.state_dict()]
     state = _opened(content)
     state = {
         ".".join(part for part in str(key).split(".") if part not in _MODULES): value
@@ -222,7 +227,8 @@ def weights(content: Mapping[str, Any]) -> dict[str, Any]:
         if _is_weight(str(key), value)
     }
     for holder in _HOLDERS:
-        if state and all(key.startswith(holder) for key in state):
+        is_own = any(key.startswith(holder) for key in own)
+        if state and not is_own and all(key.startswith(holder) for key in state):
             state = {key[len(holder) :]: value for key, value in state.items()}
     return state
 

@@ -83,7 +83,7 @@ def read(options: argparse.Namespace) -> tuple[pictures.Photo, Tensor, Tensor]:
         "drawn": ", as drawn on transparency",
         "cut out": ", where the photo in the mask's file is transparent",
     }[mask.kind]
-    print(f"the hole is {(known < 1).mean():.2%} of the photo{understood}")
+    print(f"the hole is {(1 - known).mean():.2%} of the photo{understood}")
     image = photo.tensor()[None].to(options.device)
     return photo, image, torch.from_numpy(known)[None, None].to(options.device)
 

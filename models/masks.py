@@ -193,7 +193,7 @@ def check_hole(path: Path, mask: Mask, known: np.ndarray, white: str, threshold:
     Raises:
         PictureError: nearly all is hole, or nothing.
     """
-    hole = float((known < 1).mean())
+    hole = float((1 - known).mean())
     if LEAST_HOLE <= hole <= MOST_HOLE:
         return
     understood = {

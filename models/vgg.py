@@ -105,7 +105,7 @@ class VGGFeatures(nn.Module):
         Raises:
             ValueError: it holds another network; `source` is named.
         """
-        state, own = checkpoint.weights(state), self.state_dict().keys()
+        state, own = checkpoint.weights(state, [self]), self.state_dict().keys()
         further = re.compile(r"(features|classifier)\.\d+\.(weight|bias)")
         kept = {k: v for k, v in state.items() if k in own or not further.fullmatch(k)}
         checkpoint.load_strictly(self, kept, f"{source} as VGG-{self.depth}")

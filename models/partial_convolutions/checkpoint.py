@@ -19,8 +19,8 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, of another shape, or a mask kernel is not ones.
     """
-    state = weights(content)
     built = networks(config)
+    state = weights(content, built.values())
     for key, value in built["generator"].state_dict().items():
         if key.endswith("mask_conv.weight") and key.replace("mask_conv", "input_conv") in state:
             stored = state.setdefault(key, value)

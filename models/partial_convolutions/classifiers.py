@@ -174,7 +174,7 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, or of another shape.
     """
-    checkpoint.load_strictly(network, checkpoint.weights(content), source)
+    checkpoint.load_strictly(network, checkpoint.weights(content, [network]), source)
     return network
 
 

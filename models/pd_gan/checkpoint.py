@@ -42,9 +42,9 @@ def load_published(
     """
     built = networks(config)
     if content and content.keys() <= FILES.keys():
-        states = {name: weights(entries) for name, entries in content.items()}
+        states = {name: weights(entries, built.values()) for name, entries in content.items()}
     else:
-        whole = weights(content)
+        whole = weights(content, built.values())
         states = {name: part(whole, name) for name in FILES if part(whole, name)} or {"": whole}
     found = {}
     for name, state in states.items():

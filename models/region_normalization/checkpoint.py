@@ -23,8 +23,8 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, or of another shape.
     """
-    state = {key: value for key, value in weights(content).items() if key not in _CONSTANTS}
     built = networks(config)
+    state = {k: v for k, v in weights(content, built.values()).items() if k not in _CONSTANTS}
     if not part(state, "generator"):
         load_strictly(built["generator"], state, source)
         return {"generator": built["generator"]}

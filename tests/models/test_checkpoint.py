@@ -451,3 +451,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         checkpoint.save(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {})
     assert checkpoint.load(tmp_path / "a.safetensors")[0]["a"].equal(torch.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_networks_own_model_is_not_taken_off():
+    network = torch.nn.Module()
+    network.model = torch.nn.Linear(2, 2)
+    state = network.state_dict()
+    assert checkpoint.weights(state, [network]).keys() == state.keys()
+    assert checkpoint.weights(prefixed(state, "net."), [network]).keys() == state.keys()
+    assert checkpoint.weights(state, [torch.nn.Linear(2, 2)]).keys() == {"weight", "bias"}

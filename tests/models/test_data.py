@@ -43,6 +43,7 @@ def test_masks_depend_on_their_generator_alone():
 
 @pytest.mark.parametrize("white", ["hole", "known"])
 @pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.filterwarnings("ignore:.*neither black nor white")
 def test_mask_files(white, binary, tmp_path):
     values = np.zeros((20, 30), np.uint8)
     values[:, 10:20] = 255
@@ -54,9 +55,7 @@ def test_mask_files(white, binary, tmp_path):
     assert bright[5, 5:15].all()
     assert not bright[5, 0]
     assert bright[0, 5] == binary  # at the published threshold
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the grey pixel
-        known = masks.MaskFolder(tmp_path, white=white)(20, 20, np.random.default_rng(0))
+    known = masks.MaskFolder(tmp_path, white=white)(20, 20, np.random.default_rng(0))
     assert (known[0, 5] == 1) == (white == "hole")
 
 
@@ -289,3 +288,21 @@ def test_a_picture_of_nan_is_a_broken_file(tmp_path):
     values[0, 0], values[7, 7] = np.inf, np.nan
     Image.fromarray(values).save(tmp_path / "b.tif")
     assert np.asarray(pictures.read_image(tmp_path / "b.tif")).max() == 255
+
+
+@pytest.mark.parametrize("white", ["hole", "known"])
+def test_masks_with_alpha_in_a_folder(white, tmp_path):
+    shape = np.zeros((20, 20), bool)
+    shape[5:15, 5:15] = True
+    photo = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    for name, colours, alpha in (
+        ("strokes", np.full_like(photo, 255), shape),
+        ("cut", photo, ~shape),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        pixels = np.dstack((colours, alpha.astype(np.uint8) * 255))
+        Image.fromarray(pixels).save(folder / "mask.png")
+        known = masks.MaskFolder(folder, white=white)(20, 20, np.random.default_rng(0))
+        drawn_is_known = name == "strokes" and white == "known"
+        assert np.array_equal(known == 1, shape if drawn_is_known else ~shape), name
