@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import torchext
 from benchmarks.baselines import modulated_layers as modulated
 from benchmarks.baselines import region_norm as published
-from torchext.accelerate.layer import AcceleratedLayer
+from torchext.accelerate.layer import AcceleratedLayer, PublishedCodeWarning
+from torchext.accelerate.recognise import FAMILIES
 
 
 class PartialConv2d(nn.Conv2d):
@@ -328,7 +329,9 @@ def test_values_that_are_no_mask_run_the_published_code() -> None:
     layer = PartialConv2d(3, 5, 3)
     fast = swapped(layer)
     call = (image(2, 3, 12, 14), mask(2, 1, 12, 14) * 2 - 1)
-    with pytest.warns(UserWarning, match="its published code runs, since the fused one raised"):
+    with pytest.warns(
+        PublishedCodeWarning, match="its published code runs, since the fused one raised"
+    ):
         got = fast(*call)
     assert_same(got, layer(*call))
 
@@ -412,6 +415,37 @@ def test_spdnorm_whose_norm_is_a_function() -> None:
     assert_same(swapped(layer)(*call), layer(*call))
     layer.param_free_norm = torch.tanh
     assert "output 0 differs" in left(layer)
+
+
+class NormalisedMaps(nn.Sequential):
+    """A convolution and an instance norm, as MONAI has them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        super().__init__(conv, nn.InstanceNorm2d(outputs))
+
+
+def test_spade_with_other_maps() -> None:
+    torch.manual_seed(0)
+    layer = modulated.SPADE("instance", 4, 3)
+    layer.mlp_shared = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(0.01))
+    layer.mlp_gamma, layer.mlp_beta = NormalisedMaps(8, 4), NormalisedMaps(8, 4)
+    call = (image(2, 4, 6, 7), image(2, 3, 12, 14))
+    assert_same(swapped(layer)(*call), layer(*call))
+
+
+def test_a_comparison_that_never_runs_the_fused_form_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FAMILIES["pixel norm"], "takes", lambda *_: False)
+    assert left(modulated.PixelNorm()) == "the fused form takes none of its calls"
+    monkeypatch.undo()
+
+    def fails(*_: Any) -> Tensor:
+        raise ValueError("x: expected nothing")
+
+    monkeypatch.setattr(FAMILIES["pixel norm"], "forward", fails)
+    assert "the fused one raised ValueError: x: expected nothing" in left(modulated.PixelNorm())
 
 
 def test_a_frozen_norm_stays_frozen() -> None:

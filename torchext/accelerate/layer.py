@@ -96,11 +96,15 @@ def accelerated_class(published: type[nn.Module]) -> type[nn.Module]:
     return type(published.__name__, (AcceleratedLayer, published), names)
 
 
+class PublishedCodeWarning(UserWarning):
+    """The fused form did not take a call that it should take; the published code has run it."""
+
+
 def _forward(layer: Any, published: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    swap = layer._torchext_swap
-    arguments = None if swap is None else swap.arguments(args, kwargs)
-    if arguments is None or not _as_proved(layer, swap, arguments):
+    arguments = fused_arguments(layer, args, kwargs)
+    if arguments is None:
         return published(layer, *args, **kwargs)
+    swap = layer._torchext_swap
     try:
         return FAMILIES[swap.family].forward(layer, swap.facts, *arguments)
     except (TypeError, ValueError) as problem:  # the checks of an op, before any work
@@ -108,20 +112,29 @@ def _forward(layer: Any, published: Any, args: tuple[Any, ...], kwargs: dict[str
         warnings.warn(
             f"{type(layer).__name__}: its published code runs, since the fused one raised"
             f" {type(problem).__name__}: {problem}",
+            PublishedCodeWarning,
             stacklevel=4,
         )
         return result
 
 
-def _as_proved(layer: Any, swap: Swap, arguments: list[Any]) -> bool:
-    """Whether layer and call are still such as the fused form was proved for."""
+def fused_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+    """What the fused form is called with; None where the published code is to run.
+
+    That is so where the call or the layer are not such as the fused form was proved for.
+    """
+    swap = layer._torchext_swap
+    arguments = None if swap is None else swap.arguments(args, kwargs)
+    if arguments is None:
+        return None
     family = FAMILIES[swap.family]
-    return (
+    as_proved = (
         all(getattr(layer, name, None) == value for name, value in swap.constants)
         and not any(touched(part) for part in family.replaced(layer))
         and all(_still_right(swap, i, t) for i, t in enumerate(family.kernels(layer)))
         and family.takes(layer, swap.facts, *arguments)
     )
+    return arguments if as_proved else None
 
 
 def _still_right(swap: Swap, place: int, kernel: Tensor) -> bool:
