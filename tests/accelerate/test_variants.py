@@ -542,3 +542,83 @@ def test_pytorchs_synchronised_norm_in_two_processes(tmp_path: Path) -> None:
     for name, value in layer.param_free_norm.state_dict().items():
         for part in parts:
             assert_same(part[name].float(), value.float())
+
+
+# --- what is nearly a published layer ---------------------------------------------------------
+
+
+def altered(base: type[nn.Module], change: Any, *args: Any, **kwargs: Any) -> nn.Module:
+    """A layer of the same class name whose forward is `change(published forward, self, ...)`."""
+
+    def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        return change(lambda *a, **k: base.forward(self, *a, **k), self, *arguments, **keywords)
+
+    forward.__signature__ = inspect.signature(base.forward)
+    return type(base.__name__, (base,), {"forward": forward})(*args, **kwargs)
+
+
+def only_from(batch: int) -> Any:
+    """Right for other batch sizes."""
+    return lambda run, _, x, *rest: run(x, *rest) * (1 + (len(x) == batch))
+
+
+class SoftPartialConv2d(PartialConv2d):
+    """A mask of values between 0 and 1 counts as known where it is not 0."""
+
+    def forward(self, input: Tensor, mask_in: Tensor | None = None) -> Any:
+        return super().forward(input, None if mask_in is None else (mask_in > 0).to(input))
+
+
+SoftPartialConv2d.__name__ = "PartialConv2d"
+
+NEARLY = {
+    "soft masks": SoftPartialConv2d(3, 5, 3),
+    "another batch": altered(modulated.PixelNorm, only_from(3)),
+    "small inputs": altered(
+        modulated.PixelNorm, lambda run, _, x: run(x) * (1 + (x.abs().max() < 0.1))
+    ),
+    "large inputs": altered(published.RN_B, lambda run, _, x, mask: run(x.clamp(-50, 50), mask), 3),
+    "dim of latents": altered(
+        modulated.PixelNorm, lambda run, _, x: run(x) if x.dim() == 4 else F.normalize(x, dim=-1)
+    ),
+    "keeps what it saw": altered(
+        published.RN_L, lambda run, self, x: (setattr(self, "seen", x.shape), run(x))[1], 3
+    ),
+    "training alone": altered(
+        modulated.SPADE,
+        lambda run, self, x, segmap: run(x, segmap) * (2 if self.training else 1),
+        *("batch", 4, 3),
+    ),
+    "gradient": altered(
+        modulated.SPDNorm,
+        lambda run, _, x, prior, weight: run(x, prior.detach(), weight),
+        *(4, "position"),
+    ),
+    "kind": altered(modulated.PixelNorm, lambda run, _, x: [run(x)]),
+    "dtype": altered(modulated.PixelNorm, lambda run, _, x: run(x).double()),
+    "keeps no mask": altered(
+        PartialConv2d,
+        lambda run, self, *args: (setattr(self, "last_size", None), run(*args))[1],
+        *(3, 5, 3),
+    ),
+    "mask of a call without": altered(
+        PartialConv2d,
+        lambda run, _, x, mask=None: run(x, torch.ones_like(x[:, :1]) if mask is None else mask),
+        *(3, 5, 3),
+    ),
+    "by name": altered(
+        modulated.SPADE,
+        lambda run, _, *args, **kwargs: run(*args, **kwargs) * (2 if kwargs else 1),
+        *("instance", 4, 3),
+    ),
+    "a larger mask": altered(
+        published.RN_B,
+        lambda run, _, x, mask: run(x, F.interpolate(mask, x.shape[2:], mode="area").round()),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEARLY)
+def test_what_nearly_does_the_same_is_left(case: str) -> None:
+    assert "differ" in left(NEARLY[case]) or "only one" in left(NEARLY[case])
