@@ -469,6 +469,26 @@ def test_hooks_that_come_later_are_called() -> None:
     assert_same(fast(*call), layer(*call))
 
 
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.BatchNorm2d(4, eps=0.1), torch.tanh])
+def test_a_norm_that_is_replaced_later_acts(norm: Any) -> None:
+    torch.manual_seed(0)
+    for layer in (modulated.SPADE("batch", 4, 3), modulated.SPADE("instance", 4, 3)):
+        fast = swapped(layer)
+        for either in (layer, fast):
+            if not isinstance(norm, nn.Module):
+                del either.param_free_norm
+            either.param_free_norm = copy.deepcopy(norm)
+        call = (image(2, 4, 6, 7), image(2, 3, 12, 14))
+        assert_same(fast(*call), layer(*call))
+    layer = modulated.SPDNorm(4, "position")
+    del layer.param_free_norm
+    layer.param_free_norm = position_norm
+    fast = swapped(layer)
+    layer.param_free_norm = fast.param_free_norm = lambda x: x * 2
+    call = (image(2, 4, 6, 7), image(2, 3, 12, 14), mask(2, 1, 6, 7))
+    assert_same(fast(*call), layer(*call))
+
+
 def test_adain_keeps_its_attributes() -> None:
     layer = modulated.AdaptiveInstanceNorm2d(4)
     fast = swapped(layer)

@@ -8,6 +8,7 @@ what the fused form does not take is run by the published code.
 import copyreg
 import functools
 import inspect
+import types
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ class Swap:
         facts: of the family.
         defaults: the parameters of the published forward, in order, with their defaults.
         constants: attributes that the facts depend on, and their values.
+        children: the classes of the modules inside.
         kernels: the frozen kernels as they were last read: place -> (id, version).
     """
 
@@ -35,6 +37,7 @@ class Swap:
     facts: Any
     defaults: dict[str, Any]
     constants: tuple[tuple[str, Any], ...]
+    children: tuple[tuple[str, type], ...]
     kernels: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
@@ -130,6 +133,7 @@ def fused_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     family = FAMILIES[swap.family]
     as_proved = (
         all(getattr(layer, name, None) == value for name, value in swap.constants)
+        and all(type(getattr(layer, name, None)) is kind for name, kind in swap.children)
         and not any(touched(part) for part in family.replaced(layer))
         and all(_still_right(swap, i, t) for i, t in enumerate(family.kernels(layer)))
         and family.takes(layer, swap.facts, *arguments)
@@ -159,12 +163,13 @@ def parameters_of(layer: nn.Module) -> dict[str, Any]:
 
 
 def constants_of(layer: nn.Module, family: Family, facts: Any) -> tuple[tuple[str, Any], ...]:
-    """The plain values among a layer's attributes that the fused form does not read."""
+    """The plain values and functions among its attributes that the fused form does not read."""
+    plain = (bool, int, float, str, tuple, type(None), types.FunctionType)
     others = family.live | family.state(facts) | {"training"}
     return tuple(
         (name, value)
         for name, value in vars(layer).items()
-        if isinstance(value, (bool, int, float, str, tuple, type(None)))
+        if isinstance(value, plain)
         and not isinstance(value, torch.Size)
         and name not in others
         and not name.startswith("_")
@@ -174,7 +179,8 @@ def constants_of(layer: nn.Module, family: Family, facts: Any) -> tuple[tuple[st
 def swap_in(layer: nn.Module, name: str, facts: Any) -> None:
     """Make a layer run the fused form of the family of that name."""
     constants = constants_of(layer, FAMILIES[name], facts)
-    swap = Swap(name, facts, parameters_of(layer), constants)
+    children = tuple((key, type(child)) for key, child in layer.named_children())
+    swap = Swap(name, facts, parameters_of(layer), constants, children)
     layer.__class__ = accelerated_class(type(layer))
     layer.__dict__["_torchext_swap"] = swap
 
