@@ -193,6 +193,7 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
         )
     torch.manual_seed(options.seed)
     dataset = paper.dataset(options.images, masks, config, seed=options.seed)
+    dataset[0, 0, 0]  # files of which none can be read are an error here, not in a worker
     networks, fresh = paper.networks(config), None
     if options.checkpoint is not None:  # it may hold a part of them, such as the first stage
         given, _ = papers.load(options.checkpoint, paper, config)

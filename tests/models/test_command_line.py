@@ -458,3 +458,20 @@ def test_more_processes_than_devices_are_named(tmp_path, monkeypatch, capsys):
     command = ["region_normalization", "train", "absent", "-o", str(tmp_path / "run")]
     assert main([*command, "--device", "cuda"]) == 1
     assert "got 'cuda'; this PyTorch" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.parametrize("what", ["photos", "masks"])
+def test_folders_without_a_readable_file_are_named_at_once(
+    what, photos, vgg_file, tmp_path, capsys
+):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
+    given = tmp_path / "broken" if what == "photos" else photos
+    command = train_command("region_normalization", given, vgg_file, tmp_path / "run")
+    command += ["--iterations", "1", "--workers", "2"]
+    command += ["--masks", str(tmp_path / "broken")] if what == "masks" else []
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "error: none of 1 files can be read: cannot read" in error
+    assert "Traceback" not in error
