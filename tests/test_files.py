@@ -234,7 +234,8 @@ def test_a_refused_rename_leaves_the_old_file(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_file_that_is_read_for_a_moment_is_replaced_later(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_that_is_read_for_a_moment_is_replaced_later(is_there, tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr(files.time, "sleep", pauses.append)
     real = Path.replace
@@ -244,7 +245,8 @@ def test_a_file_that_is_read_for_a_moment_is_replaced_later(tmp_path, monkeypatc
             raise PermissionError(13, "in use")
         return real(self, target)
 
-    write(tmp_path / "a", "first")
+    if is_there:
+        write(tmp_path / "a", "first")
     monkeypatch.setattr(Path, "replace", replace)
     write(tmp_path / "a", "second")
     assert (tmp_path / "a").read_text() == "second"

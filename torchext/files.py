@@ -183,14 +183,14 @@ def whole_or_nothing(target: Path) -> Iterator[Path]:
 
 def _rename(partial: Path, target: Path, attempts: int = 5, pause: float = 0.1) -> None:
     """Rename over what is there; where that is refused, with the old file moved aside first."""
-    for attempt in range(attempts):
-        try:
-            return partial.replace(target)
-        except (PermissionError, FileExistsError):
-            if not target.is_file():
-                raise
-            if attempt < attempts - 1:
-                time.sleep(pause)  # a virus scanner or an indexer looks at it
+    for _ in range(attempts - 1):
+        with contextlib.suppress(PermissionError, FileExistsError):
+            partial.replace(target)
+            return
+        time.sleep(pause)  # a virus scanner or an indexer looks at one of them
+    if not target.is_file():
+        partial.replace(target)
+        return
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     target.rename(old)
     try:
@@ -198,8 +198,8 @@ def _rename(partial: Path, target: Path, attempts: int = 5, pause: float = 0.1) 
     except OSError:
         old.rename(target)
         raise
-    old.unlink()
-    return None
+    with contextlib.suppress(OSError):  # still looked at: hidden, and in nobody's way
+        old.unlink()
 
 
 def is_same(path: Path, other: Path) -> bool:
