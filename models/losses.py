@@ -109,6 +109,7 @@ def feature_matching(fake: Sequence[Sequence[Tensor]], real: Sequence[Sequence[T
 
 def gram(features: Tensor) -> Tensor:
     """(N,C,H,W) -> (N,C,C): products of all pairs of channels, divided by C*H*W."""
+    check_images("features", features)
     N, C, H, W = features.shape
     flat = features.reshape(N, C, H * W)
     return flat @ flat.transpose(1, 2) / (C * H * W)

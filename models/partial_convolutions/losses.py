@@ -38,13 +38,8 @@ class InpaintingLoss(nn.Module):
         self.variation = variation
 
     def forward(self, input: Tensor, mask: Tensor, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        check_images("gt", gt)
         for name, image in (("input", input), ("output", output)):
-            check_images(name, image)
-            if image.shape != gt.shape:
-                raise ValueError(
-                    f"{name}: expected the shape of gt, {tuple(gt.shape)}, got {tuple(image.shape)}"
-                )
+            _check_alike(name, image, "gt", gt)
         check_mask("mask", mask, gt, (1, gt.shape[1]))
         mask = mask.to(gt.dtype)
         merged = composite(input, mask, output)
@@ -77,6 +72,9 @@ class VGG16PartialLoss(nn.Module):
         vgg: features that are loaded already, instead.
 
     Shape: output, target (N,3,H,W) in [0,1] -> total, perceptual and style terms, weighted.
+
+    Raises:
+        TypeError, ValueError: an image does not fit.
     """
 
     def __init__(
@@ -100,6 +98,7 @@ class VGG16PartialLoss(nn.Module):
         self.vgg = VGGFeatures(16, TAPS[:feat_num]).load(weights) if vgg is None else vgg
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _check_alike("output", output, "target", target)
         x, y = imagenet_normalised(output), imagenet_normalised(target)
         ours = self.vgg(x)
         with torch.no_grad():
@@ -108,3 +107,13 @@ class VGG16PartialLoss(nn.Module):
         of_style = self.style_alpha * style(ours, wanted)
         total = self.l1_alpha * F.l1_loss(x, y) + of_features + of_style
         return total + self.smooth_alpha * total_variation(x), of_features, of_style
+
+
+def _check_alike(name: str, image: Tensor, other_name: str, other: Tensor) -> None:
+    check_images(name, image)
+    check_images(other_name, other)
+    if image.shape != other.shape:
+        raise ValueError(
+            f"{name}: expected the shape of {other_name}, {tuple(other.shape)},"
+            f" got {tuple(image.shape)}"
+        )

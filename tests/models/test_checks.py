@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from torchext.models import checks, papers
 from torchext.models.discriminators import MultiscaleDiscriminator, PatchDiscriminator
-from torchext.models.losses import total_variation_in_holes
-from torchext.models.partial_convolutions import InpaintingLoss, classifiers
+from torchext.models.losses import gram, total_variation_in_holes
+from torchext.models.partial_convolutions import InpaintingLoss, VGG16PartialLoss, classifiers
 from torchext.models.partial_convolutions import fill as fill_by_partial_convolutions
 from torchext.models.pd_gan import Sampler
 from torchext.models.pd_gan.first_stage import restore
@@ -204,6 +204,8 @@ NETWORKS: dict[str, Callable[[Tensor], Any]] = {
     "VGGFeatures": lambda x: VGG(x),
     "PaddedResNet": lambda x: classifiers.build("pdresnet18", 4)(x),
     "InpaintingLoss": lambda x: InpaintingLoss(VGG)(x, KNOWN, IMAGE, IMAGE),
+    "VGG16PartialLoss": lambda x: VGG16PartialLoss(vgg=VGG)(x, IMAGE),
+    "gram": gram,
     "total_variation_in_holes": lambda x: total_variation_in_holes(x, KNOWN),
 }
 
@@ -216,6 +218,21 @@ def test_images_without_a_batch_or_of_bytes_are_named(name):
         NETWORKS[name](IMAGE[0])
     with pytest.raises(TypeError, match=r"expected a floating-point tensor, got torch\.uint8"):
         NETWORKS[name]((IMAGE * 255).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda other: InpaintingLoss(VGG)(other, KNOWN, IMAGE, IMAGE),
+        lambda other: InpaintingLoss(VGG)(IMAGE, KNOWN, other, IMAGE),
+        lambda other: VGG16PartialLoss(vgg=VGG)(other, IMAGE),
+    ],
+)
+def test_images_of_a_loss_are_alike(call):
+    with pytest.raises(
+        ValueError, match=r"put: expected the shape of (gt|target), \(2, 3"
+    ):
+        call(IMAGE[:1])  # would be repeated
 
 
 # --- nothing to divide by -------------------------------------------------------------------------
