@@ -1,4 +1,4 @@
-"""One of two processes that run SPADE with PyTorch's synchronised norm. Arguments: rank, folder."""
+"""One of two processes: SPADE with PyTorch's synchronised norm, and RN_L in a DDP. Arguments: rank, folder."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ import torchext
 
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks.baselines.modulated_layers import SPADE
+from benchmarks.baselines.region_norm import RN_L
 
 SPLIT = (2, 1)
 
@@ -41,6 +42,11 @@ def main(rank: int, folder: str) -> None:
     x = x.clone().requires_grad_()
     y = spade(x, labels)
     y.square().sum().backward()
+    wrapped = nn.parallel.DistributedDataParallel(RN_L(4))
+    _, report = torchext.accelerate(wrapped)
+    assert [row.name for row in report.swapped] == ["module"], str(report)
+    wrapped(x.detach()).sum().backward()
+    assert wrapped.module.sa.gamma_conv.weight.grad is not None
     result = {"y": y.detach(), "x": x.grad, **spade.param_free_norm.state_dict()}
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

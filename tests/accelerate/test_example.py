@@ -24,8 +24,12 @@ class Network(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.twice = modulated.PixelNorm()
         self.never = published.RN_B(4)
+        self.calls = 0
+        self.average = torch.zeros(())  # no buffer
 
     def forward(self, x: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Any]:
+        self.calls += 1
+        self.average.add_(1)
         x = self.norm(self.conv(x, mask), labels)
         return {"y": self.twice(self.drop(self.twice(x))), "size": x.shape[2:]}
 
@@ -70,6 +74,7 @@ def test_nothing_that_a_run_changes_stays_changed() -> None:
     torchext.accelerate(model, example=arguments)
     assert torch.equal(torch.get_rng_state(), random)
     assert model.conv.last_size is kept
+    assert (model.calls, model.average) == (0, 0)
     assert all(map(torch.equal, arguments, copies))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -23,8 +23,8 @@ from torchext.accelerate.layer import AcceleratedLayer, PublishedCodeWarning
 from torchext.accelerate.recognise import FAMILIES
 
 
-class PartialConv2d(nn.Conv2d):
-    """The authors' layer with the attributes that it keeps between calls.
+class Authors:
+    """The authors' layers with the attributes that they keep between calls.
 
     `spatial`: as in older releases the kept mask knows height and width alone.
     """
@@ -62,17 +62,27 @@ class PartialConv2d(nn.Conv2d):
                     shape = input.shape if self.multi_channel else (1, 1, *input.shape[2:])
                     mask = torch.ones(shape).to(input)
                 geometry = (self.stride, self.padding, self.dilation)
-                self.update_mask = F.conv2d(mask, self.weight_maskUpdater, None, *geometry)
-                self.mask_ratio = self.slide_winsize / (self.update_mask + 1e-8)
+                conv = F.conv2d if input.dim() == 4 else F.conv3d
+                self.update_mask = conv(mask, self.weight_maskUpdater, None, *geometry)
+                eps = 1e-6 if input.dtype == torch.float16 else 1e-8
+                self.mask_ratio = self.slide_winsize / (self.update_mask + eps)
                 self.update_mask = torch.clamp(self.update_mask, 0, 1)
                 self.mask_ratio = self.mask_ratio * self.update_mask
         raw = super().forward(input * mask_in if mask_in is not None else input)
         if self.bias is not None:
-            bias = self.bias.view(1, self.out_channels, 1, 1)
+            bias = self.bias.view(1, -1, *[1] * (input.dim() - 2))
             output = ((raw - bias) * self.mask_ratio + bias) * self.update_mask
         else:
             output = raw * self.mask_ratio
         return (output, self.update_mask) if self.return_mask else output
+
+
+class PartialConv2d(Authors, nn.Conv2d):
+    pass
+
+
+class PartialConv3d(Authors, nn.Conv3d):
+    pass
 
 
 class PartialConvBlock(nn.Module):
@@ -241,6 +251,24 @@ def test_the_kept_mask_is_used_where_the_published_layer_uses_it(
         assert_same(fast.mask_ratio, layer.mask_ratio)
 
 
+@pytest.mark.parametrize("multi_channel", [False, True])
+def test_volumes(multi_channel: bool) -> None:
+    torch.manual_seed(0)
+    layer = PartialConv3d(3, 5, 3, 2, 1, multi_channel=multi_channel, return_mask=True)
+    fast = swapped(layer)
+    known = mask(2, 3 if multi_channel else 1, 8, 10, 9)
+    for call in ((image(2, 3, 8, 10, 9), known), (image(2, 3, 8, 10, 9),)):
+        for got, expected in zip(fast(*call), layer(*call), strict=True):
+            assert_same(got, expected)
+
+
+def test_the_eps_of_its_dtype_is_found() -> None:
+    layer = PartialConv2d(3, 5, 1)
+    fast = swapped(layer)
+    faint = mask(2, 1, 12, 14) * 1e-7
+    assert_same(fast(image(2, 3, 12, 14), faint), layer(image(2, 3, 12, 14), faint))
+
+
 def test_what_is_set_later_acts() -> None:
     torch.manual_seed(0)
     layer = PartialConv2d(3, 5, 3, padding=1)
@@ -257,6 +285,17 @@ def test_what_is_set_later_acts() -> None:
         for either in (layer, fast):
             either.weight_maskUpdater[0, 0, 1] = 3
     assert_same(fast(*call)[0], layer(*call)[0])
+
+
+def test_a_mask_kernel_of_other_values_is_found_in_its_layer() -> None:
+    model = nn.Sequential(*(PartialConv2d(3, 3, 3) for _ in range(3)))
+    model[1].weight_maskUpdater[0, 0, 0, 0] = 2
+    _, report = torchext.accelerate(model)
+    assert [layer.reason for layer in report.layers] == [
+        "",
+        "weight_maskUpdater holds other values than 1",
+        "",
+    ]
 
 
 def test_loaded_mask_kernels_act() -> None:

@@ -41,8 +41,8 @@ def accelerate(
             rounding. False: the copies are only run once where that is needed to know the layer.
         example: a tuple of the model's arguments, or a dict of its keyword arguments. The model is
             run on it, in its present mode and without gradients, before and after: layers that
-            differ there are left, and if the outputs differ all is restored. Nothing that a run
-            changes (running statistics, random numbers) stays changed.
+            differ there are left, and if the outputs differ all is restored. Buffers, attributes
+            and random numbers are put back after each run.
 
     Returns:
         The model itself, and the report of all layers that were found.

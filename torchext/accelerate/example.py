@@ -154,18 +154,23 @@ def _synchronise() -> None:
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Buffers, attributes and random numbers are afterwards as before."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in model.modules()]
+    values = [
+        (value, value.detach().clone())
+        for _, own, buffers in attributes
+        for value in (*buffers.values(), *own.values())
+        if isinstance(value, Tensor)
+    ]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(list(devices)):
         try:
             yield
         finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            for part, values, own_buffers in attributes:
+            for part, own, buffers in attributes:
                 vars(part).clear()
-                vars(part).update(values)
+                vars(part).update(own)
                 part._buffers.clear()
-                part._buffers.update(own_buffers)
+                part._buffers.update(buffers)
+            with torch.inference_mode():  # in which both kinds of tensors can be written
+                for value, before in values:
+                    value.copy_(before)

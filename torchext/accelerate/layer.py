@@ -143,7 +143,11 @@ def fused_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def _still_right(swap: Swap, place: int, kernel: Tensor) -> bool:
     """Whether a frozen kernel is as it must be; its values are read again only after a change."""
-    if torch.compiler.is_compiling() or not has_values(kernel):
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or not has_values(kernel)
+    ):
         return True
     seen = (id(kernel), -1 if kernel.is_inference() else kernel._version)
     if swap.kernels.get(place) != seen:

@@ -1,5 +1,6 @@
 """Partial convolutions: the authors' layer, and that of the widely used U-Net and of PD-GAN."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,8 @@ class PublishedPartialConv(Family):
         before = dict(vars(layer))
         size = self._size(layer)
         x = draw.features(2, layer.in_channels, *size)
-        # Between 0 and 1, where ratio and updated mask differ also for a window of one pixel.
-        mask = draw.soft_mask(2, self._planes(layer), *size)
+        # Of halves, where ratio and updated mask differ also for a window of one pixel.
+        mask = draw.mask(2, self._planes(layer), *size) / 2
         result = layer(x, mask)
         returns_pair = not isinstance(result, Tensor)
         pair = result if returns_pair else self._pair_set_later(layer, x, mask)
@@ -102,6 +103,13 @@ class PublishedPartialConv(Family):
                 for kind, size in (("shape", x.shape), ("spatial", x.shape[2:])):
                     if tuple(value) == tuple(size):
                         names |= {"size": name, "size_of": kind, "size_type": type(value)}
+        if "ratio" in names and "updated" in names:
+            # A mask so faint that its sums are small beside eps, where its code has several.
+            layer(x, torch.full_like(mask, 1e-10))
+            ratio, s = (getattr(layer, names[role]) for role in ("ratio", "updated"))
+            window = math.prod(layer.kernel_size) * self._planes(layer)
+            measured = float((window * s / ratio - s).median())
+            eps = float(f"{measured:.2e}") if 0 < measured < 1 else eps
         return _PublishedFacts(_maker(pair), returns_pair, eps, **names)
 
     def _pair_set_later(self, layer: Any, x: Tensor, mask: Tensor) -> Any:
