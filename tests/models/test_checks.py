@@ -229,9 +229,7 @@ def test_images_without_a_batch_or_of_bytes_are_named(name):
     ],
 )
 def test_images_of_a_loss_are_alike(call):
-    with pytest.raises(
-        ValueError, match=r"put: expected the shape of (gt|target), \(2, 3"
-    ):
+    with pytest.raises(ValueError, match=r"put: expected the shape of (gt|target), \(2, 3"):
         call(IMAGE[:1])  # would be repeated
 
 
