@@ -20,7 +20,7 @@ REST := (slow or packaging) and not gpu
 # The tools in .venv/bin come before the machine's, in the tests too.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv build test test-full test-sanitize coverage bench demo layer-demo gpu-report lint \
+.PHONY: help venv build test test-full test-sanitize coverage bench bench-full demo layer-demo gpu-report lint \
         format wheel clean
 
 help:
@@ -30,7 +30,8 @@ help:
 	@echo "make test-full      the other tests: slow, packaging, sanitizers"
 	@echo "make test-sanitize  the emulated CUDA kernels under AddressSanitizer and UBSan"
 	@echo "make coverage       line coverage of Python and C++ through the op tests"
-	@echo "make bench          time ours against pure PyTorch (DEVICE=cpu|cuda, ARGUMENTS=...)"
+	@echo "make bench          time ours against pure PyTorch, 5 minutes (DEVICE=cpu|cuda)"
+	@echo "make bench-full     every case, layout and dtype (ARGUMENTS=... for both)"
 	@echo "make demo           fill a hole in a photo from the photo alone, as a picture sheet"
 	@echo "make layer-demo     region normalisation on a photo, as a picture sheet"
 	@echo "make gpu-report     what the compilers say of every CUDA and Triton kernel"
@@ -47,13 +48,14 @@ help:
 	touch $@
 
 .venv/.installed: .venv/.torch pyproject.toml setup.py
-	TORCH_CUDA_ARCH_LIST='$(DEVELOPMENT_ARCHITECTURES)' \
+	TORCH_CUDA_ARCH_LIST='$(DEVELOPMENT_ARCHITECTURES)' TORCHEXT_STRICT=1 \
 	$(BIN)/python -m pip install --no-build-isolation -v -e '.[models,test,bench,demo]'
 	mkdir -p build
 	touch build/.native $@
 
 build/.native: .venv/.installed $(NATIVE_SOURCES)
-	TORCH_CUDA_ARCH_LIST='$(DEVELOPMENT_ARCHITECTURES)' $(BIN)/python setup.py build_ext --inplace
+	TORCH_CUDA_ARCH_LIST='$(DEVELOPMENT_ARCHITECTURES)' TORCHEXT_STRICT=1 \
+	$(BIN)/python setup.py build_ext --inplace
 	touch $@
 
 venv: .venv/.installed
@@ -95,6 +97,9 @@ coverage: build
 bench: build
 	$(BIN)/python -m benchmarks --device $(DEVICE) $(ARGUMENTS)
 
+bench-full: build
+	$(BIN)/python -m benchmarks --all --device $(DEVICE) $(ARGUMENTS)
+
 demo: build
 	$(BIN)/python -m benchmarks.demo $(ARGUMENTS)
 
@@ -118,7 +123,7 @@ format: .venv/.installed
 # the torch that is installed; the driver's with the machine.
 wheelhouse/.built: .venv/.installed $(NATIVE_SOURCES) $(PYTHON_SOURCES) setup.py MANIFEST.in README.md
 	rm -rf dist wheelhouse
-	$(BIN)/python -m build --no-isolation --skip-dependency-check
+	TORCHEXT_STRICT=1 $(BIN)/python -m build --no-isolation --skip-dependency-check
 	$(BIN)/auditwheel repair --wheel-dir wheelhouse \
 	    --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcuda*' dist/*.whl
 	touch $@

@@ -1,12 +1,14 @@
 """Builds the native parts: the CPU library, the CUDA library where nvcc is found, and _C.
 
-Metadata is in pyproject.toml. What a missing compiler leaves out is said at the end of the build
-and by `torchext.build_info()`; it is never an error, because Triton and the reference need none.
+Metadata is in pyproject.toml. What could not be built is said at the end of the build and by
+`torchext.build_info()`; it is never an error, because Triton and the reference need no compiler.
 
 Environment:
     TORCH_CUDA_ARCH_LIST   architectures to compile, as in PyTorch ("8.0;9.0+PTX")
     TORCHEXT_CUDA          0: never build the CUDA library; 1: fail when it cannot be built
-    CXX, NVCC              the compilers (default g++ or c++, nvcc); nothing else is tried then
+    TORCHEXT_STRICT        1: fail when a compiler is there and any part cannot be built
+    CXX, NVCC              the compilers (default g++ or c++, nvcc); nothing else is tried then. CXX
+                           may be a command with words in front, as in "ccache g++"
     MAX_JOBS               compilations that run at once
     TORCHEXT_COVERAGE      1: count executed lines of the C++ sources, for gcov
 """
@@ -15,10 +17,12 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,19 +33,38 @@ DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on every torch from 2.10 on
 # GCC 12 takes the deliberately undefined registers of its own AVX headers for uninitialized ones.
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized"
+# Of kernels. No trapping: lets comparisons vectorise; NaN keeps its meaning.
+OPTIMISATION = "-fopenmp-simd -fno-math-errno -fno-trapping-math"
 # A kernel file is compiled once per level (csrc/cpu/simd.h); the level is chosen at run time.
 SIMD_LEVELS = {"portable": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     SIMD_LEVELS["avx2"] = "-mavx2 -mfma -mf16c"
-    SIMD_LEVELS["avx512"] = (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
-    )
+    SIMD_LEVELS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
+WIDE_VECTORS = "-mprefer-vector-width=512"  # of the level avx512
 
 
-def find_cxx() -> str | None:
-    if "CXX" in os.environ:
-        return shutil.which(os.environ["CXX"])
-    return shutil.which("g++") or shutil.which("c++")
+def find_cxx() -> list[str] | None:
+    """The words of the compiler's command."""
+    if words := shlex.split(os.environ.get("CXX", "")):
+        return words if all(map(shutil.which, words)) else None
+    found = shutil.which("g++") or shutil.which("c++")
+    return [found] if found else None
+
+
+def accepts(cxx: list[str], flags: str) -> bool:
+    """Whether the compiler compiles an empty file with these flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "empty.cpp")
+        source.write_text("")
+        command = [*cxx, *flags.split(), "-c", str(source), "-o", f"{source}.o"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def accepted(cxx: list[str], flags: str) -> str:
+    """Those of the flags that the compiler takes."""
+    if accepts(cxx, flags):
+        return flags
+    return " ".join(flag for flag in flags.split() if accepts(cxx, flag))
 
 
 def find_nvcc() -> str | None:
@@ -79,57 +102,98 @@ def architecture_flags(architectures: list[str]) -> str:
     return " ".join(flags)
 
 
+def in_command(value: object) -> str:
+    """A word of a shell command in a ninja file."""
+    return shlex.quote(str(value)).replace("$", "$$")
+
+
+def in_build(path: object) -> str:
+    """A path of a build statement."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+class BuildError(Exception):
+    """A part that could not be built; the text holds the compiler's first error."""
+
+
 class NinjaFile:
     """Collects build statements; compiler paths and include folders stand in one place."""
 
-    def __init__(self, cxx: str, build: Path) -> None:
+    def __init__(self, cxx: list[str], build: Path) -> None:
         import pybind11
         import torch
         from torch.utils import cpp_extension
 
         self.build = build
+        self.cxx = cxx
         self.torch_library_folder = Path(torch.__file__).parent / "lib"
-        includes = [f"-isystem {path}" for path in cpp_extension.include_paths()]
-        python_include = sysconfig.get_paths()["include"]
-        self.python_includes = f"-isystem {python_include} -isystem {pybind11.get_include()}"
-        self.host_flags = f"-std=c++17 -O2 -fPIC -fvisibility=hidden {WARNINGS} {STABLE_ABI}"
-        self.includes = " ".join(includes)
+        self.include_folders = cpp_extension.include_paths()
+        python_folders = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        self.python_includes = self.including(python_folders)
+        self.includes = self.including(self.include_folders)
+        warnings = accepted(cxx, WARNINGS)
+        hidden = accepted(cxx, "-fvisibility=hidden")
+        self.host_flags = f"-std=c++17 -O2 -fPIC {hidden} {warnings} {STABLE_ABI}"
         self.coverage = "--coverage" if os.environ.get("TORCHEXT_COVERAGE") == "1" else ""
+        command = " ".join(map(in_command, cxx))
         self.lines = [
             "ninja_required_version = 1.3",
             "rule cxx",
-            f"  command = {cxx} -MMD -MF $out.d {self.coverage} $flags -c $in -o $out",
+            f"  command = {command} -MMD -MF $out.d {self.coverage} $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = {cxx} -shared {self.coverage} $in -o $out $flags",
+            f"  command = {command} -shared {self.coverage} $in -o $out $flags",
         ]
 
+    @staticmethod
+    def including(folders: list[str], option: str = "-isystem ") -> str:
+        return " ".join(f"{option}{in_command(folder)}" for folder in folders)
+
     def objects(self, rule: str, source: Path, name: str, flags: str) -> str:
-        out = self.build / "objects" / f"{name}.o"
-        self.lines += [f"build {out}: {rule} {source}", f"  flags = {flags}"]
-        return str(out)
+        out = in_build(self.build / "objects" / f"{name}.o")
+        self.lines += [f"build {out}: {rule} {in_build(source)}", f"  flags = {flags}"]
+        return out
 
     def link(self, target: Path, objects: list[str], flags: str) -> None:
-        self.lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {flags}"]
+        self.lines += [f"build {in_build(target)}: link {' '.join(objects)}", f"  flags = {flags}"]
 
-    def add_nvcc(self, nvcc: str, cxx: str) -> None:
+    def add_nvcc(self, nvcc: str) -> None:
+        # nvcc calls the compiler itself, not what stands in front of it.
+        host = in_command(shutil.which(self.cxx[-1]))
         self.lines += [
             "rule nvcc",
-            f"  command = {nvcc} -ccbin {cxx} -MMD -MF $out.d $flags -c $in -o $out",
+            f"  command = {in_command(nvcc)} -ccbin {host} -MMD -MF $out.d $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
         ]
 
-    def run(self) -> None:
-        from ninja import BIN_DIR
-
+    def write(self) -> None:
         self.build.mkdir(parents=True, exist_ok=True)
         (self.build / "build.ninja").write_text("\n".join(self.lines) + "\n")
+
+    def run(self, target: Path) -> None:
+        """Bring one target up to date.
+
+        Raises:
+            BuildError: it cannot be built.
+        """
+        from ninja import BIN_DIR
+
         command = [str(Path(BIN_DIR) / "ninja"), "-C", str(self.build)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
-        subprocess.run(command, check=True)
+        command.append(str(target))
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        first_error = ""
+        for line in process.stdout:
+            sys.stdout.write(line)
+            if not first_error and re.search(r"\berror\b", line):
+                first_error = line.strip()
+        if process.wait() != 0:
+            raise BuildError(first_error or f"ninja ended with status {process.returncode}")
 
 
 class BuildNative(build_ext):
@@ -140,35 +204,60 @@ class BuildNative(build_ext):
         module = Path(self.get_ext_fullpath("torchext._C")).resolve()
         package = ROOT / "torchext" if self.inplace or self.editable_mode else module.parent
         (package / "lib").mkdir(parents=True, exist_ok=True)
-        left_out = self.build_native(package / module.name, package / "lib")
-        # What the build left out, for `torchext.build_info()`.
-        (package / "lib" / "build.json").write_text(json.dumps({"left_out": left_out}, indent=1))
+        left_out, built = self.build_native(package / module.name, package / "lib")
+        # What the build left out and what it holds, for `torchext.build_info()`.
+        record = {"left_out": left_out, "built": built}
+        (package / "lib" / "build.json").write_text(json.dumps(record, indent=1))
         for part, reason in left_out.items():
             self.warn(f"torchext: {part} was left out: {reason}")
 
-    def build_native(self, module: Path, libraries: Path) -> dict[str, str]:
-        """Build what can be built; returns what was left out, and why."""
-        cpu_library = libraries / "libtorchext_cpu.so"
-        cuda_library = libraries / "libtorchext_cuda.so"
+    def build_native(self, module: Path, libraries: Path) -> tuple[dict[str, str], dict[str, str]]:
+        """Build what can be built; returns what was left out and why, and the versions used."""
+        targets = {
+            "cpu": libraries / "libtorchext_cpu.so",
+            "cuda": libraries / "libtorchext_cuda.so",
+            "_C": module,
+        }
         cxx = find_cxx()
         if cxx is None:
-            for stale in (module, cpu_library, cuda_library):
+            for stale in targets.values():
                 stale.unlink(missing_ok=True)
-            reason = "no C++ compiler was found"
-            return {"cpu": reason, "cuda": reason}
+            return dict.fromkeys(targets, "no C++ compiler was found"), {}
         left_out = {}
         ninja = NinjaFile(cxx, ROOT / "build" / f"native-{sys.implementation.cache_tag}")
-        self.add_cpu(ninja, cpu_library)
+        levels = self.usable_levels(cxx, left_out)
+        self.add_cpu(ninja, targets["cpu"], levels)
         nvcc, reason = self.usable_nvcc(ninja)
         architectures = cuda_architectures(nvcc) if nvcc else []
         if nvcc:
-            self.add_cuda(ninja, nvcc, cxx, architectures, cuda_library)
+            self.add_cuda(ninja, nvcc, architectures, targets["cuda"])
         else:
-            cuda_library.unlink(missing_ok=True)
+            targets.pop("cuda").unlink(missing_ok=True)
             left_out["cuda"] = reason
-        self.add_module(ninja, module, nvcc, architectures)
-        ninja.run()
-        return left_out
+        built = self.add_module(ninja, module, nvcc, architectures, levels)
+        ninja.write()
+        for part, target in targets.items():
+            try:
+                ninja.run(target)
+            except BuildError as error:
+                required = part == "cuda" and os.environ.get("TORCHEXT_CUDA") == "1"
+                if required or os.environ.get("TORCHEXT_STRICT") == "1":
+                    raise
+                target.unlink(missing_ok=True)
+                left_out[part] = f"it does not compile: {error}"
+        return left_out, built
+
+    def usable_levels(self, cxx: list[str], left_out: dict[str, str]) -> dict[str, str]:
+        """The SIMD levels whose flags the compiler takes, up to the first that it rejects."""
+        levels = {}
+        for level, flags in SIMD_LEVELS.items():
+            if not accepts(cxx, flags):
+                left_out[level] = f"the compiler rejects {flags}"
+                break
+            levels[level] = flags
+        if "avx512" in levels:
+            levels["avx512"] += " " + accepted(cxx, WIDE_VECTORS)
+        return levels
 
     def usable_nvcc(self, ninja: NinjaFile) -> tuple[str | None, str]:
         wanted = os.environ.get("TORCHEXT_CUDA", "")
@@ -185,27 +274,27 @@ class BuildNative(build_ext):
             raise RuntimeError(f"TORCHEXT_CUDA=1, but {reason}")
         return nvcc, reason
 
-    def add_cpu(self, ninja: NinjaFile, library: Path) -> None:
+    def add_cpu(self, ninja: NinjaFile, library: Path, levels: dict[str, str]) -> None:
         objects = []
+        common = f"{ninja.host_flags} -O3 -DTORCHEXT_SIMD_LEVELS={len(levels) - 1}"
+        kernel = f"{common} {accepted(ninja.cxx, OPTIMISATION)}"
         for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
             if source.stem.endswith("_kernels"):
-                # No trapping: lets comparisons vectorise; NaN keeps its meaning.
-                kernel = "-O3 -fopenmp-simd -fno-math-errno -fno-trapping-math"
-                for level, simd in SIMD_LEVELS.items():
-                    flags = f"{ninja.host_flags} {kernel} -DTORCHEXT_SIMD={level} {simd}"
+                for level, simd in levels.items():
+                    flags = f"{kernel} -DTORCHEXT_SIMD={level} {simd}"
                     name = f"cpu/{source.stem}_{level}"
                     objects.append(ninja.objects("cxx", source, name, flags))
             else:
-                flags = f"{ninja.host_flags} -O3 {ninja.includes}"
+                flags = f"{common} {ninja.includes}"
                 objects.append(ninja.objects("cxx", source, f"cpu/{source.stem}", flags))
-        flags = f"-L{ninja.torch_library_folder} -ltorch_cpu -lm"
+        flags = f"-L{in_command(ninja.torch_library_folder)} -ltorch_cpu -lm"
         ninja.link(library, objects, flags)
 
     def add_cuda(
-        self, ninja: NinjaFile, nvcc: str, cxx: str, architectures: list[str], library: Path
+        self, ninja: NinjaFile, nvcc: str, architectures: list[str], library: Path
     ) -> None:
-        ninja.add_nvcc(nvcc, cxx)
-        includes = ninja.includes.replace("-isystem ", "-isystem=")
+        ninja.add_nvcc(nvcc)
+        includes = ninja.including(ninja.include_folders, "-isystem=")
         flags = (
             f"-std=c++17 -O3 --expt-relaxed-constexpr -DUSE_CUDA {STABLE_ABI}"
             f" -Xcompiler -fPIC,-fvisibility=hidden --threads 2 {includes}"
@@ -219,25 +308,33 @@ class BuildNative(build_ext):
         if not (toolkit / "lib64").exists():  # a wrapper script on the PATH
             toolkit = Path(f"/usr/local/cuda-{nvcc_version(nvcc)}")
         flags = (
-            f"-L{ninja.torch_library_folder} -ltorch_cpu -ltorch_cuda"
-            f" -L{toolkit}/lib64 -lcudart_static -ldl -lrt -lpthread"
+            f"-L{in_command(ninja.torch_library_folder)} -ltorch_cpu -ltorch_cuda"
+            f" -L{in_command(toolkit / 'lib64')} -lcudart_static -ldl -lrt -lpthread"
         )
         ninja.link(library, objects, flags)
 
     def add_module(
-        self, ninja: NinjaFile, module: Path, nvcc: str | None, architectures: list[str]
-    ) -> None:
+        self,
+        ninja: NinjaFile,
+        module: Path,
+        nvcc: str | None,
+        architectures: list[str],
+        levels: dict[str, str],
+    ) -> dict[str, str]:
+        """Returns what the module will say, for where it cannot be built."""
         import torch
 
-        defines = {
-            "TORCHEXT_TORCH_VERSION": torch.__version__,
-            "TORCHEXT_CUDA_VERSION": nvcc_version(nvcc) if nvcc else "",
-            "TORCHEXT_CUDA_ARCHITECTURES": ";".join(architectures),
+        built = {
+            "built_with_torch": torch.__version__,
+            "cuda_version": nvcc_version(nvcc) if nvcc else "",
+            "cuda_architectures": ";".join(architectures),
         }
-        quoted = " ".join(f"'-D{key}=\"{value}\"'" for key, value in defines.items())
-        flags = f"{ninja.host_flags} {ninja.python_includes} {quoted}"
+        quoted = " ".join(f"'-DTORCHEXT_{key.upper()}=\"{value}\"'" for key, value in built.items())
+        levels_flag = f"-DTORCHEXT_SIMD_LEVELS={len(levels) - 1}"
+        flags = f"{ninja.host_flags} {levels_flag} {ninja.python_includes} {quoted}"
         source = ROOT / "csrc" / "bindings.cpp"
         ninja.link(module, [ninja.objects("cxx", source, "bindings", flags)], "")
+        return built
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.get_ext_fullpath("torchext._C")).parent

@@ -1,6 +1,8 @@
 """Measure every op against its published form: `python -m benchmarks [options]`.
 
-Prints one table, writes NAME.json and NAME.png (NAME: results/bench, or --output).
+Within five minutes: the headline cases of every op and the networks, in float32. With --filter all
+cases that it names, with --all everything. Prints one table, writes NAME.json and NAME.png (NAME:
+results/bench, or --output).
 """
 
 from .environment import restart_with_settled_heap
@@ -12,15 +14,18 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import baselines, harness, report
+from . import baselines, harness, networks, report
 
+PROGRESS = "{l_bar}{bar:20}| {n}/{total}, {elapsed} gone, {remaining} left {postfix}"
+SLOW = ("gabor_orientation", "label_conv2d")  # as published: they come last
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -30,9 +35,8 @@ def ops() -> dict[str, harness.Op]:
         {module.name for module in pkgutil.iter_modules([str(folder)])}
         for folder in (Path(__file__).parent, Path(baselines.__file__).parent)
     )
-    modules = {
-        name: importlib.import_module(f"{__package__}.{name}") for name in sorted(ours & published)
-    }
+    names = sorted(ours & published, key=lambda name: (name in SLOW, name))
+    modules = {name: importlib.import_module(f"{__package__}.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "CASES")}
 
 
@@ -48,9 +52,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dtype",
         action="append",
         choices=DTYPES,
-        help="may be repeated (default: float32 and bfloat16)",
+        help="may be repeated (default: float32; with --all also bfloat16 where it is computed)",
     )
     parser.add_argument("--threads", type=int, help="of PyTorch (default: all cores)")
+    parser.add_argument("--all", action="store_true", help="every case, however long it takes")
     parser.add_argument("--scaling", action="store_true", help="time against size instead")
     parser.add_argument(
         "--output", type=Path, help="path of the results without extension (results/bench)"
@@ -59,13 +64,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--quick", action="store_true", help="a few calls per row, without torch.compile"
     )
     options = parser.parse_args(arguments)
-    options.dtype = options.dtype or (["float32"] if options.scaling else ["float32", "bfloat16"])
     options.output = options.output or Path("results", "scaling" if options.scaling else "bench")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     if options.threads is not None and options.threads < 1:
         parser.error("--threads: expected a positive number")
+    bfloat16 = options.all and not options.scaling and harness.computes_bfloat16(options.device)
+    options.dtype = options.dtype or (["float32", "bfloat16"] if bfloat16 else ["float32"])
     return options
+
+
+def plan_of(options: argparse.Namespace) -> harness.Plan:
+    if options.quick:
+        return harness.Plan(seconds_per_row=0.3, min_rounds=3, attempts=1, compile=False)
+    if options.scaling:
+        return harness.Plan(seconds_per_row=1.0, attempts=1)
+    if options.all or options.filter:
+        return harness.Plan()
+    return harness.Plan(seconds_per_row=1.5, attempts=1, seconds=270)
+
+
+def cases(op: harness.Op, options: argparse.Namespace) -> list[harness.Case]:
+    if options.scaling:
+        return op.SCALING
+    return op.CASES if options.all or options.filter else op.HEADLINE
 
 
 def jobs(options: argparse.Namespace) -> list[tuple[harness.Op, harness.Case, str, list[str]]]:
@@ -73,7 +95,7 @@ def jobs(options: argparse.Namespace) -> list[tuple[harness.Op, harness.Case, st
     words = options.filter.lower().split()
     result = []
     for op in ops().values():
-        for case in op.SCALING if options.scaling else op.CASES:
+        for case in cases(op, options):
             for dtype in options.dtype:
                 directions = getattr(op, "DIRECTIONS", harness.DIRECTIONS)
                 labels = {d: f"{case.op} {case.name} {dtype} {d}" for d in directions}
@@ -92,11 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads or harness.cores())
     # Full float32 in every column: reduced precision would move saliencies across the threshold.
     torch.backends.cudnn.allow_tf32 = False
-    plan = harness.Plan()
-    if options.quick:
-        plan = replace(plan, seconds_per_row=0.3, min_rounds=3, attempts=1, compile=False)
-    elif options.scaling:
-        plan = replace(plan, seconds_per_row=1.0, attempts=1)
     work = jobs(options)
     if not work:
         print(f"no row matches the filter {options.filter!r}", file=sys.stderr)
@@ -104,17 +121,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = harness.machine(options.device)
     print(report.header(machine), flush=True)
 
+    begin, plan = time.perf_counter(), plan_of(options)
+    whole = not (options.filter or options.scaling or options.quick or options.device != "cpu")
     rows: list[harness.Row] = []
+    of_networks: list[networks.Row] = []
+    uncompiled: list[str] = []
+    missing: list[str] = []
     total = sum(len(directions) for *_, directions in work)
-    with tqdm(total=total, unit="row", bar_format="{l_bar}{bar:20}| {n}/{total} {postfix}") as bar:
+    total += len(networks.NETWORKS) * len(networks.DIRECTIONS) * whole
+    with tqdm(total=total, unit="row", bar_format=PROGRESS) as bar:
         for op, case, dtype, directions in work:
+            spent = time.perf_counter() - begin
+            labels = [f"{case.op} {case.name} {dtype} {direction}" for direction in directions]
+            if not plan.allows(0.7, spent):
+                missing += labels
+                continue
+            compiled = plan.compile and plan.allows(0.5, spent)
+            uncompiled += labels if plan.compile and not compiled else []
             try:
-                new = harness.measure_case(
+                rows += harness.measure_case(
                     op,
                     case,
                     getattr(torch, dtype),
                     options.device,
-                    plan,
+                    replace(plan, compile=compiled),
                     directions,
                     bar.set_postfix_str,
                 )
@@ -122,15 +152,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bar.close()
                 print(f"{case.op} {case.name}: {error}", file=sys.stderr)
                 return 1
-            rows += new
-            bar.update(len(new))
+            bar.update(len(directions))
+        for measured in networks.measure(256, torch.float32, 5, 15.0) if whole else ():
+            if plan.allows(0.9, time.perf_counter() - begin):
+                bar.set_postfix_str("whole networks")
+                of_networks.append(measured())
+            bar.update()
+        missing += [
+            f"{name} {direction}"
+            for direction in networks.DIRECTIONS
+            for name in networks.NETWORKS
+            if whole and not any(row.matches(name, direction) for row in of_networks)
+        ]
         bar.set_postfix_str("")
 
-    notes = filter(None, (report.NOTES, report.noise(rows), report.failures(rows)))
-    print(f"\n{report.table(rows)}\n\n" + "\n".join(notes) + "\n")
+    print(f"\n{report.table(rows)}\n")
+    if of_networks:
+        print("\n".join([networks.TITLES, *(row.line for row in of_networks)]) + "\n")
+    more = ""
+    if whole and not options.all:
+        more = "other cases, layouts, dtypes and sizes: make bench-full, or --filter WORDS"
+    notes = [report.NOTES, report.noise(rows), report.failures(rows), report.called_once(rows)]
+    if missing or uncompiled or more:
+        notes.append(report.left_out(missing, uncompiled, more))
+    print("\n".join(filter(None, notes)) + "\n")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     data, picture = (options.output.with_suffix(end) for end in (".json", ".png"))
-    report.write_json(data, machine, rows)
+    report.write_json(data, machine, rows, [asdict(row) for row in of_networks])
     draw = report.scaling_chart if options.scaling else report.chart
     draw(picture, machine, rows)
     print(f"wrote {data} and {picture}")

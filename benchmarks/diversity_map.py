@@ -16,6 +16,7 @@ CASES = [
     Case("diversity_map", (1, 1, 256, 256)),
     Case("six diversity_maps", (1, 1, 256, 256)),
 ]
+HEADLINE = CASES[1:]
 SCALING = [Case("diversity_map", (1, 1, size, size)) for size in (32, 64, 128, 256, 512)]
 DIRECTIONS = ("forward",)  # the map has no gradient
 

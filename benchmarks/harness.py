@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 DIRECTIONS = ("forward", "forward+backward")
 COLUMNS = ("published", "compile", "ours", "floor")
+CHECKED_SIZE = 64  # height and width at which columns are compared in float64, at most
 NOISY_SPREAD = 0.15  # interquartile range over the median
 NOISY_LOAD = 0.15  # processor cores busy with other work while the row was measured
 
@@ -37,6 +38,12 @@ class Case:
     def name(self) -> str:
         size = "x".join(map(str, self.shape))
         return size if self.layout == "contiguous" else f"{size} {self.layout}"
+
+    @property
+    def small(self) -> "Case":
+        """The same problem at a size at which float64 takes no time."""
+        N, C, H, W = self.shape
+        return replace(self, shape=(N, C, min(H, CHECKED_SIZE), min(W, CHECKED_SIZE)))
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -57,6 +64,7 @@ class Op(Protocol):
     """A module of this package that holds an op's cases."""
 
     CASES: list[Case]
+    HEADLINE: list[Case]  # of CASES, what is measured unless more is asked for
     SCALING: list[Case]
 
     def setup(self, case: Case, dtype: torch.dtype, device: str) -> Problem: ...
@@ -74,6 +82,7 @@ class Row:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     error: float = 0.0  # ours against float64, as a share of the largest value
     compile_failure: str = ""  # what torch.compile of the published form ended with
+    called_once: list[str] = field(default_factory=list)  # columns too slow to be repeated
     spread: float = 0.0
     other_load: float = 0.0
 
@@ -164,33 +173,58 @@ def check(
     exact = copy.deepcopy(problem.published).double()
     inputs = tuple(value.double() for value in problem.inputs)
     inputs[0].requires_grad_()
-    names = ["y", "x", *dict(problem.published.named_parameters())]
-    expected = dict(
-        zip(
-            names,
-            evaluate(exact, exact.parameters(), inputs, problem.grad.double(), direction),
-            strict=False,
-        )
-    )
-    errors = {}
-    for column, module in modules.items():
-        owner = problem.ours if column == "ours" else problem.published
-        names = ["y", "x", *dict(owner.named_parameters())]
-        got = dict(zip(names, runner(module, problem, direction)(), strict=False))
-        assert got.keys() == expected.keys()
-        by_name = {}
-        for name, value in expected.items():
-            scale = value.abs().max().clamp(min=1e-12)
-            by_name[name] = ((got[name].double() - value).abs().max() / scale).item()
-        worst = max(by_name, key=by_name.__getitem__)
-        limit = TOLERANCE[dtype]["ours" if column == "ours" else "others"]
-        if not by_name[worst] <= limit:
-            raise DisagreementError(
-                f"{column}: {worst} differs from float64 by {by_name[worst]:.1e} of its largest"
-                f" value, more than {limit:.0e} ({dtype}, {direction})"
-            )
-        errors[column] = by_name[worst]
+    values = evaluate(exact, exact.parameters(), inputs, problem.grad.double(), direction)
+    expected = dict(zip(_names(problem.published), values, strict=False))
+    errors = {
+        column: _distance(column, module, "float64", expected, problem, dtype, direction)
+        for column, module in modules.items()
+    }
     return errors["ours"]
+
+
+def check_compiled(
+    problem: Problem, compiled: Callable[..., Tensor], dtype: torch.dtype, direction: str
+) -> None:
+    """Compare torch.compile of the published layer with the layer itself, at the size measured.
+
+    Raises:
+        DisagreementError: they differ by more than rounding.
+    """
+    values = runner(problem.published, problem, direction)()
+    expected = dict(zip(_names(problem.published), values, strict=False))
+    _distance("compile", compiled, "the published form", expected, problem, dtype, direction)
+
+
+def _names(module: nn.Module) -> list[str]:
+    return ["y", "x", *dict(module.named_parameters())]
+
+
+def _distance(
+    column: str,
+    module: Callable[..., Tensor],
+    exact: str,
+    expected: dict[str, Tensor],
+    problem: Problem,
+    dtype: torch.dtype,
+    direction: str,
+) -> float:
+    """Of a column's results from what is expected, as a share of the largest value."""
+    owner = problem.ours if column == "ours" else problem.published
+    got = dict(zip(_names(owner), runner(module, problem, direction)(), strict=False))
+    assert got.keys() == expected.keys()
+    by_name = {}
+    for name, value in expected.items():
+        scale = value.abs().max().clamp(min=1e-12)
+        difference = (got[name].to(value.dtype) - value).abs().max()
+        by_name[name] = (difference / scale).item()
+    worst = max(by_name, key=by_name.__getitem__)
+    limit = TOLERANCE[dtype]["ours" if column == "ours" else "others"]
+    if not by_name[worst] <= limit:
+        raise DisagreementError(
+            f"{column}: {worst} differs from {exact} by {by_name[worst]:.1e} of its largest value,"
+            f" more than {limit:.0e} ({dtype}, {direction})"
+        )
+    return by_name[worst]
 
 
 # --- time and memory ------------------------------------------------------------------------------
@@ -209,6 +243,9 @@ class Clock:
     def times(self, call: Callable[[], object], count: int) -> list[float]:
         call()
         return self._cuda_times(call, count) if self.cuda else self._cpu_times(call, count)
+
+    def single(self, call: Callable[[], object]) -> float:
+        return (self._cuda_times if self.cuda else self._cpu_times)(call, 1)[0]
 
     def _cpu_times(self, call: Callable[[], object], count: int) -> list[float]:
         result = []
@@ -285,33 +322,57 @@ class OtherLoad:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure. A row runs rounds until its budget is spent, and again if noisy."""
+    """How long to measure. A row runs rounds until its seconds are spent, and again if noisy.
+
+    Attributes:
+        seconds_per_row: of timing; a column whose single call takes half of them is called once.
+        min_rounds: also where they take longer, up to three times as long.
+        attempts: of a noisy row.
+        compile: whether there is a column of torch.compile.
+        seconds: for everything. Compiling stops when half of them are spent, rows of ops when 70 %
+            are, the rest is the networks'. None: no limit.
+    """
 
     seconds_per_row: float = 3.0
     min_rounds: int = 5
     attempts: int = 2
     compile: bool = True
+    seconds: float | None = None
+
+    def allows(self, share: float, spent: float) -> bool:
+        """Whether less than a share of the seconds has been spent."""
+        return self.seconds is None or spent < share * self.seconds
 
 
 def measure(calls: dict[str, Callable[[], object]], device: str, plan: Plan, row: Row) -> None:
     """Fill a row's times by rounds over all columns; noisy rows are measured again."""
     clock = Clock(device)
     turn_ms = 1e3 * plan.seconds_per_row / plan.min_rounds / len(calls) / 2
-    counts = {}
+    counts: dict[str, int] = {}
+    slow: dict[str, list[float]] = {}
     for name, call in calls.items():
-        for _ in range(3):
-            call()
+        call()
+        first = clock.single(call)
+        if first > 500 * plan.seconds_per_row:
+            slow[name] = [first, first]
+            continue
+        call()
         once = min(clock.times(call, 2))
         counts[name] = max(1, min(20, int(turn_ms / once)))
+    row.called_once = list(slow)
     best = None
     for _ in range(plan.attempts):
-        samples: dict[str, list[float]] = {name: [] for name in calls}
+        samples: dict[str, list[float]] = {name: [] for name in counts}
         load = OtherLoad()
-        begin, rounds = time.perf_counter(), 0
-        while rounds < plan.min_rounds or time.perf_counter() - begin < plan.seconds_per_row:
-            for name, call in calls.items():
-                samples[name] += clock.times(call, counts[name])
+        begin, rounds, spent = time.perf_counter(), 0, 0.0
+        while spent < plan.seconds_per_row or (
+            rounds < plan.min_rounds and spent < 3 * plan.seconds_per_row
+        ):
+            for name, count in counts.items():
+                samples[name] += clock.times(calls[name], count)
             rounds += 1
+            spent = time.perf_counter() - begin
+        samples |= slow
         spread = max(relative_spread(values) for values in samples.values())
         attempt = (load.cores(), spread, samples)
         if best is None or max(attempt[:2]) < max(best[:2]):
@@ -324,7 +385,9 @@ def measure(calls: dict[str, Callable[[], object]], device: str, plan: Plan, row
 
 
 def relative_spread(values: list[float]) -> float:
-    """Interquartile range over the median."""
+    """Interquartile range over the median; 0 of a single value."""
+    if len(values) < 2:
+        return 0.0
     low, middle, high = statistics.quantiles(values, n=4)
     return (high - low) / middle
 
@@ -352,8 +415,8 @@ def measure_case(
     directions: Iterable[str] = DIRECTIONS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
-    """All rows of a case and dtype: one `setup` feeds agreement, speed and memory."""
-    problem = op.setup(case, dtype, device)
+    """All rows of a case and dtype: one `setup` feeds speed and memory, a small one agreement."""
+    problem, small = op.setup(case, dtype, device), op.setup(case.small, dtype, device)
     modules: dict[str, Callable[..., Tensor]] = {"published": problem.published}
     if plan.compile:
         torch.compiler.reset()
@@ -367,7 +430,10 @@ def measure_case(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice of the compiler to its user
             row.compile_failure = compile_failure(usable, problem, direction)
-            row.error = check(problem, usable, dtype, direction)
+            if "compile" in usable:
+                check_compiled(problem, usable["compile"], dtype, direction)
+            both = {"published": small.published, "ours": small.ours}
+            row.error = check(small, both, dtype, direction)
         calls = {name: runner(module, problem, direction) for name, module in usable.items()}
         for name in ("published", "ours"):
             row.peak_bytes[name] = peak_bytes(calls[name], device)
@@ -400,6 +466,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether the processor has arithmetic for bfloat16; without it PyTorch's takes minutes."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
 def processor_name() -> str:

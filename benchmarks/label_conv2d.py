@@ -14,6 +14,7 @@ CASES = [
     Case("label_conv2d regions", (1, CLASSES, 256, 256)),
     Case("label_conv2d random", (1, CLASSES, 256, 256)),
 ]
+HEADLINE = CASES[:1]
 SCALING = [Case("label_conv2d regions", (1, CLASSES, size, size)) for size in (32, 64, 128, 256)]
 
 

@@ -14,6 +14,7 @@ CASES = [
     Case("SPADE", (1, 128, 128, 128)),
     Case("SPDNorm", (1, 128, 128, 128), "channels_last"),
 ]
+HEADLINE = CASES[:2]
 SCALING = [
     Case(op, (1, 128, size, size)) for op in ("SPDNorm", "SPADE") for size in (16, 32, 64, 128, 256)
 ]

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     restart_with_settled_heap()
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -31,9 +32,12 @@ from torchext.models.pd_gan.first_stage import restore
 from torchext.models.region_normalization import G_Net
 
 from .baselines import networks as published
-from .harness import cores
+from .harness import computes_bfloat16, cores
 
 Call = Callable[[], object]
+DIRECTIONS = ("inference", "training step")
+NETWORKS = ("PConv U-Net L=7", "RN generator", "PD-GAN generator")
+TITLES = f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}"
 
 
 @dataclass
@@ -55,6 +59,9 @@ class Row:
     def cap(self) -> float | None:
         return None if self.convolutions_ms is None else self.published_ms / self.convolutions_ms
 
+    def matches(self, network: str, direction: str) -> bool:
+        return self.network.startswith(network) and self.direction == direction
+
     @property
     def line(self) -> str:
         cap = "-" if self.cap is None else f"{self.cap:.2f}x"
@@ -64,10 +71,17 @@ class Row:
         )
 
 
-def medians(calls: Sequence[Call], rounds: int) -> list[float]:
-    """In milliseconds, the calls taking turns; the first turn is not timed."""
+def medians(calls: Sequence[Call], rounds: int, seconds: float = float("inf")) -> list[float]:
+    """In milliseconds, the calls taking turns; the first turn is not timed.
+
+    After the second turn none begins that would not end within the seconds.
+    """
     times: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
     for i in range(rounds + 1):
+        spent = time.perf_counter() - start
+        if i >= 2 and spent * (i + 1) / i > seconds:
+            break
         for call, found in zip(calls, times, strict=True):
             begin = time.perf_counter()
             call()
@@ -126,14 +140,14 @@ def pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, nn.Mo
     hole = torch.from_numpy(masks.irregular_hole(size, size, share=0.25, seed=4))[None, None]
     image, known = torch.rand(1, 3, size, size, dtype=dtype), (~hole).to(dtype)
     net = PConvUNet().to(dtype)
-    yield f"PConv U-Net L=7 {size}", published.UNet(net), net, (image * known, known)
+    yield f"{NETWORKS[0]} {size}", published.UNet(net), net, (image * known, known)
     generator = G_Net().to(dtype)
     theirs = published.with_published_region_norm(generator).to(dtype)
-    yield f"RN generator {size}", theirs, generator, (image, 1 - known)
+    yield f"{NETWORKS[1]} {size}", theirs, generator, (image, 1 - known)
     latent = size // 64
     diverse = SPDNormGenerator(latent_sh=latent, latent_sw=latent).to(dtype)
     prior, noise = torch.rand(1, 3, size, size, dtype=dtype) * 2 - 1, torch.randn(1, 256).to(dtype)
-    yield f"PD-GAN generator {size}", published.PDGAN(diverse), diverse, (noise, prior, known)
+    yield f"{NETWORKS[2]} {size}", published.PDGAN(diverse), diverse, (noise, prior, known)
 
 
 @torch.no_grad()
@@ -145,18 +159,24 @@ def check_equal(name: str, theirs: nn.Module, ours: nn.Module, inputs: tuple) ->
         raise RuntimeError(f"{name}: ours differs from the published form by {error:.1e}")
 
 
-def measure(size: int, dtype: torch.dtype, rounds: int) -> Iterator[Row]:
-    for name, theirs, ours, inputs in pairs(size, dtype):
-        if dtype == torch.float32:
+def measure(
+    size: int, dtype: torch.dtype, rounds: int, seconds: float = float("inf")
+) -> Iterator[Callable[[], Row]]:
+    """The rows, each measured when it is called; `seconds` for each."""
+    networks = list(pairs(size, dtype))
+
+    def row(name: str, theirs: nn.Module, ours: nn.Module, inputs: tuple, train: bool) -> Row:
+        if dtype == torch.float32 and not train:
             check_equal(name, theirs.eval(), ours.eval(), inputs)
-        for train in (False, True):
-            make = training if train else inference
-            both = [network.train(train) for network in (theirs, ours)]
-            layers = convolutions(theirs, inputs)
-            calls = [make(network, inputs) for network in both]
-            times = medians([*calls, bare(layers, train)], rounds)
-            direction = "training step" if train else "inference"
-            yield Row(name, str(dtype).removeprefix("torch."), direction, *times)
+        make = training if train else inference
+        both = [network.train(train) for network in (theirs, ours)]
+        calls = [make(network, inputs) for network in both]
+        times = medians([*calls, bare(convolutions(theirs, inputs), train)], rounds, seconds)
+        return Row(name, str(dtype).removeprefix("torch."), DIRECTIONS[train], *times)
+
+    for train in (False, True):
+        for network in networks:
+            yield functools.partial(row, *network, train)
 
 
 @torch.no_grad()
@@ -190,14 +210,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("results", "networks.json"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(cores())
-    dtypes = [torch.float32] + ([] if options.no_bfloat16 else [torch.bfloat16])
-    print(f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}")
+    dtypes = [torch.float32]
+    if computes_bfloat16("cpu") and not options.no_bfloat16:
+        dtypes.append(torch.bfloat16)
+    print(TITLES)
     rows = []
     with tqdm(total=6 * len(dtypes) + (not options.no_samples), leave=False) as bar:
         for dtype in dtypes:
-            for row in measure(options.size, dtype, options.rounds):
-                rows.append(row)
-                bar.write(row.line)
+            for measured in measure(options.size, dtype, options.rounds):
+                rows.append(measured())
+                bar.write(rows[-1].line)
                 bar.update()
         if not options.no_samples:
             rows.append(measure_samples(8, max(1, options.rounds // 2)))

@@ -66,6 +66,7 @@ CASES = [
     Case("UpsampleConv k3 to 256", (1, 512, 64, 64)),
     Case("UpsampleConv k3 to 32", (1, 64, 128, 128)),
 ]
+HEADLINE = [CASES[1], CASES[4]]
 SCALING = [Case("PartialConv k3 25% strokes", (1, 64, size, size)) for size in (32, 64, 128, 256)]
 
 

@@ -21,6 +21,7 @@ CASES = [
     Case("RN_B", (1, 64, 256, 256), "channels_last"),
     Case("RN_B", (4, 256, 64, 64), "channels_last"),
 ]
+HEADLINE = [CASES[0], CASES[2]]
 SCALING = [
     *(Case("RN_B", (1, 64, size, size)) for size in (16, 32, 64, 128, 256, 512)),
     *(Case("RN_L", (1, 256, size, size)) for size in (16, 32, 64, 128)),

@@ -87,7 +87,7 @@ all parameters. published: the published op sequence in PyTorch; compile: torch.
 floor: copies of the same bytes into memory that is there (forward: x to y, 2T; forward+backward:
 then x and the gradient to x's, 3T more). peak: most bytes of tensors alive at once, result
 included, inputs not. error: largest distance of ours from the published form in float64, as a share
-of the largest value; every column was checked so before it was timed."""
+of the largest value, at a size of at most 64 x 64; torch.compile was compared at the full size."""
 
 
 def noise(rows: Sequence[Row]) -> str:
@@ -96,7 +96,7 @@ def noise(rows: Sequence[Row]) -> str:
     if not noisy:
         return "No row stayed noisy."
     lines = [
-        f"{len(noisy)} of {len(rows)} rows stayed noisy (*; repeated once; limits: spread"
+        f"{len(noisy)} of {len(rows)} rows stayed noisy (*; limits: spread"
         f" {NOISY_SPREAD:.0%}, other load {NOISY_LOAD} cores):"
     ]
     lines += [
@@ -104,6 +104,19 @@ def noise(rows: Sequence[Row]) -> str:
         for row in noisy
     ]
     return "\n".join(lines)
+
+
+def called_once(rows: Sequence[Row]) -> str:
+    """Columns that were too slow to be repeated; empty if there are none."""
+    slow = [(row.label, ", ".join(row.called_once)) for row in rows if row.called_once]
+    lines = [f"  {label}: {columns}" for label, columns in slow]
+    return "\n".join(["timed in a single call, since one takes long:", *lines]) if slow else ""
+
+
+def left_out(labels: Sequence[str], uncompiled: Sequence[str], more: str) -> str:
+    """What was not measured, and how to measure it."""
+    lines = [f"  {label}" for label in labels] + [f"  {label}: compile" for label in uncompiled]
+    return "\n".join([f"left out{':' if lines else ''} {more}".rstrip(), *lines])
 
 
 def failures(rows: Sequence[Row]) -> str:
@@ -115,7 +128,9 @@ def failures(rows: Sequence[Row]) -> str:
     return "\n".join(["torch.compile of the published form failed in:", *lines])
 
 
-def as_json(machine: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(
+    machine: dict[str, Any], rows: Sequence[Row], networks: Sequence[dict] = ()
+) -> dict[str, Any]:
     def rounded(value: float | None) -> float | None:
         return None if value is None else float(f"{value:.4g}")
 
@@ -124,6 +139,7 @@ def as_json(machine: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             **machine,
             "noisy_rows": [row.label for row in rows if row.noisy],
             "compile_failures": [row.label for row in rows if row.compile_failure],
+            "called_once": {row.label: row.called_once for row in rows if row.called_once},
         },
         "rows": [
             {
@@ -141,11 +157,14 @@ def as_json(machine: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             }
             for row in rows
         ],
+        **({"networks": list(networks)} if networks else {}),
     }
 
 
-def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None:
-    path.write_text(json.dumps(as_json(machine, rows), indent=2) + "\n")
+def write_json(
+    path: Path, machine: dict[str, Any], rows: Sequence[Row], networks: Sequence[dict] = ()
+) -> None:
+    path.write_text(json.dumps(as_json(machine, rows, networks), indent=2) + "\n")
 
 
 def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:

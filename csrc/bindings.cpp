@@ -4,15 +4,14 @@
 
 #include "cpu/simd_level.h"
 
-#ifndef TORCHEXT_TORCH_VERSION
-#error \
-    "setup.py defines TORCHEXT_TORCH_VERSION, TORCHEXT_CUDA_ARCHITECTURES and TORCHEXT_CUDA_VERSION"
+#ifndef TORCHEXT_BUILT_WITH_TORCH
+#error "setup.py defines TORCHEXT_BUILT_WITH_TORCH, _CUDA_ARCHITECTURES and _CUDA_VERSION"
 #endif
 
 PYBIND11_MODULE(_C, module) {
   module.def("build_info", [] {
     pybind11::dict info;
-    info["built_with_torch"] = TORCHEXT_TORCH_VERSION;
+    info["built_with_torch"] = TORCHEXT_BUILT_WITH_TORCH;
     info["stable_abi"] = "2.10";
     info["compiler"] = __VERSION__;
     info["cuda_version"] = TORCHEXT_CUDA_VERSION;

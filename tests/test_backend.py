@@ -57,6 +57,12 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_hole_tiles_exist_on_the_cpu_alone() -> None:
+    reasons = backend.explain("gather_tiles", X)
+    assert reasons["cpu"] == backend.explain("region_norm", X)["cpu"]
+    assert all(reason for name, reason in reasons.items() if name != "cpu")
+
+
 def test_environment_variable() -> None:
     code = "import torch, torchext; print(torchext.backend.which('region_norm', torch.zeros(1)))"
     assert run(code, TORCHEXT_BACKEND="reference").stdout.strip() == "reference"
@@ -91,6 +97,9 @@ def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
     for word in (torchext.__version__, torch.__version__, "cpu library", "region_norm on cpu"):
         assert word in text
     assert "FAILED" not in text
+    for name in torchext.ops.__all__:  # every public function of tensors
+        pure = ("install", "gabor_bank", "difference_of_gaussians_bank", "orientation_")
+        assert name.startswith(pure) or f"{name} on cpu" in text or f"{name}, " in text, name
 
 
 def test_report_prints_what_fails(

@@ -11,13 +11,18 @@ from .ops import schema  # noqa: F401  the libraries implement ops that must exi
 _FOLDER = Path(__file__).parent / "lib"
 
 
+def _recorded(name: str) -> dict[str, str]:
+    """What the build wrote down: under "left_out" reasons by part, under "built" versions."""
+    try:
+        return json.loads((_FOLDER / "build.json").read_text())[name]
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
 def _left_out(part: str) -> str:
     """What the build said about a library that it did not make."""
-    try:
-        reasons = json.loads((_FOLDER / "build.json").read_text())["left_out"]
-    except (OSError, ValueError, KeyError):
-        return "not built"
-    return f"not built: {reasons[part]}" if part in reasons else "not built"
+    reason = _recorded("left_out").get(part)
+    return f"not built: {reason}" if reason else "not built"
 
 
 def _load(part: str) -> str:
@@ -36,11 +41,11 @@ def _load(part: str) -> str:
 
 
 def build_info_of_module() -> dict[str, Any]:
-    """What the compiled module says of its build; empty where it was not compiled."""
+    """What the compiled module says of its build; where it is missing, what the build recorded."""
     try:
         from . import _C
     except ImportError:
-        return {}
+        return _recorded("built")
     return _C.build_info()
 
 
@@ -51,11 +56,12 @@ def build_info() -> dict[str, Any]:
     """What this installation holds.
 
     Returns:
-        `libraries` maps "cpu" and "cuda" to "loaded" or to the reason why it is missing; where the
-        package was compiled, also `built_with_torch`, `stable_abi` (the oldest torch that the
-        libraries run on), `compiler`, `cuda_version`, `cuda_architectures` ("80;90;120+PTX"),
-        `simd_highest` (what this processor could use) and `simd` (what is used; the environment
-        variable TORCHEXT_SIMD lowers it).
+        `libraries` maps "cpu" and "cuda" to "loaded" or to the reason why it is missing; `left_out`
+        maps what the build could not make ("cpu", "cuda", "_C", or a SIMD level) to the reason.
+        Where the package was compiled, also `built_with_torch`, `cuda_version`,
+        `cuda_architectures` ("80;90;120+PTX") and, unless "_C" was left out, `stable_abi` (the
+        oldest torch that the libraries run on), `compiler`, `simd_highest` (what this processor
+        could use) and `simd` (what is used; the environment variable TORCHEXT_SIMD lowers it).
     """
     libraries = {part: problem or "loaded" for part, problem in problems.items()}
-    return {"libraries": libraries, **build_info_of_module()}
+    return {"libraries": libraries, "left_out": _recorded("left_out"), **build_info_of_module()}

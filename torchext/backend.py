@@ -49,7 +49,7 @@ def _cpu_problem(device_type: str) -> str:
 @functools.cache
 def _uncovered_devices() -> str:
     """Which of the visible GPUs the compiled architectures do not cover."""
-    names = [item for item in _load.build_info()["cuda_architectures"].split(";") if item]
+    names = [item for item in _load.build_info().get("cuda_architectures", "").split(";") if item]
     compiled = [int(name.removesuffix("+PTX")) for name in names]
     portable = [int(name.removesuffix("+PTX")) for name in names if name.endswith("+PTX")]
     for index in range(torch.cuda.device_count()):
@@ -89,6 +89,7 @@ _backends = {
     "triton": Backend("triton", "torchext_triton", _triton_problem, automatic=not _interpreted()),
     "reference": REFERENCE,
 }
+_OF_TILES = ("gather_tiles", "scatter_tiles")
 _forced: str | None = os.environ.get("TORCHEXT_BACKEND") or None
 _check_values = False
 
@@ -107,14 +108,18 @@ def explain(op: str, x: torch.Tensor) -> dict[str, str]:
     """Why each backend can or cannot run an op on a tensor.
 
     Args:
-        op: an op's name, as in `torchext.ops.schema.SCHEMAS`. All ops exist in every backend.
+        op: an op's name, as in `torchext.ops.schema.SCHEMAS`. All exist in every backend but
+            those of the CPU's hole tiles.
         x: the tensor that the op would be called with.
 
     Returns:
         Backend name to reason, "" where the backend can run it.
     """
     _check_op(op)
-    return {name: backend.problem(x.device.type) for name, backend in _backends.items()}
+    reasons = {name: backend.problem(x.device.type) for name, backend in _backends.items()}
+    if op in _OF_TILES:
+        reasons |= {name: "has no hole tiles" for name in reasons if name != "cpu"}
+    return reasons
 
 
 def which(op: str, x: torch.Tensor) -> str:

@@ -43,6 +43,8 @@ def test_every_op_has_cases_and_a_baseline() -> None:
     for op in command.ops().values():
         assert op.CASES
         assert op.SCALING
+        assert set(op.HEADLINE) <= set(op.CASES)
+        assert op.HEADLINE
 
 
 def test_rows_hold_times_and_memory(rows: list[Row]) -> None:
@@ -132,6 +134,81 @@ def test_json_and_table_and_charts(rows: list[Row], tmp_path: Path) -> None:
     report.scaling_chart(tmp_path / "scaling.png", machine, rows)
     for name in ("bench.png", "scaling.png"):
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_default_is_the_headline_within_a_budget() -> None:
+    default = command.parse([])
+    assert command.plan_of(default).seconds <= 300
+    assert default.dtype == ["float32"]
+    rows = [(case, dtype) for _, case, dtype, _ in command.jobs(default)]
+    assert rows == [(c, "float32") for op in command.ops().values() for c in op.HEADLINE]
+    every = command.parse(["--all", "--dtype", "float32"])
+    assert command.plan_of(every).seconds is None
+    rows = [case for _, case, _, _ in command.jobs(every)]
+    assert rows == [case for op in command.ops().values() for case in op.CASES]
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_bfloat16_only_where_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch, computed: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": computed})
+    wanted = ["float32", "bfloat16"] if computed else ["float32"]
+    assert command.parse(["--all"]).dtype == wanted
+    assert command.parse(["--dtype", "bfloat16"]).dtype == ["bfloat16"]
+
+
+def test_a_slow_column_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"published": [], "ours": []}
+    clock = [0.0]
+
+    def call(name: str, seconds: float) -> None:
+        clock[0] += seconds
+        times[name].append(seconds)
+
+    calls = {"published": lambda: call("published", 2.0), "ours": lambda: call("ours", 0.01)}
+    monkeypatch.setattr(harness.time, "perf_counter_ns", lambda: int(1e9 * clock[0]))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+    row = Row(SMALL, torch.float32, "cpu", "forward")
+    harness.measure(calls, "cpu", Plan(seconds_per_row=1.0, attempts=1), row)
+    assert row.called_once == ["published"]
+    assert len(times["published"]) == 2  # to warm up, and to be timed
+    assert row.ms["published"] == pytest.approx(2000)
+    assert row.ms["ours"] == pytest.approx(10)
+    assert "published" in report.called_once([row])
+
+
+def test_the_budget_leaves_out_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plan = replace(INSTANT, seconds=100.0)
+    monkeypatch.setattr(command, "plan_of", lambda options: plan)
+    clock = iter(range(0, 10_000, 30))  # every look at the clock finds 30 seconds gone
+    monkeypatch.setattr(command.time, "perf_counter", lambda: float(next(clock)))
+    measured = []
+
+    def measure_case(op, case, dtype, device, plan, directions, progress):
+        measured.append((case, plan.compile))
+        return [
+            Row(
+                case,
+                dtype,
+                device,
+                d,
+                dict.fromkeys(harness.COLUMNS, 1.0),
+                {"published": 1, "ours": 1},
+            )
+            for d in directions
+        ]
+
+    monkeypatch.setattr(harness, "measure_case", measure_case)
+    monkeypatch.setattr(command.networks, "measure", lambda *_: [])
+    assert command.main(["--output", str(tmp_path / "out")]) == 0
+    assert len(measured) == 2  # at 30 and at 60 seconds of 100
+    text = capsys.readouterr().out
+    assert "left out: other cases, layouts, dtypes and sizes: make bench-full" in text
+    assert "Gabor 1x1x512x512 float32 forward" in text
+    assert "PD-GAN generator training step" in text
 
 
 def test_filter_takes_all_words() -> None:

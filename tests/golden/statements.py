@@ -126,7 +126,7 @@ def _is_plain(tree: ast.AST) -> bool:
     """Whether a tree holds nothing but arithmetic, indexing and calls, and no private name."""
     for node in ast.walk(tree):
         name = getattr(node, "id", "") or getattr(node, "attr", "")
-        if not isinstance(node, _NODES) or name.startswith("_"):
+        if not isinstance(node, _NODES) or (name.startswith("_") and name != "_"):
             return False
     return True
 

@@ -24,6 +24,7 @@ DATA = Path(__file__).parent / "data"
         ("y = f(x) (in train mode; once)", {"y": 20}),
         ("y = f(x)  # no mask; z = 2", {"y": 20, "z": 2}),
         ("y, z = x, 3; a = z >= x", {"y": 2, "z": 3, "a": True}),
+        ("y,_ = f(x), 3; z = y + 1", {"y": 20, "_": 3, "z": 21}),
         ("items[:] = 1 (all of them); y = items[0]", {"y": 1}),
         ("x is used as 6*x: y = f(6*x); z = f(x)", {"y": 120, "z": 120}),
         ("x is used as 6*x everywhere; y = x", {"y": 12}),

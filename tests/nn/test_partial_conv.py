@@ -203,9 +203,7 @@ def test_mask_channels_of_the_module() -> None:
     y, _ = layer(X, masks, mask_channels=(3, 1))
     wanted, _ = layer(X, masks.repeat_interleave(torch.tensor([3, 1]), dim=1))
     assert_close("y", y, wanted.double(), length=36)
-    with pytest.raises(
-        ValueError, match=r"^mask_channels: expected mask_in and multi"
-    ):
+    with pytest.raises(ValueError, match=r"^mask_channels: expected mask_in and multi"):
         nn.PartialConv2d(4, 6, 3)(X, MASK, mask_channels=(4,))
     with pytest.raises(ValueError, match=r"^mask_channels: expected numbers that add up"):
         layer(X, masks, mask_channels=(3, 2))

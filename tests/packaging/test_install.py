@@ -86,6 +86,38 @@ def test_without_compiler(unpacked, environment):
     assert "no C++ compiler was found" in environment.run("-m", "torchext")
 
 
+# A compiler without Python's headers that knows neither AVX-512 nor one of our options.
+LIMITED_COMPILER = """#!/bin/sh
+for word in "$@"; do
+  case "$word" in
+    -mavx512*|-fno-trapping-math) echo "error: unrecognized option $word" >&2; exit 1;;
+    *bindings.cpp) echo "fatal error: Python.h: No such file or directory" >&2; exit 1;;
+  esac
+done
+exec g++ "$@"
+"""
+
+
+def test_limited_compiler_and_paths_with_blanks(unpacked, environment, tmp_path):
+    tree = tmp_path / "a folder" / "source tree"
+    shutil.copytree(unpacked, tree)
+    compiler = tmp_path / "a folder" / "limited c++"
+    compiler.write_text(LIMITED_COMPILER)
+    compiler.chmod(0o755)
+    environment.install(tree, NVCC="/missing/nvcc", CXX=f"env '{compiler}'")
+    report = environment.use()
+    assert report["libraries"] == {"cpu": "loaded", "cuda": "not built: nvcc was not found"}
+    assert (report["chosen"], report["warnings"]) == ("cpu", [])
+    assert report["error"] < 1e-5
+    said = environment.run("-m", "torchext")
+    assert "left out of the build: avx512: the compiler rejects -mavx512f" in said
+    assert "left out of the build: _C: it does not compile: fatal error: Python.h" in said
+    with pytest.raises(RuntimeError, match=r"Python\.h: No such file or directory"):
+        environment.install(
+            tree, NVCC="/missing/nvcc", CXX=f"env '{compiler}'", TORCHEXT_STRICT="1"
+        )
+
+
 def test_wanted_cuda_that_cannot_be_built(unpacked, environment):
     with pytest.raises(RuntimeError, match="TORCHEXT_CUDA=1, but nvcc was not found"):
         environment.install(unpacked, NVCC="/missing/nvcc", TORCHEXT_CUDA="1")

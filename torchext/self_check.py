@@ -1,0 +1,124 @@
+"""Every public function against the reference in float64, on the backends of this machine."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+import torchext
+
+from . import backend
+
+LIMIT = 1e-4  # of the largest value, for float32
+Inputs = dict[str, Tensor]
+
+
+def inputs(device: str) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    return {
+        "x": normal(2, 16, 40, 36),
+        "volume": normal(1, 4, 6, 8, 10),
+        "skip": normal(2, 4, 80, 72),
+        "mask": (normal(2, 1, 40, 36) > -0.4).float(),
+        "labels": torch.randint(5, (2, 40, 36), generator=generator).to(device),
+        "gamma": normal(2, 16, 40, 36),
+        "beta": normal(2, 16, 40, 36),
+        "kernel": normal(6, 16, 3, 3),
+        "kernel_3d": normal(3, 4, 3, 3, 3),
+        "wide_kernel": normal(6, 20, 3, 3),
+        "affine": normal(2, 16),
+        "pooling": 0.1 * normal(1, 2, 7, 7),
+        "filter": 0.1 * normal(1, 1, 7, 7),
+        "one": 0.1 * normal(1),
+    }
+
+
+def _self_aware(t: Inputs) -> tuple[Tensor, ...]:
+    return t["pooling"], t["filter"], t["one"], t["filter"], t["one"]
+
+
+def _up(mask: Tensor) -> Tensor:
+    return mask.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def _modulated(statistics: str) -> Callable[[Inputs], Tensor]:
+    def case(t: Inputs) -> Tensor:
+        maps = (t["gamma"], t["beta"])
+        options = {"weight": t["mask"], "activation": 0.2, "statistics": statistics}
+        return torchext.modulated_norm(t["x"], *maps, **options)
+
+    return case
+
+
+CASES: dict[str, Callable[[Inputs], Tensor]] = {
+    "region_norm": lambda t: torchext.region_norm(t["x"], t["mask"], t["affine"], t["affine"]),
+    "region_statistics": lambda t: torchext.region_statistics(t["x"], t["mask"])[2],
+    "self_aware_affine": lambda t: torch.cat(
+        torchext.self_aware_affine(t["x"], *_self_aware(t))[:3], dim=1
+    ),
+    "self_aware_region_norm": lambda t: torchext.self_aware_region_norm(
+        t["x"], *_self_aware(t), threshold=0.5
+    ),
+    "partial_conv2d": lambda t: torchext.partial_conv2d(t["x"], t["mask"], t["kernel"])[0],
+    "partial_conv2d, fused": lambda t: torchext.partial_conv2d(
+        t["x"], t["mask"], t["kernel"], t["one"].expand(6), padding=1, form="sum",
+        negative_slope=0.2,
+    )[0],
+    "partial_conv3d": lambda t: torchext.partial_conv3d(t["volume"], None, t["kernel_3d"])[0],
+    "partial_upsample_conv2d": lambda t: torchext.partial_upsample_conv2d(
+        t["x"], t["mask"], t["wide_kernel"], skip=t["skip"], skip_mask=_up(t["mask"])
+    )[0],
+    "mask_window": lambda t: torchext.mask_window(t["mask"], 3)[0],
+    "upsample_conv2d": lambda t: torchext.upsample_conv2d(t["x"], t["kernel"]),
+    **{
+        f"modulated_norm, {statistics}": _modulated(statistics)
+        for statistics in ("instance", "batch", "position", "rms", "none")
+    },
+    "diversity_map": lambda t: torchext.diversity_map(t["mask"], 3, 5),
+    "soft_diversity_map": lambda t: torchext.soft_diversity_map(t["x"], t["mask"]),
+    "label_conv2d": lambda t: torchext.label_conv2d(t["labels"], t["kernel"]),
+    "oriented_filter_max": lambda t: torchext.oriented_filter_max(
+        t["x"][:, :1], torchext.gabor_bank(8, 5, dtype=t["x"].dtype, device=t["x"].device)
+    )[1],
+    "gabor_orientation": lambda t: torchext.gabor_orientation(t["x"][:, :3])[1],
+}  # fmt: skip
+
+
+def results(case: Callable[[Inputs], Tensor], given: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """The output and the gradients of all that it depends on."""
+    leaves = {
+        name: value.to(dtype, copy=True) if value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    for name, value in leaves.items():
+        value.requires_grad_(value.is_floating_point() and name != "mask")
+    y = case(leaves)
+    if y.requires_grad:
+        cotangent = torch.arange(y.numel(), device=y.device).mul(0.7).sin().view(y.shape)
+        (y * cotangent).sum().backward()
+    gradients = [value.grad for value in leaves.values() if value.grad is not None]
+    return [y.detach(), *gradients]
+
+
+def run() -> Iterator[str]:
+    """A line for each function and backend, beginning with "ok" or "FAILED"."""
+    for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+        given = inputs(device)
+        for name, problem in backend.explain("region_norm", given["x"]).items():
+            if problem or name == "reference":
+                continue
+            for title, case in CASES.items():
+                with backend.use("reference"):
+                    expected = results(case, given, torch.float64)
+                with backend.use(name):
+                    got = results(case, given, torch.float32)
+                error = max(
+                    float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
+                    for a, b in zip(got, expected, strict=True)
+                )
+                verdict = "ok" if error < LIMIT else "FAILED"
+                yield f"{verdict:6} {title} on {name} ({device}): largest error {error:.1e}"
