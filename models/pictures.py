@@ -317,7 +317,8 @@ def _of_other_bytes(tile: Any) -> Any | None:
     swapped = _OTHER_BYTES.get(str(first))
     if swapped is None:
         return None
-    return type(tile)(*tile[:3], swapped if alone else (swapped, *rest))
+    changed = (*tile[:3], swapped if alone else (swapped, *rest))
+    return type(tile)._make(changed) if hasattr(tile, "_make") else changed  # as Pillow has them
 
 
 def write_photo(photo: Photo, path: Path, *, quality: int | None = None) -> list[str]:

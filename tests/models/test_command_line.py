@@ -282,8 +282,8 @@ def test_edit_keeps_profile_exif_and_resolution(source, mask, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     exif[0x010F] = "a camera"
-    exif.get_ifd(0x8769)[0x9003] = "2020:01:02 03:04:05"
-    exif.get_ifd(0x8825)[0x0003] = "E"
+    exif[0x8769] = {0x9003: "2020:01:02 03:04:05"}
+    exif[0x8825] = {0x0003: "E"}
     icc = profile()
     photo = tmp_path / source
     Image.fromarray(values).save(photo, exif=exif.tobytes(), icc_profile=icc, dpi=(300, 300))
