@@ -1,4 +1,7 @@
-"""One of two processes: SPADE with PyTorch's synchronised norm, and RN_L in a DDP. Arguments: rank, folder."""
+"""One of two processes: SPADE with PyTorch's synchronised norm, and RN_L inside a DDP.
+
+Arguments: rank, folder.
+"""
 
 import sys
 from pathlib import Path

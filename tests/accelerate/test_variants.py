@@ -352,6 +352,31 @@ def test_the_updated_mask_can_be_written_to(layer: nn.Module) -> None:
     assert torch.equal(updated, expected)
 
 
+def test_the_updated_mask_can_be_written_to_before_the_backward() -> None:
+    layer = PartialConv2d(3, 5, 3, return_mask=True, bias=False)
+    fast = swapped(layer)
+    for either in (layer, fast):
+        y, updated = either(image(2, 3, 12, 14), mask(2, 1, 12, 14))
+        updated.zero_()
+        y.square().sum().backward()
+    assert_same(fast.weight.grad, layer.weight.grad)
+
+
+def test_a_layer_that_always_returns_its_mask() -> None:
+    def forward(run: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.return_mask = True
+        try:
+            return run(*args, **kwargs)
+        finally:
+            del self.return_mask
+
+    layer = altered(PartialConv2d, forward, 3, 5, 3)
+    del layer.return_mask
+    call = (image(2, 3, 12, 14), mask(2, 1, 12, 14))
+    for got, expected in zip(swapped(layer)(*call), layer(*call), strict=True):
+        assert_same(got, expected)
+
+
 def test_a_mask_that_learns_gets_its_gradient() -> None:
     layer = PartialConv2d(3, 5, 3)
     fast = swapped(layer)

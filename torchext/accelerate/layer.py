@@ -65,7 +65,7 @@ class AcceleratedLayer:
 
     Attributes:
         published: the class as it was.
-        swap: None where the published code runs.
+        _torchext_swap: None where the published code runs.
     """
 
     published: type[nn.Module]
@@ -88,6 +88,8 @@ def _new(published: type[nn.Module], *arguments: Any) -> nn.Module:
 
 @functools.cache
 def accelerated_class(published: type[nn.Module]) -> type[nn.Module]:
+    """A published class with the fused forward, under the same name."""
+
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _forward(self, published.forward, args, kwargs)
 
@@ -95,8 +97,13 @@ def accelerated_class(published: type[nn.Module]) -> type[nn.Module]:
     forward.__code__ = forward.__code__.replace()
     forward.__doc__ = published.forward.__doc__
     forward.__signature__ = inspect.signature(published.forward)
-    names = {"__module__": __name__, "forward": forward, "published": published}
-    return type(published.__name__, (AcceleratedLayer, published), names)
+    members = {
+        "__module__": __name__,
+        "__doc__": published.__doc__,
+        "forward": forward,
+        "published": published,
+    }
+    return type(published.__name__, (AcceleratedLayer, published), members)
 
 
 class PublishedCodeWarning(UserWarning):

@@ -10,15 +10,7 @@ from torch import Tensor, nn
 
 from ..nn.partial_conv import _grouped
 from ..ops.partial_conv import EPS, mask_window, partial_conv2d, partial_conv3d
-from .family import (
-    Draw,
-    Family,
-    attribute,
-    convolution,
-    expect,
-    is_only,
-    small_constant,
-)
+from .family import Draw, Family, attribute, convolution, expect, small_constant
 from .structure import plain_copy
 
 _GEOMETRY = frozenset({"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"})
@@ -70,7 +62,8 @@ class PublishedPartialConv(Family):
     def check(self, layer: nn.Module) -> None:
         expect(isinstance(layer, (nn.Conv2d, nn.Conv3d)), "no subclass of Conv2d or Conv3d")
         attribute(layer, "multi_channel", False, True)
-        attribute(layer, "return_mask", False, True)
+        if hasattr(layer, "return_mask"):
+            attribute(layer, "return_mask", False, True)
         for kernel in self.kernels(layer):
             expect(self.is_kernel(kernel), "weight_maskUpdater holds other values than 1")
 
@@ -146,7 +139,9 @@ class PublishedPartialConv(Family):
         else:
             plane = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
             if layer.multi_channel:
-                plane, channels = _grouped(plane, x) if mask is not None else (plane, [len(x[0])])
+                plane, channels = (
+                    (plane, [layer.in_channels]) if mask is None else _grouped(plane, x)
+                )
             ratio, updated = self._window(layer, plane, channels, getattr(layer, "eps", facts.eps))
             mask = None if mask is None else plane
         scale = ratio if layer.bias is None else ratio * updated
@@ -176,8 +171,8 @@ class PublishedPartialConv(Family):
             batch = x.shape[0] if mask is None else mask.shape[0]
             shape = (batch, layer.out_channels, *updated.shape[2:])
             ratio, updated = ratio.expand(shape), updated.expand(shape)
-            if returns_pair:  # its user may write into it
-                updated = updated.contiguous()
+        if returns_pair:  # its user may write into it
+            updated = updated.clone(memory_format=torch.contiguous_format)
         kept = (facts.updated, updated), (facts.ratio, ratio), (facts.size, facts.key(x))
         for name, value in kept:
             if name:
@@ -248,20 +243,16 @@ class PortPartialConv(Family):
     attributes = frozenset({"input_conv", "mask_conv"})
 
     def check(self, layer: Any) -> None:
-        conv, window = (convolution(layer, name, dilated=True) for name in self.attributes_in_order)
-        expect(is_only(window.weight, 1), "mask_conv.weight holds other values than 1")
-        expect(
-            window.bias is None or is_only(window.bias, 0),
-            "mask_conv.bias holds other values than 0",
-        )
+        conv = convolution(layer, "input_conv", dilated=True)
+        window = convolution(layer, "mask_conv", dilated=True)
+        expect(self.is_kernel(window.weight), "mask_conv.weight holds other values than 1")
+        expect(window.bias is None, "mask_conv has a bias")
         for name in ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels"):
             expect(
                 getattr(conv, name) == getattr(window, name),
                 f"{name} of the two convolutions differ",
             )
         expect(not conv._forward_pre_hooks, "the weight of input_conv is reparametrised")
-
-    attributes_in_order = ("input_conv", "mask_conv")
 
     def kernels(self, layer: Any) -> Iterable[Tensor]:
         return [layer.mask_conv.weight]
