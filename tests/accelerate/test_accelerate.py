@@ -445,3 +445,24 @@ def test_report_is_a_table() -> None:
 def test_bad_input(function: object) -> None:
     with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module, got int$"):
         function(3)
+
+
+def test_functional_calls_and_vmap() -> None:
+    """Weights that are passed in, one set and several, with frozen kernels among them."""
+    torch.manual_seed(2)
+    layer = partial.PartialConv(3, 6, 3, 2, 1)
+    fast, _ = torchext.accelerate(copy.deepcopy(layer))
+    arguments = (image(3), mask(2, 3, 24, 30))
+    weights = {name: value.detach() * 1 for name, value in layer.named_parameters()}
+    weights["input_conv.weight"] *= 2
+
+    def call(model: nn.Module, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, weights, arguments)[0]
+
+    expected = call(layer, weights)
+    assert_close("y", call(fast, weights), expected.double(), length=1200)
+    several = {name: torch.stack([value, value]) for name, value in weights.items()}
+    got = torch.func.vmap(lambda weights: call(fast, weights))(several)
+    assert_close("vmap", got[1], expected.double(), length=1200)
+    weights["mask_conv.weight"] *= 2
+    assert_close("mask kernel", call(fast, weights), call(layer, weights).double(), length=1200)
