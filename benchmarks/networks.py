@@ -186,10 +186,10 @@ def measure_samples(count: int, rounds: int) -> Row:
     config = paper.config()
     torch.manual_seed(0)
     networks = {name: network.eval() for name, network in paper.networks(config).items()}
-    size = config.size
+    size = config.network.size
     hole = torch.from_numpy(masks.irregular_hole(size, size, share=0.25, seed=4))[None, None]
     image, known = torch.rand(1, 3, size, size), (~hole).float()
-    noise = torch.randn(count, 1, config.noise)
+    noise = torch.randn(count, 1, config.network.noise)
     sampler = Sampler(networks["encoder"], networks["decoder"], networks["generator"])
 
     def separate() -> None:

@@ -1,4 +1,7 @@
-"""`python -m torchext.models PAPER {train,edit,info}`: every paper by the same options."""
+"""`python -m torchext.models PAPER {train,edit,info}`: every paper by the same options.
+
+Without arguments: a table of the papers.
+"""
 
 import argparse
 import os
@@ -9,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import inpainting, papers, pictures
+from . import inpainting, papers, pictures, pretrained
 
 
 def _settings(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +25,26 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _stages(paper: papers.Paper) -> str:
+    parts = [
+        f"{stage.name} trains {', '.join(stage.trains)}"
+        + (f" (needs {', '.join(stage.needs)} in --checkpoint)" if stage.needs else "")
+        for stage in paper.stages
+    ]
+    return f"{'; '.join(parts)} (default: {paper.stage().name})"
+
+
+def _pretrained(paper: papers.Paper) -> str:
+    names = sorted({name for stage in paper.stages for name in stage.pretrained})
+    return ", ".join(f"{name} ({pretrained.KNOWN[name].what})" for name in names) or "none"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m torchext.models", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m torchext.models", description=__doc__.split("\n")[0]
+    )
     of_paper = parser.add_subparsers(dest="paper", required=True, metavar="PAPER")
-    for name in papers.NAMES:
+    for name in papers.names():
         paper = papers.find(name)
         actions = of_paper.add_parser(name, help=paper.title).add_subparsers(
             dest="action", required=True
@@ -40,26 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         edit.add_argument("--device", default="cpu")
         _settings(edit)
 
-        train = actions.add_parser("train", help="train on a folder of images")
-        train.add_argument("images", type=Path, help="a folder, searched at any depth")
+        train = actions.add_parser("train", help="train, or continue to")
+        paper.train_arguments(train)
         train.add_argument("-o", "--output", type=Path, required=True, help="a folder to write to")
-        train.add_argument(
-            "--masks",
-            default="strokes",
-            help="a folder of masks, or strokes, walk, boxes (default: %(default)s)",
-        )
-        train.add_argument(
-            "--share",
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            default=(0.1, 0.4),
-            help="of the hole in generated masks",
-        )
-        train.add_argument(
-            "--inner-holes", action="store_true", help="generated holes do not touch the border"
-        )
-        inpainting.add_mask_options(train)
+        if len(paper.stages) > 1:
+            train.add_argument("--stage", help=_stages(paper))
         train.add_argument("--epochs", type=int, help="(default: the paper's)")
         train.add_argument("--iterations", type=int, help="instead of epochs")
         train.add_argument("--batch", type=int, help="per process (default: the paper's)")
@@ -77,37 +81,69 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument("--keep", type=int, default=3, help="checkpoints")
         train.add_argument("--resume", action="store_true", help="from the newest checkpoint")
         train.add_argument("--checkpoint", type=Path, help="start from these networks")
-        train.add_argument("--vgg", type=Path, help="torchvision's weights (default: its cache)")
+        train.add_argument(
+            "--pretrained",
+            action="append",
+            default=[],
+            metavar="NAME=FILE",
+            help=f"weights of others that the losses need: {_pretrained(paper)}",
+        )
+        train.add_argument("--vgg", type=Path, help="the same as --pretrained vgg16=FILE")
         train.add_argument("--seed", type=int, default=0)
         train.add_argument("--tensorboard", action="store_true")
         _settings(train)
     return parser
 
 
-def _configuration(paper: papers.Paper, options: argparse.Namespace) -> Any:
+def _configuration(paper: papers.Paper, options: argparse.Namespace) -> tuple[Any, papers.Stage]:
+    """The configuration, and the stage: that of `--stage`, or of `--set stage=NAME`."""
     values = {}
     for setting in options.set:
         name, separator, value = setting.partition("=")
         if not separator:
             raise ValueError(f"--set: expected NAME=VALUE, got {setting!r}")
         values[name] = value
-    return papers.configure(paper.config, values)
+    by_setting = values.pop("stage", None) if len(paper.stages) > 1 else None
+    stage = paper.stage(getattr(options, "stage", None) or by_setting)
+    return papers.configure(paper.config, values), stage
+
+
+def table() -> None:
+    """Print the papers: what each does, in how many stages, with which networks and files."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    rows = []
+    for name in papers.names():
+        paper = papers.find(name)
+        with FakeTensorMode():
+            networks = paper.networks(paper.config())
+        count = sum(papers.parameters(network) for network in networks.values())
+        rows.append((name, paper.does, str(len(paper.stages)), f"{count / 1e6:.1f} M"))
+    titles = ("paper", "edit", "stages", "parameters")
+    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(titles))]
+    for row in (titles, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+        if row in rows:
+            paper = papers.find(row[0])
+            print(f"    {paper.title}\n    published files: {paper.published}")
+    print("\npython -m torchext.models PAPER {info,train,edit} --help")
 
 
 def info(paper: papers.Paper, options: argparse.Namespace) -> None:
     """Print what the paper's networks are, at its size."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    config = _configuration(paper, options)
+    config, stage = _configuration(paper, options)
     with FakeTensorMode():  # sizes alone: no weights, no arithmetic
-        _print_info(paper, config)
+        _print_info(paper, config, stage if any("stage" in text for text in options.set) else None)
 
 
-def _print_info(paper: papers.Paper, config: Any) -> None:
-    import dataclasses
-
-    networks, inputs = paper.networks(config), paper.example(config)
+def _print_info(paper: papers.Paper, config: Any, stage: papers.Stage | None) -> None:
+    networks = paper.networks(config, None if stage is None else stage.networks)
+    inputs = paper.example(config)
     print(paper.title)
+    print(f"edit: {paper.does}; published files: {paper.published}")
     for name, network in networks.items():
         line = f"  {name}: {papers.parameters(network):,} parameters"
         if name in inputs:
@@ -119,13 +155,15 @@ def _print_info(paper: papers.Paper, config: Any) -> None:
     layers = papers.our_layers(networks)
     print("our layers: " + ", ".join(f"{count} {name}" for name, count in sorted(layers.items())))
     print("options (--set NAME=VALUE):")
-    for field in dataclasses.fields(config):
-        print(f"  {field.name} = {getattr(config, field.name)}")
+    for name, value in papers.options_of(config):
+        print(f"  {name} = {value}")
+    if len(paper.stages) > 1:
+        print(f"train --stage: {_stages(paper)}")
 
 
 def edit(paper: papers.Paper, options: argparse.Namespace) -> None:
-    config = _configuration(paper, options)
-    inpainting.check_options(options)
+    config, _ = _configuration(paper, options)
+    paper.check_options(options)
     _check_device(options.device)
     pictures.check_format(options.output)
     inpainting.check_not_read(options.output, options)
@@ -156,8 +194,8 @@ def _check_device(device: str) -> None:
         )
 
 
-def _check_training(options: argparse.Namespace) -> None:
-    inpainting.check_options(options)
+def _check_training(paper: papers.Paper, options: argparse.Namespace) -> None:
+    paper.check_options(options)
     _check_device(options.device)
     least = {"batch": 1, "epochs": 1, "iterations": 1, "accumulate": 1, "workers": 0, "keep": 1}
     least |= {"save_every": 1, "sample_every": 1, "log_every": 1, "seed": 0}
@@ -168,58 +206,68 @@ def _check_training(options: argparse.Namespace) -> None:
             raise ValueError(f"--{option}: expected at least {smallest}, got {value}")
     if not 0 <= options.average < 1:
         raise ValueError(f"--average: expected at least 0 and below 1, got {options.average}")
-    low, high = options.share
-    if not 0 <= low <= high <= 0.8:
-        raise ValueError(f"--share: expected 0 <= LOW <= HIGH <= 0.8, got {low} {high}")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output: expected a folder to write to, {options.output} is a file")
 
 
-def train(paper: papers.Paper, options: argparse.Namespace) -> None:
-    from .masks import KINDS, GeneratedMasks, MaskFolder
-    from .training import Options, Trainer
+def _weights(stage: papers.Stage, options: argparse.Namespace) -> dict[str, Path]:
+    """The files of others' weights that a stage needs, as far as they are given."""
+    given = {} if options.vgg is None else {"vgg16": options.vgg}
+    for text in options.pretrained:
+        name, separator, file = text.partition("=")
+        if not separator:
+            raise ValueError(f"--pretrained: expected NAME=FILE, got {text!r}")
+        given[name] = Path(file)
+    if options.vgg is None or options.pretrained:  # --vgg is harmless where none is needed
+        pretrained.check(given, stage.pretrained)
+    return {name: file for name, file in given.items() if name in stage.pretrained}
 
-    config = _configuration(paper, options)
-    _check_training(options)
-    if options.masks in KINDS:
-        share = None if options.masks == "walk" else tuple(options.share)
-        masks = GeneratedMasks(options.masks, share, border=not options.inner_holes)
-    else:
-        masks = MaskFolder(
-            Path(options.masks),
-            white=options.white,
-            binary=not options.fractions,
-            threshold=options.threshold,
-        )
+
+def train(paper: papers.Paper, options: argparse.Namespace) -> None:
+    from .training import Options, Trainer, checkpoints
+
+    config, stage = _configuration(paper, options)
+    _check_training(paper, options)
+    weights = _weights(stage, options)
     torch.manual_seed(options.seed)
-    dataset = paper.dataset(options.images, masks, config, seed=options.seed)
+    dataset = paper.dataset(options, config, stage)
     dataset[0, 0, 0]  # files of which none can be read are an error here, not in a worker
-    networks, fresh = paper.networks(config), None
+    networks, fresh = paper.networks(config, stage.networks), set(stage.networks)
     if options.checkpoint is not None:  # it may hold a part of them, such as the first stage
         given, _ = papers.load(options.checkpoint, paper, config)
-        fresh = networks.keys() - given.keys()
+        fresh -= given.keys()
         networks |= {name: network for name, network in given.items() if name in networks}
-    recipe = paper.recipe(networks, config, vgg=options.vgg, initialise=fresh)
-    batch = options.batch or config.batch
+    resumes = options.resume and checkpoints(options.output)
+    if not resumes and (missing := [name for name in stage.needs if name in fresh]):
+        raise ValueError(
+            f"--checkpoint: expected a file with {', '.join(missing)}, which stage {stage.name}"
+            " uses as they are; train an earlier stage first"
+        )
+    recipe = stage.recipe(networks, config, pretrained=weights, initialise=fresh)
+    schedule = config.schedule
+    batch = options.batch or schedule.batch
     iterations = options.iterations
     if iterations is None and options.epochs is None:
-        iterations = config.iterations
+        iterations = schedule.iterations
     if iterations is None:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         per_epoch = max(1, len(dataset) // (batch * options.accumulate * world))
-        iterations = (options.epochs or config.epochs) * per_epoch
+        iterations = (options.epochs or schedule.epochs) * per_epoch
     same = ("output", "accumulate", "workers", "device", "precision", "channels_last", "average")
     same += ("save_every", "sample_every", "log_every", "keep", "resume", "seed", "tensorboard")
     given = {name: getattr(options, name) for name in same}
-    trainer = Trainer(
-        paper, config, recipe, dataset, Options(iterations=iterations, batch=batch, **given)
-    )
+    how = Options(iterations=iterations, batch=batch, **given)
+    trainer = Trainer(paper, config, stage, recipe, dataset, how)
     losses = trainer.run()
     shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
     print(f"{trainer.iteration} iterations; last losses: {shown}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        table()
+        return 0
     options = _parser().parse_args(arguments)
     action = {"info": info, "edit": edit, "train": train}[options.action]
     try:

@@ -4,11 +4,10 @@ What a sample is depends only on the seed, the epoch and its place in the epoch'
 number of workers or processes, nor on where a run was resumed.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,75 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from torchext.files import PictureError, is_hidden
 from torchext.ops.checks import check_mask_values
 
 from .masks import MaskSource, centre_square
-from .pictures import read_image, to_tensor
+from .pictures import Files, find_images, read_image, to_tensor
 
-T = TypeVar("T")
 Place = tuple[int, int, int]  # epoch, position in it, index of the file
 Sample = dict[str, Any]
-
-
-def find_images(folder: Path) -> list[Path]:
-    """The files in a folder, at any depth, whose names end as pictures' do; sorted.
-
-    Hidden ones, whose name or folder begins with a dot, are left out.
-
-    Raises:
-        ValueError: no such folder, or none in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of images, found none")
-    suffixes = Image.registered_extensions()
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    files = [path for path in files if path.is_file() and not is_hidden(path, folder)]
-    if not files:
-        raise ValueError(f"{folder}: expected images (.png, .jpg, ...), found none")
-    return files
-
-
-class Files:
-    """Files of which some may be broken: those are named once, and the next one is read instead.
-
-    Args:
-        paths: in an order that stays, so that what replaces a broken file does too.
-    """
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        # Of all the processes that load: one of them names a broken file.
-        self.broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __iter__(self) -> Iterator[Path]:
-        return iter(self.paths)
-
-    def __getitem__(self, index: int) -> Path:
-        return self.paths[index]
-
-    def read(self, index: int, reader: Callable[[Path], T]) -> tuple[Path, T]:
-        """The file at an index, or the next one that can be read, and what the reader gives of it.
-
-        Raises:
-            PictureError: none can be read; the text gives the last reason.
-        """
-        reason = ""
-        for shift in range(len(self.paths)):
-            place = (index + shift) % len(self.paths)
-            if self.broken[place]:
-                continue
-            try:
-                return self.paths[place], reader(self.paths[place])
-            except PictureError as error:
-                reason = f": {error}"
-                self.broken[place] = True
-                warnings.warn(f"left out: {error}", stacklevel=2)
-        raise PictureError(f"none of {len(self.paths)} files can be read{reason}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchext.files import MASK_THRESHOLD, is_same
 
 from . import masks, pictures
+from .data import MaskedImages, Preparation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a JPEG (default: 95), 1 to 100; a WebP is lossless without it",
     )
     add_mask_options(parser)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """A folder of images, and where their masks come from."""
+    parser.add_argument("images", type=Path, help="a folder, searched at any depth")
+    parser.add_argument(
+        "--masks",
+        default="strokes",
+        help="a folder of masks, or strokes, walk, boxes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=(0.1, 0.4),
+        help="of the hole in generated masks",
+    )
+    parser.add_argument(
+        "--inner-holes", action="store_true", help="generated holes do not touch the border"
+    )
+    add_mask_options(parser)
+
+
+def dataset(
+    options: argparse.Namespace, preparation: Preparation, *, noise: tuple[int, ...] = ()
+) -> MaskedImages:
+    """The images and masks that `add_train_arguments` took; `masks` may be a source of masks."""
+    source = options.masks if callable(options.masks) else _mask_source(options)
+    return MaskedImages(options.images, source, preparation, noise=noise, seed=options.seed)
+
+
+def _mask_source(options: argparse.Namespace) -> masks.MaskSource:
+    if options.masks in masks.KINDS:
+        share = None if options.masks == "walk" else tuple(options.share)
+        return masks.GeneratedMasks(options.masks, share, border=not options.inner_holes)
+    return masks.MaskFolder(
+        Path(options.masks),
+        white=options.white,
+        binary=not options.fractions,
+        threshold=options.threshold,
+    )
 
 
 def add_mask_options(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +87,7 @@ def add_mask_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """What `add_arguments` and `add_mask_options` took.
+    """What `add_arguments` or `add_train_arguments` took.
 
     Raises:
         ValueError: an option is out of range; the text names it.
@@ -54,6 +97,9 @@ def check_options(options: argparse.Namespace) -> None:
     quality = getattr(options, "quality", None)
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"--quality: expected 1 to 100, got {quality}")
+    low, high = getattr(options, "share", (0, 0))
+    if not 0 <= low <= high <= 0.8:
+        raise ValueError(f"--share: expected 0 <= LOW <= HIGH <= 0.8, got {low} {high}")
 
 
 def read(options: argparse.Namespace) -> tuple[pictures.Photo, Tensor, Tensor]:

@@ -16,6 +16,8 @@ from PIL import Image
 from torchext.files import MASK_THRESHOLD, Mask, PictureError
 from torchext.files import read_mask as read_mask_file
 
+from .pictures import Files, find_images
+
 MaskSource = Callable[[int, int, np.random.Generator], np.ndarray]
 Kind = Literal["strokes", "walk", "boxes"]
 KINDS = ("strokes", "walk", "boxes")
@@ -236,8 +238,6 @@ class MaskFolder:
         square: bool = True,
         threshold: int = MASK_THRESHOLD,
     ) -> None:
-        from .data import Files, find_images  # it imports this module
-
         if white not in ("hole", "known"):
             raise ValueError(f"white: expected 'hole' or 'known', got {white!r}")
         if not 0 <= threshold <= 254:

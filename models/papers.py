@@ -1,63 +1,53 @@
-"""The papers that are built here, and what each must say of itself."""
+"""The papers that are built here: found by name, loaded from files, looked at from outside."""
 
-import argparse
 import dataclasses
+import functools
 import importlib
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchext import backend
 
 from . import checkpoint
+from .paper import BINDING, Networks, Paper, Stage, configure, options_of
 
-if typing.TYPE_CHECKING:
-    from .data import MaskedImages
-    from .training import Recipe
+__all__ = [
+    "BINDING",
+    "NAMES",
+    "Networks",
+    "Paper",
+    "Stage",
+    "add",
+    "configure",
+    "find",
+    "load",
+    "names",
+    "options_of",
+    "save",
+]
 
 NAMES = ("partial_convolutions", "region_normalization", "pd_gan")
+_added: dict[str, Paper] = {}
 
-Networks = dict[str, nn.Module]
+
+def names() -> tuple[str, ...]:
+    """Of the papers built here and those added."""
+    return (*NAMES, *_added)
 
 
-@dataclass(frozen=True)
-class Paper:
-    """A paper as the command line, the trainer and the checkpoint files see it.
+def add(paper: Paper) -> None:
+    """Add a paper of one's own: commands, trainer and checkpoints then know it by its name.
 
-    Attributes:
-        name: of its folder.
-        title: of the publication.
-        config: a frozen dataclass of every option, with the published values as defaults.
-        networks: builds the networks that a configuration trains, by name.
-        recipe: losses and optimisers for these networks; see `training.Recipe`.
-        dataset: the training images of a folder.
-        load_published: networks from what a published file holds, strictly.
-        example: inputs of the first network at the paper's size, for `info`.
-        edit: the edit of the command line: networks, configuration and the parsed options.
-        edit_arguments: adds what `edit` needs to a parser.
-        options: what the shapes in a published state_dict tell of its configuration, by option.
-        marks: parts of keys that no other paper's published files hold.
-        files: patterns of the published files in a folder, by network, where each has its own.
+    Raises:
+        ValueError: the name is taken.
     """
-
-    name: str
-    title: str
-    config: type
-    networks: Callable[[Any], Networks]
-    recipe: Callable[..., "Recipe"]
-    dataset: Callable[..., "MaskedImages"]
-    load_published: Callable[[Mapping[str, Any], Any, object], Networks]
-    example: Callable[[Any], dict[str, tuple]]
-    edit: Callable[[Networks, Any, argparse.Namespace], None]
-    edit_arguments: Callable[[argparse.ArgumentParser], None]
-    options: Callable[[Mapping[str, Any]], dict[str, Any]]
-    marks: tuple[str, ...]
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    if paper.name in names():
+        raise ValueError(f"paper: expected a name other than {names()}, got {paper.name!r}")
+    _added[paper.name] = paper
 
 
 def find(name: str) -> Paper:
@@ -66,18 +56,41 @@ def find(name: str) -> Paper:
     Raises:
         ValueError: an unknown one.
     """
+    if name in _added:
+        return _added[name]
     if name not in NAMES:
-        raise ValueError(f"paper: expected one of {NAMES}, got {name!r}")
+        raise ValueError(f"paper: expected one of {names()}, got {name!r}")
     return importlib.import_module(f".{name}", __package__).PAPER
 
 
+@functools.cache
+def _keys(name: str) -> tuple[frozenset[str], ...]:
+    """Of each network of a paper, as published."""
+    paper = find(name)
+    with torch.device("meta"):
+        networks = paper.networks(paper.config())
+    return tuple(frozenset(network.state_dict()) for network in networks.values())
+
+
 def looks_like(keys: Iterable[str]) -> str | None:
-    """The paper that a state_dict's keys belong to, if they tell."""
-    keys = list(keys)
-    for name in NAMES:
-        if any(mark in key for mark in find(name).marks for key in keys):
-            return name
-    return None
+    """The paper whose networks' keys most of a file's keys are; None where fewer than half are.
+
+    A network's name in front of its keys counts for nothing.
+    """
+    keys = set(keys)
+    bare = [keys, {key.split(".", 1)[-1] for key in keys}]
+    scores = {
+        name: max(len(given & own) / len(given) for given in bare for own in _with_all(name))
+        for name in names()
+        if keys
+    }
+    best = max(scores, key=scores.__getitem__, default=None)
+    return best if best is not None and scores[best] > 0.5 else None
+
+
+def _with_all(name: str) -> list[frozenset[str]]:
+    """The keys of each network, and of all of them together."""
+    return [*_keys(name), frozenset().union(*_keys(name))]
 
 
 def save(path: Path, paper: Paper, config: Any, networks: Networks) -> None:
@@ -92,6 +105,12 @@ def save(path: Path, paper: Paper, config: Any, networks: Networks) -> None:
 
 def header(paper: Paper, config: Any) -> dict[str, Any]:
     return {"paper": paper.name, "config": dataclasses.asdict(config)}
+
+
+def config_of(paper: Paper, head: Mapping[str, Any]) -> Any:
+    """The configuration in a file's header; old files hold the stage among the options."""
+    values = {name: value for name, value in head["config"].items() if name != "stage"}
+    return configure(paper.config, values)
 
 
 def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
@@ -124,8 +143,9 @@ def load(path: Path, paper: Paper, config: Any = None) -> tuple[Networks, Any]:
     tensors, head = checkpoint.load(path)
     if head["paper"] != paper.name:
         raise ValueError(f"{path}: a checkpoint of {head['paper']}, expected {paper.name}")
-    config = configure(paper.config, head["config"])
-    networks = paper.networks(config)
+    config = config_of(paper, head)
+    held = {key.split(".")[1] for key in tensors if key.startswith("networks.")}
+    networks = paper.networks(config, held)
     for name, network in networks.items():
         averaged = checkpoint.part(tensors, f"averaged.{name}")
         state = averaged or checkpoint.part(tensors, f"networks.{name}")
@@ -143,49 +163,13 @@ def _published(paper: Paper, content: Mapping[str, Any], config: Any, path: Path
         if guess not in (None, paper.name):
             raise ValueError(f"{error}; it looks like a checkpoint of {guess}") from None
         told = {name: value for state in states for name, value in paper.options(state).items()}
-        other = [f"--set {n}={value}" for n, value in told.items() if getattr(config, n) != value]
+        given = dict(options_of(config))
+        other = [f"--set {n}={value}" for n, value in told.items() if given[n] != value]
         if not other:
             raise
         raise ValueError(
             f"{error}; its shapes are those of other options than the given ones: {' '.join(other)}"
         ) from None
-
-
-def configure(config: type, values: Mapping[str, Any]) -> Any:
-    """A configuration from names and values: as JSON gives them, or as text from a command line.
-
-    Raises:
-        ValueError: an unknown name, or a value of the wrong kind.
-    """
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    hints = typing.get_type_hints(config)
-    if unknown := [name for name in values if name not in fields]:
-        raise ValueError(f"{unknown[0]}: expected one of the options {sorted(fields)}")
-    return config(**{name: _convert(name, value, hints[name]) for name, value in values.items()})
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        for choice in arguments:
-            if value == choice or str(choice) == value:
-                return choice
-        raise ValueError(f"{name}: expected one of {arguments}, got {value!r}")
-    if origin in (typing.Union, types.UnionType):  # X | None
-        if value is None or value in ("none", "None"):
-            return None
-        return _convert(name, value, next(a for a in arguments if a is not type(None)))
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(_convert(name, item, arguments[0]) for item in items)
-    if kind is bool and isinstance(value, str):
-        if value.lower() not in ("true", "false", "1", "0"):
-            raise ValueError(f"{name}: expected true or false, got {value!r}")
-        return value.lower() in ("true", "1")
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}") from None
 
 
 def our_layers(networks: Networks) -> dict[str, int]:
@@ -211,7 +195,6 @@ def tensors(inputs: Any) -> list[Tensor]:
 
 def floating_point_operations(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Of the convolutions and matrix products in one forward, 2 for a multiply and add."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)

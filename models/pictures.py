@@ -2,11 +2,12 @@
 
 import struct
 import sys
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,19 +16,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from torchext.files import PictureError as UnreadableError
-from torchext.files import open_picture, whole_or_nothing
+from torchext.files import is_hidden, open_picture, whole_or_nothing
 from torchext.files import read_mask as read_mask_file
 from torchext.ops.checks import check_mask_values
 
 from .checks import check_image_and_mask
 
 __all__ = [
+    "Files",
     "Photo",
     "UnreadableError",
     "as_rgb",
     "check_format",
     "check_image_and_mask",
     "composite",
+    "find_images",
     "grid",
     "open_picture",
     "pad_to_multiple",
@@ -39,6 +42,69 @@ __all__ = [
     "write",
     "write_photo",
 ]
+
+
+T = TypeVar("T")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The files in a folder, at any depth, whose names end as pictures' do; sorted.
+
+    Hidden ones, whose name or folder begins with a dot, are left out.
+
+    Raises:
+        ValueError: no such folder, or none in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder of images, found none")
+    suffixes = Image.registered_extensions()
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    files = [path for path in files if path.is_file() and not is_hidden(path, folder)]
+    if not files:
+        raise ValueError(f"{folder}: expected images (.png, .jpg, ...), found none")
+    return files
+
+
+class Files:
+    """Files of which some may be broken: those are named once, and the next one is read instead.
+
+    Args:
+        paths: in an order that stays, so that what replaces a broken file does too.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        # Of all the processes that load: one of them names a broken file.
+        self.broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.paths)
+
+    def __getitem__(self, index: int) -> Path:
+        return self.paths[index]
+
+    def read(self, index: int, reader: Callable[[Path], T]) -> tuple[Path, T]:
+        """The file at an index, or the next one that can be read, and what the reader gives of it.
+
+        Raises:
+            UnreadableError: none can be read; the text gives the last reason.
+        """
+        reason = ""
+        for shift in range(len(self.paths)):
+            place = (index + shift) % len(self.paths)
+            if self.broken[place]:
+                continue
+            try:
+                return self.paths[place], reader(self.paths[place])
+            except UnreadableError as error:
+                reason = f": {error}"
+                self.broken[place] = True
+                warnings.warn(f"left out: {error}", stacklevel=2)
+        raise UnreadableError(f"none of {len(self.paths)} files can be read{reason}")
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

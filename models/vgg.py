@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, pretrained
 from .checks import check_images
 
 # Channels of the 3x3 convolutions, "M" where a maximum over 2x2 follows.
@@ -19,8 +19,7 @@ LAYERS: dict[int, tuple[int | str, ...]] = {
 }
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# As torchvision names its downloads.
-FILES = {16: "vgg16-*.pth", 19: "vgg19-*.pth"}
+DEPTHS = (16, 19)
 
 
 class VGGFeatures(nn.Module):
@@ -39,7 +38,7 @@ class VGGFeatures(nn.Module):
 
     def __init__(self, depth: int = 16, taps: Iterable[str] = ("pool1", "pool2", "pool3")) -> None:
         super().__init__()
-        if depth not in FILES:
+        if depth not in DEPTHS:
             raise ValueError(f"depth: expected 16 or 19, got {depth!r}")
         self.depth = depth
         self.taps = tuple(taps)
@@ -84,17 +83,7 @@ class VGGFeatures(nn.Module):
             FileNotFoundError: no such file; the text says where to get one.
             ValueError: it cannot be read, or holds another network.
         """
-        if path is None:
-            cache = Path(torch.hub.get_dir()) / "checkpoints"
-            found = sorted(cache.glob(FILES[self.depth]))
-            if not found:
-                raise FileNotFoundError(
-                    f"no weights of VGG-{self.depth}: none were given, and torchvision has left no"
-                    f" {FILES[self.depth]} in {cache}. Save `torchvision.models.vgg{self.depth}("
-                    f'weights="IMAGENET1K_V1").state_dict()` on a machine with a network and give'
-                    " that file"
-                )
-            path = found[-1]
+        path = pretrained.find(f"vgg{self.depth}", path)
         return self.load_torchvision(checkpoint.load_published(path), path)
 
     def load_torchvision(self, state: Mapping[str, Tensor], source: object) -> "VGGFeatures":

@@ -1,7 +1,7 @@
 """Image Inpainting for Irregular Holes Using Partial Convolutions (ECCV 2018), and padding."""
 
-from ..inpainting import add_arguments
-from ..papers import Paper
+from ..inpainting import add_arguments, add_train_arguments, check_options
+from ..paper import Paper, Stage
 from . import classifiers
 from .checkpoint import load_published, options
 from .editing import edit, fill
@@ -26,14 +26,17 @@ __all__ = [
 PAPER = Paper(
     name="partial_convolutions",
     title="Image Inpainting for Irregular Holes Using Partial Convolutions (ECCV 2018)",
+    does="fills holes",
     config=Config,
     networks=networks,
-    recipe=PartialConvolutions,
+    stages=(Stage("1", ("generator",), PartialConvolutions, pretrained=("vgg16",)),),
     dataset=dataset,
+    train_arguments=add_train_arguments,
+    check_options=check_options,
     load_published=load_published,
     example=example,
     edit=edit,
     edit_arguments=add_arguments,
     options=options,
-    marks=("enc_1.conv.", "dec_1.conv."),
+    published="the U-Net's files, ImageNet classifiers with partial padding",
 )

@@ -5,7 +5,7 @@ for the up-sampled part and the skip's own. The updated masks that stages return
 channel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torchext.nn import PartialConv
 from torchext.nn.plain import plain
 
 from ..checks import check_images, check_mask
+from ..paper import chosen
 
 Form = Literal["ratio", "sum"]
 Upsampling = Literal["nearest", "bilinear", "bicubic"]
@@ -27,42 +28,70 @@ SLOPES = {"relu": 0.0, "leaky": 0.2, None: None}
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every option, with the values of the released U-Net.
+class Network:
+    """The U-Net, with the published values.
 
     Attributes:
         layers: stages of the encoder and of the decoder; 8 is the paper's depth for 512 pixels.
         upsampling: of features in the decoder; masks are always up-sampled by nearest neighbour.
         form: "sum" is what the released checkpoint needs; "ratio" is the paper's formula.
         width: channels behind the first stage.
-        valid_weight, hole_weight, perceptual_weight, style_weight, variation_weight: of the losses.
-        variation: where total variation is measured: the whole composite (code), or the holes grown
-            by one pixel (paper).
-        learning_rate, finetuning_rate: of Adam, in the first and the second phase.
-        finetune_at: the iteration at which the second phase begins, in which the statistics of the
-            encoder's batch norms stand still; 0: at once; none: never.
-        size, batch, iterations, epochs: of training.
-        flip: probability of a mirror image.
+        size: of the training images.
     """
 
     layers: int = 7
     upsampling: Upsampling = "nearest"
     form: Form = "sum"
     width: int = 64
+    size: int = 256
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The five terms, with the published weights.
+
+    Attributes:
+        valid_weight, hole_weight, perceptual_weight, style_weight, variation_weight: of the terms.
+        variation: where total variation is measured: the whole composite (code), or the holes grown
+            by one pixel (paper).
+    """
+
     valid_weight: float = 1.0
     hole_weight: float = 6.0
     perceptual_weight: float = 0.05
     style_weight: float = 120.0
     variation_weight: float = 0.1
     variation: Literal["image", "hole"] = "image"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        learning_rate, finetuning_rate: of Adam, in the first and the second phase.
+        finetune_at: the iteration at which the second phase begins, in which the statistics of the
+            encoder's batch norms stand still; 0: at once; none: never.
+        flip: probability of a mirror image.
+        batch, iterations, epochs: of training.
+    """
+
     learning_rate: float = 2e-4
     finetuning_rate: float = 5e-5
     finetune_at: int | None = 500_000
-    size: int = 256
+    flip: float = 0.0
     batch: int = 16
     iterations: int | None = 1_000_000
     epochs: int | None = None
-    flip: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option, with the published values; the names of all differ."""
+
+    network: Network = Network()
+    loss: Loss = Loss()
+    schedule: Schedule = Schedule()
 
 
 class PCBActiv(nn.Module):
@@ -174,7 +203,7 @@ class PConvUNet(nn.Module):
         input_channels: of the image.
         upsampling_mode: of features in the decoder.
         width: channels behind the first stage; 8 times that at most.
-        form: see `Config`.
+        form: see `Network`.
 
     Shape: input (N,C,H,W), mask (N or 1,1 or C,H,W) -> image (N,C,H,W) and the final mask, a view
     of one channel. H and W are multiples of 2^L.
@@ -272,18 +301,18 @@ class PConvUNet(nn.Module):
         return self
 
 
-def networks(config: Config) -> dict[str, nn.Module]:
-    return {
-        "generator": PConvUNet(
-            config.layers,
-            upsampling_mode=config.upsampling,
-            width=config.width,
-            form=config.form,
+def networks(config: Config, names: Collection[str] | None = None) -> dict[str, nn.Module]:
+    given = config.network
+
+    def generator() -> PConvUNet:
+        return PConvUNet(
+            given.layers, upsampling_mode=given.upsampling, width=given.width, form=given.form
         )
-    }
+
+    return chosen({"generator": generator}, names)
 
 
 def example(config: Config) -> dict[str, tuple[Tensor, ...]]:
     """Inputs at the paper's size."""
-    size = max(config.size, 2**config.layers)
+    size = max(config.network.size, 2**config.network.layers)
     return {"generator": (torch.rand(1, 3, size, size), torch.ones(1, 1, size, size))}

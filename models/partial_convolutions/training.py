@@ -1,24 +1,27 @@
 """Both phases of the U-Net's training."""
 
+import argparse
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from .. import inpainting
 from ..data import MaskedImages, Preparation
-from ..masks import MaskSource
+from ..paper import Pretrained, Stage
 from ..pictures import composite
-from ..training import Batch, Phase, Recipe, Terms
+from ..recipe import Batch, Passed, Phase, Recipe, Terms
 from ..vgg import VGGFeatures, imagenet_normalised, imagenet_restored
 from .losses import TAPS, InpaintingLoss
 from .networks import Config
 
 
-def dataset(images: Path, masks: MaskSource, config: Config, *, seed: int = 0) -> MaskedImages:
+def dataset(options: argparse.Namespace, config: Config, stage: Stage) -> MaskedImages:
     """Images scaled to the size without regard to their aspect."""
-    preparation = Preparation(config.size, fit="stretch", flip=config.flip, flip_mask="never")
-    return MaskedImages(images, masks, preparation, seed=seed)
+    flip = config.schedule.flip
+    preparation = Preparation(config.network.size, fit="stretch", flip=flip, flip_mask="never")
+    return inpainting.dataset(options, preparation)
 
 
 class PartialConvolutions(Recipe):
@@ -27,7 +30,7 @@ class PartialConvolutions(Recipe):
     Args:
         networks: "generator".
         config: its options.
-        vgg: torchvision's weights of VGG-16; see `vgg.VGGFeatures.load`.
+        pretrained: "vgg16"; see `vgg.VGGFeatures.load`.
         initialise: has no effect: the layers are built with the published weights (He-normal).
     """
 
@@ -38,24 +41,29 @@ class PartialConvolutions(Recipe):
         networks: Mapping[str, nn.Module],
         config: Config,
         *,
-        vgg: Path | None = None,
+        pretrained: Pretrained = MappingProxyType({}),
         initialise: Collection[str] | None = None,
     ) -> None:
         super().__init__(networks, initialise)
         self.config = config
-        self.loss = InpaintingLoss(VGGFeatures(16, TAPS).load(vgg), variation=config.variation)
+        self.loss = InpaintingLoss(
+            VGGFeatures(16, TAPS).load(pretrained.get("vgg16")), variation=config.loss.variation
+        )
         self.weights = {
-            "valid": config.valid_weight,
-            "hole": config.hole_weight,
-            "prc": config.perceptual_weight,
-            "style": config.style_weight,
-            "tv": config.variation_weight,
+            "valid": config.loss.valid_weight,
+            "hole": config.loss.hole_weight,
+            "prc": config.loss.perceptual_weight,
+            "style": config.loss.style_weight,
+            "tv": config.loss.variation_weight,
         }
         learning = [p for p in networks["generator"].parameters() if p.requires_grad]
-        self.optimizers["generator"] = Adam(learning, config.learning_rate)
+        self.optimizers["generator"] = Adam(learning, config.schedule.learning_rate)
 
     def _finetunes(self, iteration: int) -> bool:
-        return self.config.finetune_at is not None and iteration >= self.config.finetune_at
+        return (
+            self.config.schedule.finetune_at is not None
+            and iteration >= self.config.schedule.finetune_at
+        )
 
     def phases(self, iteration: int) -> Sequence[Phase]:
         generator = self.networks["generator"]
@@ -67,9 +75,13 @@ class PartialConvolutions(Recipe):
     def learning_rates(self, epoch: int, iteration: int) -> dict[str, float]:
         config = self.config
         finetunes = self._finetunes(iteration)
-        return {"generator": config.finetuning_rate if finetunes else config.learning_rate}
+        return {
+            "generator": config.schedule.finetuning_rate
+            if finetunes
+            else config.schedule.learning_rate
+        }
 
-    def generator_loss(self, batch: Batch) -> Terms:
+    def generator_loss(self, batch: Batch, passed: Passed) -> Terms:
         image, known = imagenet_normalised(batch["image"]), batch["known"]
         masked = image * known
         output, _ = self.networks["generator"](masked, known)

@@ -1,20 +1,22 @@
 """PD-GAN: Probabilistic Diverse GAN for Image Inpainting (CVPR 2021)."""
 
-from ..papers import Paper
+from ..inpainting import add_train_arguments, check_options
+from ..paper import Paper, Stage
 from .checkpoint import FILES, load_published, options
 from .editing import Sampler, add_arguments, edit
 from .first_stage import Decoder, Encoder
 from .networks import Config, SPDNormGenerator, example, networks
-from .training import PDGAN, dataset
+from .training import FirstStage, SecondStage, dataset
 
 __all__ = [
     "PAPER",
-    "PDGAN",
     "Config",
     "Decoder",
     "Encoder",
+    "FirstStage",
     "SPDNormGenerator",
     "Sampler",
+    "SecondStage",
     "load_published",
     "networks",
 ]
@@ -22,15 +24,27 @@ __all__ = [
 PAPER = Paper(
     name="pd_gan",
     title="PD-GAN: Probabilistic Diverse GAN for Image Inpainting (CVPR 2021)",
+    does="several fills of a hole",
     config=Config,
     networks=networks,
-    recipe=PDGAN,
+    stages=(
+        Stage("1", ("encoder", "decoder"), FirstStage, pretrained=("vgg16",)),
+        Stage(
+            "2",
+            ("generator", "discriminator"),
+            SecondStage,
+            needs=("encoder", "decoder"),
+            pretrained=("vgg16",),
+        ),
+    ),
     dataset=dataset,
+    train_arguments=add_train_arguments,
+    check_options=check_options,
     load_published=load_published,
     files=FILES,
     example=example,
     edit=edit,
     edit_arguments=add_arguments,
     options=options,
-    marks=("Encoder_1.conv.", "Decoder_1.model.", ".mlp_activate.0.", ".conv_to_f."),
+    published="the first stage's files (none of the generator exist)",
 )

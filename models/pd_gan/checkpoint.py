@@ -34,7 +34,7 @@ def load_published(
 
     Args:
         content: of a file, or of the files by the names in `FILES`.
-        config: its stage must be 2 for the generator and the discriminator.
+        config: of the networks.
         source: named in errors.
 
     Raises:
@@ -49,8 +49,6 @@ def load_published(
     found = {}
     for name, state in states.items():
         name = name or next((n for n, entry in _ENTRIES.items() if entry in state), "encoder")
-        if name not in built:
-            raise ValueError(f"{source}: holds the {name}, which needs the option --set stage=2")
         load_strictly(built[name], state, source)
         found[name] = built[name]
     return found

@@ -81,13 +81,13 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
         raise ValueError("--samples: expected 1, as the checkpoint has no generator")
 
     def fills(image: Tensor, known: Tensor) -> list[Tensor]:
-        size = (config.size, config.size)
+        size = (config.network.size, config.network.size)
         small = F.interpolate(image, size=size, mode="bilinear", antialias=True)
         small_known = (F.interpolate(known, size=size, mode="area") == 1).to(known)
         if "generator" in networks:
             sampler = Sampler(networks["encoder"], networks["decoder"], networks["generator"])
             generator = torch.Generator().manual_seed(options.seed)
-            noise = torch.randn(options.samples, 1, config.noise, generator=generator)
+            noise = torch.randn(options.samples, 1, config.network.noise, generator=generator)
             drawn = sampler(small, small_known, options.samples, noise=noise.to(image))[:, 0]
         else:
             prior = restore(networks["encoder"], networks["decoder"], small * 2 - 1, small_known)

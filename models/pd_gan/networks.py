@@ -1,6 +1,7 @@
 """The generator, and everything that a configuration trains. Mask: **1 known, 0 hole**."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torchext.ops.checks import check_mask_values
 from ..checks import check_images
 from ..discriminators import MultiscaleDiscriminator
 from ..losses import Adversarial
+from ..paper import chosen
 from .first_stage import Decoder, Encoder
 
 # Channels in and out (times ngf), dilations of the hard map and their window, of each unit.
@@ -23,11 +25,10 @@ UNITS = ((16, 16, 2, 3), (16, 16, 3, 3), (16, 8, 4, 3), (8, 4, 5, 3), (4, 2, 6, 
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every option, with the published values.
+class Network:
+    """All four networks, with the published values.
 
     Attributes:
-        stage: 1 trains the partial-convolution encoder and decoder, 2 the generator behind them.
         width: channels (ngf, ndf) of all networks.
         noise: length of z.
         size: of the images, a multiple of 64, at least 128.
@@ -37,18 +38,8 @@ class Config:
         spectral: normalise the weights of the generator.
         random_mask_kernels: draw the first stage's mask kernels, as the published initialiser does
             by oversight, instead of ones.
-        adversarial: form of the GAN loss.
-        variation_rows: "published": the vertical term of total variation compares the first and the
-            last row, as the code does by a slip; "neighbours".
-        l1_hole_weight, l1_known_weight, prior_perceptual_weight, style_weight: of stage 1.
-        matching_weight, perceptual_weight, diversity_weight: of stage 2.
-        variation_weight: of both.
-        rate_1, rate_2: Adam's; stage 2 takes half of it for the generator and twice for the
-            discriminator.
-        batch, epochs, iterations: of training.
     """
 
-    stage: Literal[1, 2] = 2
     width: int = 64
     noise: int = 256
     size: int = 256
@@ -57,6 +48,27 @@ class Config:
     base: float = math.e
     spectral: bool = True
     random_mask_kernels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size % 64 or self.size < 128:
+            raise ValueError(
+                f"size: expected a multiple of 64 that is at least 128, got {self.size}"
+            )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The terms of both stages.
+
+    Attributes:
+        adversarial: form of the GAN loss.
+        variation_rows: "published": the vertical term of total variation compares the first and the
+            last row, as the code does by a slip; "neighbours".
+        l1_hole_weight, l1_known_weight, prior_perceptual_weight, style_weight: of stage 1.
+        matching_weight, perceptual_weight, diversity_weight: of stage 2.
+        variation_weight: of both.
+    """
+
     adversarial: Adversarial = "hinge"
     variation_rows: Literal["published", "neighbours"] = "published"
     l1_hole_weight: float = 6.0
@@ -67,19 +79,32 @@ class Config:
     perceptual_weight: float = 10.0
     diversity_weight: float = 1.0
     variation_weight: float = 0.1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        rate_1, rate_2: Adam's, by stage; stage 2 takes half of it for the generator and twice for
+            the discriminator.
+        batch, epochs, iterations: of training.
+    """
+
     rate_1: float = 1e-3
     rate_2: float = 1e-3
     batch: int = 8
     epochs: int | None = 120
     iterations: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.stage not in (1, 2):
-            raise ValueError(f"stage: expected 1 or 2, got {self.stage!r}")
-        if self.size % 64 or self.size < 128:
-            raise ValueError(
-                f"size: expected a multiple of 64 that is at least 128, got {self.size}"
-            )
+
+@dataclass(frozen=True)
+class Config:
+    """Every option, with the published values; the names of all differ."""
+
+    network: Network = Network()
+    loss: Loss = Loss()
+    schedule: Schedule = Schedule()
 
 
 class Unit(nn.Module):
@@ -194,33 +219,37 @@ class SPDNormGenerator(nn.Module):
         return torch.tanh(self.features(z, conditions))
 
 
-def networks(config: Config) -> dict[str, nn.Module]:
-    built: dict[str, nn.Module] = {
-        "encoder": Encoder(ngf=config.width),
-        "decoder": Decoder(ngf=config.width),
-    }
-    if config.stage == 2:
-        side = config.size // 64
-        built["generator"] = SPDNormGenerator(
-            config.width,
-            config.noise,
+def networks(config: Config, names: Collection[str] | None = None) -> dict[str, nn.Module]:
+    given = config.network
+
+    def generator() -> SPDNormGenerator:
+        side = given.size // 64
+        return SPDNormGenerator(
+            given.width,
+            given.noise,
             side,
             side,
-            "spectral" if config.spectral else "",
-            norm_type=config.norm,
-            form=config.form,
-            base=config.base,
+            "spectral" if given.spectral else "",
+            norm_type=given.norm,
+            form=given.form,
+            base=given.base,
         )
-        built["discriminator"] = MultiscaleDiscriminator(ndf=config.width)
-    return built
+
+    builders = {
+        "encoder": lambda: Encoder(ngf=given.width),
+        "decoder": lambda: Decoder(ngf=given.width),
+        "generator": generator,
+        "discriminator": lambda: MultiscaleDiscriminator(ndf=given.width),
+    }
+    return chosen(builders, names)
 
 
 def example(config: Config) -> dict[str, tuple]:
     """Inputs at the paper's size."""
-    image = torch.rand(1, 3, config.size, config.size)
-    mask = torch.ones(1, 1, config.size, config.size)
-    inputs: dict[str, tuple] = {"encoder": ([image, mask],)}
-    if config.stage == 2:
-        inputs["generator"] = (torch.randn(1, config.noise), image, mask)
-        inputs["discriminator"] = (torch.cat((image, image), dim=1),)
-    return inputs
+    image = torch.rand(1, 3, config.network.size, config.network.size)
+    mask = torch.ones(1, 1, config.network.size, config.network.size)
+    return {
+        "encoder": ([image, mask],),
+        "generator": (torch.randn(1, config.network.noise), image, mask),
+        "discriminator": (torch.cat((image, image), dim=1),),
+    }

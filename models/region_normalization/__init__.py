@@ -1,7 +1,7 @@
 """Region Normalization for Image Inpainting (AAAI 2020)."""
 
-from ..inpainting import add_arguments
-from ..papers import Paper
+from ..inpainting import add_arguments, add_train_arguments, check_options
+from ..paper import Paper, Stage
 from .checkpoint import load_published, options
 from .editing import edit, fill
 from .networks import Config, D_Net, G_Net, example, networks, saRN_ResnetBlock
@@ -22,14 +22,17 @@ __all__ = [
 PAPER = Paper(
     name="region_normalization",
     title="Region Normalization for Image Inpainting (AAAI 2020)",
+    does="fills holes",
     config=Config,
     networks=networks,
-    recipe=RegionNormalization,
+    stages=(Stage("1", ("generator", "discriminator"), RegionNormalization),),
     dataset=dataset,
+    train_arguments=add_train_arguments,
+    check_options=check_options,
     load_published=load_published,
     example=example,
     edit=edit,
     edit_arguments=add_arguments,
     options=options,
-    marks=("foreground_gamma", ".sa.gamma_conv."),
+    published="generator and discriminator",
 )

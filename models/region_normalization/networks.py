@@ -1,5 +1,6 @@
 """Generator and discriminator. Mask: **1 hole, 0 valid** (the paper's convention)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,14 +15,15 @@ from torchext.nn import RN_B, RN_L
 from ..blocks import ResidualBlock, spectral
 from ..checks import check_images, check_mask
 from ..losses import Adversarial
+from ..paper import chosen
 
 Scope = Literal["batch", "instance"]
 Betas = Literal["everywhere", "region"]
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every option, with the published values.
+class Network:
+    """Generator and discriminator, with the published values.
 
     Attributes:
         width: channels behind the first convolution.
@@ -33,14 +35,7 @@ class Config:
         betas: of RN-B: both added everywhere (published code) or each in its region (paper).
         sigmoid: behind the discriminator's score; "probability" needs it.
         spectral: normalise the discriminator's weights.
-        adversarial: form of the GAN loss.
-        l1_weight, adversarial_weight: of the generator's terms.
-        keep_leftover: leave the gradients that the generator's loss has in the discriminator for
-            its next step, as the published script does by oversight.
-        learning_rate, discriminator_rate: of Adam; the second relative to the first.
-        beta1, beta2: of Adam.
-        decay: of the learning rates per epoch, from the third on.
-        size, flip, batch, epochs, iterations: of training.
+        size: of the training images.
     """
 
     width: int = 64
@@ -51,23 +46,59 @@ class Config:
     betas: Betas = "everywhere"
     sigmoid: bool = True
     spectral: bool = True
+    size: int = 256
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The generator's terms.
+
+    Attributes:
+        adversarial: form of the GAN loss.
+        l1_weight, adversarial_weight: of the generator's terms.
+        keep_leftover: leave the gradients that the generator's loss has in the discriminator for
+            its next step, as the published script does by oversight.
+    """
+
     adversarial: Adversarial = "probability"
     l1_weight: float = 1.0
     adversarial_weight: float = 0.1
     keep_leftover: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        learning_rate, discriminator_rate: of Adam; the second relative to the first.
+        beta1, beta2: of Adam.
+        decay: of the learning rates per epoch, from the third on.
+        flip: probability of a mirror image.
+        batch, epochs, iterations: of training.
+    """
+
     learning_rate: float = 1e-4
     discriminator_rate: float = 0.1
     beta1: float = 0.0
     beta2: float = 0.9
     decay: float = 0.8
-    size: int = 256
     flip: float = 0.5
     batch: int = 14
     epochs: int | None = 10
     iterations: int | None = None
 
+
+@dataclass(frozen=True)
+class Config:
+    """Every option, with the published values; the names of all differ."""
+
+    network: Network = Network()
+    loss: Loss = Loss()
+    schedule: Schedule = Schedule()
+
     def __post_init__(self) -> None:
-        if self.adversarial == "probability" and not self.sigmoid:
+        if self.loss.adversarial == "probability" and not self.network.sigmoid:
             raise ValueError("adversarial: 'probability' needs the option sigmoid")
 
 
@@ -104,7 +135,7 @@ class G_Net(nn.Module):
         input_channels: of the image.
         residual_blocks: in the middle.
         threshold: of their RN-L.
-        width, decoder_threshold, scope, betas: see `Config`.
+        width, decoder_threshold, scope, betas: see `Network`.
 
     Shape: image (N,C,H,W) in [0,1], mask (N,1,H,W), 1 hole -> (N,3,H,W) in (0,1), the raw
     prediction. H and W are multiples of 4, at least 12.
@@ -222,26 +253,29 @@ class D_Net(nn.Module):
         return torch.sigmoid(x) if self.use_sigmoid else x, features
 
 
-def networks(config: Config) -> dict[str, nn.Module]:
-    return {
-        "generator": G_Net(
-            residual_blocks=config.residual_blocks,
-            threshold=config.threshold,
-            width=config.width,
-            decoder_threshold=config.decoder_threshold,
-            scope=config.scope,
-            betas=config.betas,
-        ),
-        "discriminator": D_Net(
-            use_sigmoid=config.sigmoid, use_spectral_norm=config.spectral, width=config.width
-        ),
-    }
+def networks(config: Config, names: Collection[str] | None = None) -> dict[str, nn.Module]:
+    given = config.network
+
+    def generator() -> G_Net:
+        return G_Net(
+            residual_blocks=given.residual_blocks,
+            threshold=given.threshold,
+            width=given.width,
+            decoder_threshold=given.decoder_threshold,
+            scope=given.scope,
+            betas=given.betas,
+        )
+
+    def discriminator() -> D_Net:
+        return D_Net(use_sigmoid=given.sigmoid, use_spectral_norm=given.spectral, width=given.width)
+
+    return chosen({"generator": generator, "discriminator": discriminator}, names)
 
 
 def example(config: Config) -> dict[str, tuple[Tensor, ...]]:
     """Inputs at the paper's size."""
-    image = torch.rand(1, 3, config.size, config.size)
+    image = torch.rand(1, 3, config.network.size, config.network.size)
     return {
-        "generator": (image, torch.zeros(1, 1, config.size, config.size)),
+        "generator": (image, torch.zeros(1, 1, config.network.size, config.network.size)),
         "discriminator": (image,),
     }

@@ -1,26 +1,30 @@
 """Losses and optimisers."""
 
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+import argparse
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from .. import inpainting
 from ..blocks import initialise as fill_weights
 from ..checks import check_images, check_mask
 from ..data import MaskedImages, Preparation
 from ..losses import AdversarialLoss
-from ..masks import MaskSource
+from ..paper import Pretrained, Stage
 from ..pictures import composite
-from ..training import Batch, Phase, Recipe, Terms
+from ..recipe import AdversarialRecipe, Batch, Terms
+from ..schedules import exponential
 from .networks import Config
 
 
-def dataset(images: Path, masks: MaskSource, config: Config, *, seed: int = 0) -> MaskedImages:
+def dataset(options: argparse.Namespace, config: Config, stage: Stage) -> MaskedImages:
     """Squares from the middle, mirrored together with their masks."""
-    preparation = Preparation(config.size, fit="square", flip=config.flip, flip_mask="with")
-    return MaskedImages(images, masks, preparation, seed=seed)
+    flip = config.schedule.flip
+    preparation = Preparation(config.network.size, fit="square", flip=flip, flip_mask="with")
+    return inpainting.dataset(options, preparation)
 
 
 def l1_in_holes(image: Tensor, merged: Tensor, hole: Tensor) -> Tensor:
@@ -37,13 +41,13 @@ def l1_in_holes(image: Tensor, merged: Tensor, hole: Tensor) -> Tensor:
     return (image - merged).abs().mean() / torch.where(share > 0, share, 1)
 
 
-class RegionNormalization(Recipe):
+class RegionNormalization(AdversarialRecipe):
     """The published training: L1 over the holes and 0.1 of a GAN loss on the raw prediction.
 
     Args:
         networks: "generator" and "discriminator".
         config: its options.
-        vgg: no loss here uses it; the same argument for every paper.
+        pretrained: no loss here uses any; the same argument for every paper.
         initialise: names of the networks whose weights are filled as the published script does:
             He-normal times 0.1, biases normal with mean 1e-4 and deviation 1.
     """
@@ -55,49 +59,41 @@ class RegionNormalization(Recipe):
         networks: Mapping[str, nn.Module],
         config: Config,
         *,
-        vgg: Path | None = None,
+        pretrained: Pretrained = MappingProxyType({}),
         initialise: Collection[str] | None = None,
     ) -> None:
         super().__init__(networks, initialise)
         self.config = config
-        self.adversarial = AdversarialLoss(config.adversarial)
-        betas = (config.beta1, config.beta2)
+        self.adversarial = AdversarialLoss(config.loss.adversarial)
+        self.leftover = config.loss.keep_leftover
+        betas = (config.schedule.beta1, config.schedule.beta2)
         for name, network in networks.items():
             if name in self.fresh:
                 fill_weights(network, _he_normal, lambda bias: nn.init.normal_(bias, 1e-4, 1.0))
-            self.optimizers[name] = Adam(network.parameters(), config.learning_rate, betas)
-
-    def phases(self, iteration: int) -> Sequence[Phase]:
-        leftover = ("discriminator",) if self.config.keep_leftover else ()
-        return (
-            Phase(("discriminator",), self.discriminator_loss),
-            Phase(("generator",), self.generator_loss, leftover),
-        )
+            self.optimizers[name] = Adam(network.parameters(), config.schedule.learning_rate, betas)
 
     def learning_rates(self, epoch: int, iteration: int) -> dict[str, float]:
-        rate = self.config.learning_rate * self.config.decay ** max(0, epoch - 1)
-        return {"generator": rate, "discriminator": rate * self.config.discriminator_rate}
+        given = self.config.schedule
+        rate = given.learning_rate * exponential(epoch, given.decay, constant=1)
+        return {"generator": rate, "discriminator": rate * given.discriminator_rate}
 
-    def predict(self, batch: Batch) -> Tensor:
-        if "prediction" not in batch:
-            batch["prediction"] = self.networks["generator"](batch["image"], 1 - batch["known"])
-        return batch["prediction"]
+    def fakes(self, batch: Batch) -> Tensor:
+        """The raw prediction."""
+        return self.networks["generator"](batch["image"], 1 - batch["known"])
 
-    def discriminator_loss(self, batch: Batch) -> Terms:
+    def discriminator_loss(self, batch: Batch, fakes: Tensor) -> Terms:
         discriminator = self.networks["discriminator"]
-        prediction = self.predict(batch).detach()
         real = self.adversarial.real(discriminator(batch["image"])[0])
-        fake = self.adversarial.fake(discriminator(prediction)[0])
+        fake = self.adversarial.fake(discriminator(fakes)[0])
         return {"discriminator": (real + fake) / 2}
 
-    def generator_loss(self, batch: Batch) -> Terms:
+    def generator_loss(self, batch: Batch, fakes: Tensor) -> Terms:
         image, hole = batch["image"], 1 - batch["known"]
-        prediction = self.predict(batch)
-        score, _ = self.networks["discriminator"](prediction)
-        merged = composite(image, batch["known"], prediction)
+        score, _ = self.networks["discriminator"](fakes)
+        merged = composite(image, batch["known"], fakes)
         return {
-            "l1": self.config.l1_weight * l1_in_holes(image, merged, hole),
-            "adversarial": self.config.adversarial_weight * self.adversarial.generator(score),
+            "l1": self.config.loss.l1_weight * l1_in_holes(image, merged, hole),
+            "adversarial": self.config.loss.adversarial_weight * self.adversarial.generator(score),
         }
 
     def samples(self, batch: Batch) -> list[Tensor]:

@@ -3,8 +3,8 @@
 import argparse
 import copy
 import dataclasses
+import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from torchext.models import checkpoint, papers
+from torchext.models.papers import configure
 from torchext.models.partial_convolutions import classifiers
 from torchext.models.pd_gan import first_stage
 from torchext.models.vgg import VGGFeatures
@@ -24,9 +25,9 @@ RN, PCONV, PDGAN = (
     papers.find(name) for name in ("region_normalization", "partial_convolutions", "pd_gan")
 )
 CONFIGS = {
-    "region_normalization": RN.config(width=4, residual_blocks=2),
-    "partial_convolutions": PCONV.config(width=4, layers=5),
-    "pd_gan": PDGAN.config(width=2, size=128),
+    "region_normalization": configure(RN.config, {"width": 4, "residual_blocks": 2}),
+    "partial_convolutions": configure(PCONV.config, {"width": 4, "layers": 5}),
+    "pd_gan": configure(PDGAN.config, {"width": 2, "size": 128}),
 }
 
 
@@ -191,7 +192,7 @@ def test_code_in_a_file_is_refused(tmp_path):
 
 def test_vgg_weights_are_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no weights of VGG-16"):
+    with pytest.raises(FileNotFoundError, match=r"vgg16: torchvision.* --pretrained vgg16=FILE"):
         VGGFeatures(16).load()
     source = VGGFeatures(16, ("relu2_2",))
     (tmp_path / "checkpoints").mkdir()
@@ -205,8 +206,11 @@ def test_vgg_weights_are_wanted(tmp_path, monkeypatch):
 def test_configurations_come_back_from_text():
     for name, config in CONFIGS.items():
         paper = papers.find(name)
-        texts = {key: str(value) for key, value in dataclasses.asdict(config).items()}
-        assert papers.configure(paper.config, texts) == config
+        texts = {key: str(value) for key, value in papers.options_of(config)}
+        assert configure(paper.config, texts) == config
+        assert configure(paper.config, json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        names = [key for key, _ in papers.options_of(config)]
+        assert len(set(names)) == len(names)
 
 
 # --- one rule of unwrapping -----------------------------------------------------------------------
@@ -402,26 +406,49 @@ def test_a_class_is_not_run(tmp_path):
         (RN, {"width": 4}, {"width": 8}, "--set width=4"),
         (PDGAN, {"width": 2, "size": 128}, {"width": 2}, "--set size=128"),
         (PDGAN, {"width": 2, "noise": 16}, {"width": 2}, "--set noise=16"),
-        (PDGAN, {"width": 2, "stage": 1}, {"width": 4, "stage": 1}, "--set width=2"),
     ],
 )
 def test_the_options_of_a_checkpoint_are_told(paper, trained, given, told, tmp_path):
-    networks = paper.networks(paper.config(**trained))
+    networks = paper.networks(configure(paper.config, trained))
     content = {name: network.state_dict() for name, network in networks.items()}
     path = tmp_path / "file.pth"
     torch.save(content if len(content) > 1 else {"model": content["generator"]}, path)
     with pytest.raises(ValueError) as error:
-        papers.load(path, paper, paper.config(**given))
+        papers.load(path, paper, configure(paper.config, given))
     assert str(error.value).endswith(f"of other options than the given ones: {told}")
     assert "it looks like" not in str(error.value)
 
 
-def test_a_second_stage_under_the_first(tmp_path):
-    state = states(PDGAN)["generator"]
-    torch.save({"net": state}, tmp_path / "file.pth")
-    config = dataclasses.replace(CONFIGS["pd_gan"], stage=1)
-    with pytest.raises(ValueError, match=re.escape("needs the option --set stage=2")):
-        papers.load(tmp_path / "file.pth", PDGAN, config)
+def test_the_options_of_a_first_stage_are_told(tmp_path):
+    networks = PDGAN.networks(configure(PDGAN.config, {"width": 2}), PDGAN.stage("1").networks)
+    content = {name: network.state_dict() for name, network in networks.items()}
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"than the given ones: --set width=2$"):
+        papers.load(tmp_path / "file.pth", PDGAN, configure(PDGAN.config, {"width": 4}))
+
+
+def test_a_file_of_another_paper_is_named_by_its_keys():
+    for name in papers.NAMES:
+        for network, state in states(papers.find(name)).items():
+            if network != "discriminator":  # of which some papers share theirs
+                assert papers.looks_like(state) == name
+                assert papers.looks_like(prefixed(state, f"{network}.")) == name
+    assert papers.looks_like(["conv1.weight", "fc.weight", "some.other.key"]) is None
+    assert papers.looks_like([]) is None
+
+
+def test_files_of_before_the_options_had_parts(tmp_path):
+    """Flat options, the stage among them."""
+    config = CONFIGS["pd_gan"]
+    networks = PDGAN.networks(config, ["encoder", "decoder"])
+    path = tmp_path / "file.safetensors"
+    papers.save(path, PDGAN, config, networks)
+    tensors, head = checkpoint.load(path)
+    flat = {**dict(papers.options_of(config)), "stage": 1}
+    checkpoint.save(path, tensors, {**head, "config": flat})
+    loaded, found = papers.load(path, PDGAN)
+    assert found == config
+    assert list(loaded) == ["encoder", "decoder"]
 
 
 # --- saving ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchext.models import papers
+from torchext.models.paper import configure
 from torchext.models.pd_gan import Sampler, networks
 from torchext.models.pd_gan.first_stage import restore
 
@@ -14,7 +15,7 @@ PAPER = papers.find("pd_gan")
 @pytest.fixture(scope="module")
 def built() -> dict[str, torch.nn.Module]:
     torch.manual_seed(0)
-    return networks(PAPER.config(width=4, size=128, noise=16))
+    return networks(configure(PAPER.config, {"width": 4, "size": 128, "noise": 16}))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Small training runs of the papers: what tests and the processes that they spawn run."""
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 8, "residual_blocks": 1, "size": 32, "learning_rate": 2e-3, "threshold": 0.5
     },
     "pd_gan": {"width": 4, "size": 128, "noise": 16, "rate_2": 4e-3},
-    "pd_gan stage 1": {"width": 4, "size": 128, "stage": 1, "rate_1": 1e-2},
+    "pd_gan stage 1": {"width": 4, "size": 128, "rate_1": 1e-2},
 }  # fmt: skip
 
 
@@ -61,14 +62,18 @@ def trainer(
 ) -> Trainer:
     """A trainer of a small network of a paper."""
     paper = papers.find(name.split()[0])
+    stage = paper.stage(name.partition(" stage ")[2] or None)
     config = papers.configure(paper.config, {**SMALL[name], **(settings or {})})
     torch.manual_seed(0)
-    recipe = paper.recipe(paper.networks(config), config, vgg=vgg)
-    dataset = paper.dataset(photos, masks or GeneratedMasks("boxes", (0.2, 0.2)), config)
+    pretrained = {} if vgg is None else {"vgg16": vgg}
+    recipe = stage.recipe(paper.networks(config, stage.networks), config, pretrained=pretrained)
+    source = masks or GeneratedMasks("boxes", (0.2, 0.2))
+    given = argparse.Namespace(images=photos, masks=source, seed=0)
+    dataset = paper.dataset(given, config, stage)
     if double:
         recipe, dataset = recipe.double(), InDouble(dataset)
     given = {"iterations": 4, "batch": 2, "quiet": True, "log_every": 1, **options}
-    return Trainer(paper, config, recipe, dataset, Options(output=output, **given))
+    return Trainer(paper, config, stage, recipe, dataset, Options(output=output, **given))
 
 
 def worker(rank: int, folder: str, name: str, arguments: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from golden import statements
 from golden.recipe import Golden
+from torchext.models.paper import configure
 from torchext.models.partial_convolutions import (
     Config,
     InpaintingLoss,
@@ -51,7 +52,8 @@ class UNetAdapter(MaskAdapter):
     """Loads through the paper's checkpoint loader."""
 
     def load(self, module: PConvUNet, state: dict[str, Tensor]) -> None:
-        config = Config(layers=module.layer_size, upsampling=module.upsampling_mode)
+        shape = {"layers": module.layer_size, "upsampling": module.upsampling_mode}
+        config = configure(Config, shape)
         loaded = load_published({"model": state}, config, "golden file")["generator"]
         module.load_state_dict(loaded.to(next(iter(state.values()))).state_dict())
 
