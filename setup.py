@@ -348,6 +348,7 @@ setup(
         "torchext.accelerate",
         "torchext.kernels",
         "torchext.models",
+        "torchext.models.blocks",
         "torchext.models.partial_convolutions",
         "torchext.models.pd_gan",
         "torchext.models.region_normalization",

@@ -4,10 +4,9 @@ What a sample is depends only on the seed, the epoch and its place in the epoch'
 number of workers or processes, nor on where a run was resumed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,59 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from torchext.ops.checks import check_mask_values
 
-from .masks import MaskSource, centre_square
-from .pictures import Files, find_images, read_image, to_tensor
+from .geometry import Field, Preparation
+from .masks import MaskSource
+from .pictures import Files, UnreadableError, find_images, read_image
 
 Place = tuple[int, int, int]  # epoch, position in it, index of the file
 Sample = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a picture becomes a training image.
-
-    Attributes:
-        size: height and width of the result.
-        fit: "stretch" ignores the aspect; "square" cuts the largest square from the middle and
-            scales it; "crop" scales the shorter side and cuts a random square (the middle one if
-            `random_crop` is off).
-        random_crop: for "crop".
-        flip: probability of a mirror image.
-        flip_mask: "with" mirrors the mask with its image; "apart" mirrors it left-right and
-            upside-down at random, on its own; "never" leaves it.
-    """
-
-    size: int = 256
-    fit: Literal["stretch", "square", "crop"] = "square"
-    random_crop: bool = True
-    flip: float = 0.0
-    flip_mask: Literal["with", "apart", "never"] = "with"
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size: expected at least 1, got {self.size}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip: expected a probability from 0 to 1, got {self.flip}")
-        if self.fit not in ("stretch", "square", "crop"):
-            raise ValueError(f"fit: expected 'stretch', 'square' or 'crop', got {self.fit!r}")
-        if self.flip_mask not in ("with", "apart", "never"):
-            raise ValueError(
-                f"flip_mask: expected 'with', 'apart' or 'never', got {self.flip_mask!r}"
-            )
-
-    def image(self, picture: Image.Image, random: np.random.Generator) -> Image.Image:
-        size = (self.size, self.size)
-        if self.fit == "stretch":
-            return picture.resize(size, Image.Resampling.BILINEAR)
-        if self.fit == "square":
-            return centre_square(picture).resize(size, Image.Resampling.BILINEAR)
-        scale = self.size / min(picture.size)
-        scaled = [max(self.size, round(side * scale)) for side in picture.size]
-        picture = picture.resize(scaled, Image.Resampling.BILINEAR)
-        if not self.random_crop:
-            return centre_square(picture)
-        left, top = (int(random.integers(side - self.size + 1)) for side in scaled)
-        return picture.crop((left, top, left + self.size, top + self.size))
 
 
 class MaskedImages(Dataset):
@@ -100,6 +52,7 @@ class MaskedImages(Dataset):
         seed: int = 0,
     ) -> None:
         self.files = Files(find_images(folder))
+        self.field = Field()
         self.masks = masks
         self.preparation = preparation
         self.noise = noise
@@ -112,17 +65,15 @@ class MaskedImages(Dataset):
         epoch, position, index = place
         random = np.random.default_rng((self.seed, epoch, position))
         path, picture = self.files.read(index, read_image)
-        image = to_tensor(self.preparation.image(picture, random))
+        geometry = self.preparation.draw(picture.size, random)
+        image = self.field.tensor(picture, geometry)
         sample: Sample = {"image": image, "name": str(path)}
-        mirrored = random.random() < self.preparation.flip
-        if mirrored:
-            sample["image"] = image.flip(-1)
         if self.masks is not None:
             known = self._known(*image.shape[1:], random)
             if self.preparation.flip_mask == "apart":
                 axes = [axis for axis in (-2, -1) if random.random() < 0.5]
             else:
-                axes = [-1] if mirrored and self.preparation.flip_mask == "with" else []
+                axes = [-1] if geometry.mirrored and self.preparation.flip_mask == "with" else []
             sample["known"] = known.flip(axes)
         if self.noise:
             sample["noise"] = torch.from_numpy(random.standard_normal(self.noise, np.float32))
@@ -138,6 +89,86 @@ class MaskedImages(Dataset):
             )
         check_mask_values("masks", known)
         return known[None].float()
+
+
+class PairedImages(Dataset):
+    """Pictures with what belongs to them: label maps, sketches, orientation maps.
+
+    A sample is {field: its tensor, ..., "name": file of the first field} and, where wanted,
+    "noise". All fields of a sample have one geometry. A sample of which a file is broken is named
+    in a warning once and the next one is taken in its place.
+
+    Args:
+        folders: of each field. Files of one sample have the same name, up to the suffix, and lie in
+            the same subfolder; the first field's files are the samples.
+        fields: what the files hold, by name, in the order of `folders`.
+        preparation: of all fields.
+        noise: shape of the noise, () for none.
+        seed: of everything random.
+
+    Raises:
+        ValueError: a folder without pictures, or a sample of which a field's file is missing.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        fields: Mapping[str, Field],
+        preparation: Preparation,
+        *,
+        noise: tuple[int, ...] = (),
+        seed: int = 0,
+    ) -> None:
+        if folders.keys() != fields.keys():
+            raise ValueError(f"folders: expected one for each of {list(fields)}, got {[*folders]}")
+        by_stem = {
+            name: {path.relative_to(folder).with_suffix(""): path for path in find_images(folder)}
+            for name, folder in folders.items()
+        }
+        first = next(iter(by_stem.values()))
+        for name, files in by_stem.items():
+            for stem, path in first.items():
+                if stem not in files:
+                    raise ValueError(
+                        f"{name}: expected a file {stem}.* in {folders[name]} beside {path}"
+                    )
+        self.files = Files(list(first.values()))
+        self.paths = {
+            path: {name: files[stem] for name, files in by_stem.items()}
+            for stem, path in first.items()
+        }
+        self.fields = dict(fields)
+        self.preparation = preparation
+        self.noise = noise
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: Place) -> Sample:
+        epoch, position, index = place
+        random = np.random.default_rng((self.seed, epoch, position))
+        path, pictures = self.files.read(index, self._read)
+        geometry = self.preparation.draw(next(iter(pictures.values())).size, random)
+        sample: Sample = {
+            name: field.tensor(pictures[name], geometry) for name, field in self.fields.items()
+        }
+        sample["name"] = str(path)
+        if self.noise:
+            sample["noise"] = torch.from_numpy(random.standard_normal(self.noise, np.float32))
+        return sample
+
+    def _read(self, path: Path) -> dict[str, Image.Image]:
+        paths = self.paths[path]
+        pictures = {name: field.read(paths[name]) for name, field in self.fields.items()}
+        size = next(iter(pictures.values())).size
+        for name, picture in pictures.items():
+            if picture.size != size:
+                raise UnreadableError(
+                    f"{paths[name]}: expected the size of {path}, {size[0]} x {size[1]} pixels, got"
+                    f" {picture.size[0]} x {picture.size[1]}"
+                )
+        return pictures
 
 
 class EpochBatches(Sampler):

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchext.files import MASK_THRESHOLD, is_same
 
 from . import masks, pictures
-from .data import MaskedImages, Preparation
+from .data import MaskedImages
+from .geometry import Preparation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

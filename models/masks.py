@@ -16,6 +16,7 @@ from PIL import Image
 from torchext.files import MASK_THRESHOLD, Mask, PictureError
 from torchext.files import read_mask as read_mask_file
 
+from .geometry import middle
 from .pictures import Files, find_images
 
 MaskSource = Callable[[int, int, np.random.Generator], np.ndarray]
@@ -271,7 +272,7 @@ class MaskFolder:
     def known(self, picture: Image.Image, height: int, width: int) -> np.ndarray:
         """A mask of the wanted size from grey values."""
         if self.square:
-            picture = centre_square(picture)
+            picture = picture.crop(middle(picture.size, (1, 1)))
         return known_from(
             picture,
             height,
@@ -295,10 +296,3 @@ def known_from(
     values = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
     values = (values > threshold).astype(np.float32) if binary else values / 255
     return values if white == "known" else 1 - values
-
-
-def centre_square(picture: Image.Image) -> Image.Image:
-    """The largest square in the middle."""
-    side = min(picture.size)
-    left, top = ((length - side) // 2 for length in picture.size)
-    return picture.crop((left, top, left + side, top + side))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from .. import inpainting
-from ..data import MaskedImages, Preparation
+from ..data import MaskedImages
+from ..geometry import Preparation
 from ..paper import Pretrained, Stage
 from ..pictures import composite
 from ..recipe import Batch, Passed, Phase, Recipe, Terms

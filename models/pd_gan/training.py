@@ -13,8 +13,9 @@ from torch.optim import Adam
 from .. import inpainting
 from ..blocks import initialise as fill_weights
 from ..checks import check_images, check_mask
-from ..data import MaskedImages, Preparation
+from ..data import MaskedImages
 from ..discriminators import halves
+from ..geometry import Preparation
 from ..losses import (
     AdversarialLoss,
     feature_matching,

@@ -11,7 +11,8 @@ from torch.optim import Adam
 from .. import inpainting
 from ..blocks import initialise as fill_weights
 from ..checks import check_images, check_mask
-from ..data import MaskedImages, Preparation
+from ..data import MaskedImages
+from ..geometry import Preparation
 from ..losses import AdversarialLoss
 from ..paper import Pretrained, Stage
 from ..pictures import composite

@@ -9,7 +9,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from torchext.models import masks, pictures
-from torchext.models.data import EpochBatches, MaskedImages, Preparation, find_images, loader
+from torchext.models.data import EpochBatches, MaskedImages, loader
+from torchext.models.geometry import Preparation
+from torchext.models.pictures import find_images
 
 
 @pytest.mark.parametrize("kind", masks.KINDS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torchext
 import torchext.models
+from torchext.models.papers import NAMES
 
 MODELS = Path(torchext.models.__file__).parent
 PACKAGE = Path(torchext.__file__).parent
@@ -53,7 +54,7 @@ def test_no_circle() -> None:
 def test_one_way() -> None:
     found = modules()
     papers = {name.split(".")[0] for name in found if "." in name} - {"blocks"}
-    assert papers == set(torchext.models.papers.NAMES)
+    assert papers == set(NAMES)
     for name, path in found.items():
         targets = set(imported(name, path, set(found)))
         if name.split(".")[0] not in papers:  # the ground does not know the papers

@@ -1,0 +1,7 @@
+"""Blocks and initialisers that several papers share, a file for each kind."""
+
+from .initialise import initialise
+from .residual import ResidualBlock, instance_norm
+from .spectral import folded, is_spectral, spectral
+
+__all__ = ["ResidualBlock", "folded", "initialise", "instance_norm", "is_spectral", "spectral"]
