@@ -57,7 +57,7 @@ def backends() -> Iterator[str]:
     import torch
 
     from torchext import backend
-    from torchext.ops.schema import SCHEMAS
+    from torchext.schema import SCHEMAS
 
     kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     for kind in kinds:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .ops import schema  # noqa: F401  the libraries implement ops that must exist already
+from . import schema
 
 _FOLDER = Path(__file__).parent / "lib"
 
@@ -49,6 +49,7 @@ def build_info_of_module() -> dict[str, Any]:
     return _C.build_info()
 
 
+schema.define("torchext")  # the libraries implement ops that must exist already
 problems = {part: _load(part) for part in ("cpu", "cuda")}
 
 

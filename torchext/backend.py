@@ -19,7 +19,7 @@ from torch._C import _functorch as functorch
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from . import _load
+from . import _load, schema
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ _forced: str | None = os.environ.get("TORCHEXT_BACKEND") or None
 _check_values = False
 
 
+def implements(namespace: str, op: str) -> bool:
+    """Whether a namespace has kernels for an op. The hole tiles are the CPU's alone."""
+    return op not in _OF_TILES or namespace == _backends["cpu"].namespace
+
+
 def names() -> list[str]:
     """The backends, in the order in which they are tried."""
     return list(_backends)
@@ -108,7 +113,7 @@ def explain(op: str, x: torch.Tensor) -> dict[str, str]:
     """Why each backend can or cannot run an op on a tensor.
 
     Args:
-        op: an op's name, as in `torchext.ops.schema.SCHEMAS`. All exist in every backend but
+        op: an op's name, as in `torchext.schema.SCHEMAS`. All exist in every backend but
             those of the CPU's hole tiles.
         x: the tensor that the op would be called with.
 
@@ -175,10 +180,8 @@ def _warn_of_reference(device_type: str) -> None:
 
 
 def _check_op(op: str) -> None:
-    from .ops.schema import SCHEMAS
-
-    if op not in SCHEMAS:
-        raise ValueError(f"op: expected one of {sorted(SCHEMAS)}, got {op!r}")
+    if op not in schema.SCHEMAS:
+        raise ValueError(f"op: expected one of {sorted(schema.SCHEMAS)}, got {op!r}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from torchext import nn
@@ -106,6 +107,20 @@ def test_unused_parameter_is_frozen() -> None:
         name for name, p in block.named_parameters() if p.requires_grad and p.grad is None
     ] == []
     assert "v" in block.state_dict()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_distributed_data_parallel_takes_a_second_step(tmp_path) -> None:
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        for name in ("SPDNormResnetBlock", "PartialConv", "RN_L", "SPADEResnetBlock"):
+            build, arguments = LAYERS[name]
+            model = torch.nn.parallel.DistributedDataParallel(build())
+            for _ in range(2):
+                first(model(*arguments)).sum().backward()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_evaluation_in_inference_mode_then_training() -> None:

@@ -1,11 +1,15 @@
 """An op has the same name in every room."""
 
+import ast
+import graphlib
+
 import pytest
 from support.environments import ROOT
 
 import torchext
 
-NOT_OPS = {"__init__", "checks", "registration", "schema"}
+SHARED = {"checks", "convolution", "distributed", "hole_tiles", "labels", "registration"}
+NOT_OPS = SHARED | {"__init__"}
 OPS = sorted(path.stem for path in (ROOT / "torchext/ops").glob("*.py") if path.stem not in NOT_OPS)
 # Made of other ops: no kernels of their own.
 COMPOSITES = {"self_aware_region_norm"}
@@ -59,3 +63,34 @@ def test_exceptions_are_still_needed():
 def test_function_is_public_and_in_the_guide(name):
     assert name in torchext.__all__
     assert any(f"torchext.{name}" in page.read_text() for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_imports_of_the_package_run_one_way():
+    """No circle, and the ground floor imports torch alone."""
+    package = ROOT / "torchext"
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts): path
+        for path in package.rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = name.split(".")[: -node.level] + (node.module or "").split(".")
+                base = [part for part in base if part]
+                targets = {".".join([*base, alias.name]) for alias in node.names}
+                found |= (targets | {".".join(base)}) & modules.keys()
+        graph[name] = found - {name}
+    assert len(graph) > 30
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert not graph["schema"]
+    assert graph["_load"] == {"schema"}
+    assert graph["backend"] == {"_load", "schema"}
+    for name, targets in graph.items():
+        if name.startswith("reference."):
+            assert all(target.startswith("reference.") for target in targets), name
+        if name.startswith("ops."):
+            known = ("ops.", "reference.", "backend", "schema")
+            assert all(target.startswith(known) for target in targets), name

@@ -8,16 +8,8 @@ from torch import Tensor, nn
 
 from .. import backend, reference
 from ..ops.checks import check_feature_map
-from ..ops.partial_conv import (
-    EPS,
-    SPATIAL,
-    Form,
-    Sizes,
-    check_mask,
-    mask_window,
-    partial_conv2d,
-    partial_conv3d,
-)
+from ..ops.convolution import SPATIAL, Sizes, check_mask
+from ..ops.partial_conv import EPS, Form, mask_window, partial_conv2d, partial_conv3d
 from .plain import plain
 
 

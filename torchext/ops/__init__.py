@@ -4,13 +4,14 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from .. import schema
 from . import diversity_map as _diversity_map
 from . import gabor_orientation as _gabor_orientation
+from . import hole_tiles as _hole_tiles
 from . import label_conv2d as _label_conv2d
 from . import modulated_norm as _modulated_norm
 from . import partial_conv as _partial_conv
 from . import region_norm as _region_norm
-from . import schema
 from . import self_aware_affine as _self_aware_affine
 from . import self_aware_region_norm as _self_aware_region_norm
 from . import upsample_conv as _upsample_conv
@@ -58,6 +59,7 @@ _FAMILIES = (
     _region_norm,
     _self_aware_affine,
     _self_aware_region_norm,
+    _hole_tiles,
     _partial_conv,
     _modulated_norm,
     _diversity_map,

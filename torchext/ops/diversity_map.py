@@ -16,8 +16,8 @@ from .checks import (
     native,
     refuse_tracing,
 )
-from .region_norm import check_mask, like, region_labels
-from .registration import call, differentiated, operator, register
+from .labels import check_mask, region_labels
+from .registration import call, differentiated, like, operator, register
 
 MAX_STEPS = 255
 MAX_WINDOW = 255

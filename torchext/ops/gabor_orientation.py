@@ -19,8 +19,7 @@ from .checks import (
     is_number,
     native,
 )
-from .region_norm import gradients_of_reference
-from .registration import call, differentiated, operator, register
+from .registration import call, differentiated, gradients_of_reference, operator, register
 
 Rectify = Literal["relu", "abs"]
 BankName = Literal["gabor", "dog"]

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from .. import backend, reference
 from .checks import FLOATING, accumulate_dtype, check_device, check_parameter, check_tensor
-from .region_norm import gradients_of_reference
-from .registration import call, differentiated, operator, register
+from .labels import check_label_map, check_label_values
+from .registration import call, differentiated, gradients_of_reference, operator, register
 
 MAX_KERNEL = 7
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,7 +34,7 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         ValueError: a shape or device does not fit, or, in eager mode on the CPU, a label is out of
             range. Elsewhere such a label adds nothing.
     """
-    labels = _check_labels(labels)
+    labels = check_label_map(labels)
     check_tensor("weight", weight)
     if weight.dtype not in FLOATING:
         raise TypeError(f"weight: expected a floating-point tensor, got {weight.dtype}")
@@ -52,7 +51,7 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     check_values = backend.readable(weight) and backend.readable(labels)
     if chosen is backend.REFERENCE:
         if check_values:
-            _check_values(labels, weight.shape[1])
+            check_label_values(labels, weight.shape[1])
         return reference.label_conv2d(labels, weight, bias)
     accumulate = accumulate_dtype(weight.dtype)
     arguments = (
@@ -66,27 +65,8 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         return call(chosen.namespace, "label_conv2d", *arguments)
     except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
         if check_values:
-            _check_values(labels, weight.shape[1])
+            check_label_values(labels, weight.shape[1])
         raise
-
-
-def _check_labels(labels: Tensor) -> Tensor:
-    """Raise what `label_conv2d` documents; returns the labels as (N,H,W)."""
-    check_tensor("labels", labels)
-    if labels.dtype not in _LABEL_DTYPES:
-        raise TypeError(f"labels: expected integers, got {labels.dtype}")
-    shape = tuple(labels.shape)
-    if labels.dim() == 4 and shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.dim() != 3 or 0 in labels.shape[1:]:
-        raise ValueError(f"labels: expected the shape (N, H, W) or (N, 1, H, W), got {shape}")
-    return labels
-
-
-def _check_values(labels: Tensor, classes: int) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.numel():
-        raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {wrong[0].item()}")
 
 
 # --- registration -------------------------------------------------------------------------------

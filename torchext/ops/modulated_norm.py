@@ -21,8 +21,8 @@ from .checks import (
     is_number,
     native,
 )
-from .region_norm import AllReduce, gradients_of_reference, like
-from .registration import call, differentiated, operator, register
+from .distributed import AllReduce, merged_moments
+from .registration import call, differentiated, gradients_of_reference, like, operator, register
 
 Statistics = Literal["instance", "batch", "position", "rms", "none"]
 Gain = Literal["one_plus", "plain", "sigmoid"]
@@ -260,28 +260,7 @@ def _statistics_of_batch(
     """Mean and rstd (1,C) of the batch, of all processes of a group."""
     labels = torch.zeros((1, 1, *x.shape[2:]), dtype=torch.uint8, device=x.device)
     count, mean, variance = reference.region_statistics(x.detach(), labels, num_regions=1)
-    return _merged(count, mean, variance, eps, group)[:2]
-
-
-def _merged(
-    count: Tensor, mean: Tensor, variance: Tensor, eps: float, group: "dist.ProcessGroup | None"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and rstd (1,C) and the count (1,1) of all processes, from region statistics of each.
-
-    Two small all-reduces: counts with sums, then squared deviations from the common mean, so that a
-    large mean costs no accuracy.
-    """
-    local = count.double()
-    mean64, variance = mean[:, 0].double(), variance[:, 0]
-    totals = torch.cat((local, local * mean64), dim=-1)
-    if group is not None:
-        dist.all_reduce(totals, group=group)
-    size = totals[:, :1].clamp(min=1)
-    common = totals[:, 1:] / size
-    squares = local * (variance + (mean64 - common).square())
-    if group is not None:
-        dist.all_reduce(squares, group=group)
-    return common.to(mean.dtype), torch.rsqrt(squares / size + eps).to(mean.dtype), size
+    return merged_moments(count, mean, variance, eps, group)[:2]
 
 
 def _synchronised(
@@ -321,7 +300,7 @@ class _SynchronizedModulatedNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         labels = torch.zeros((1, 1, *x.shape[2:]), dtype=torch.uint8, device=x.device)
         local = operator(namespace, "region_statistics")(x, labels, 1, False, False)
-        mean, rstd, size = _merged(*local, eps, group)
+        mean, rstd, size = merged_moments(*local, eps, group)
         y, _, _ = operator(namespace, "modulated_norm")(
             x, gamma, beta, weight, mean, rstd, statistics, unbiased, eps, gain, slope
         )

@@ -8,7 +8,6 @@ only the other tiles of the output are convolved.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backend, reference
+from ..schema import implement
 from .checks import (
     accumulate_dtype,
     check_choice,
@@ -31,19 +31,37 @@ from .checks import (
     native,
     refuse_tracing,
 )
-from .region_norm import gradients_of_reference
-from .registration import call, differentiated, operator, register
-from .schema import implement
-from .upsample_conv import by_phases, check_odd_kernel
+from .convolution import (
+    LARGEST,
+    SPATIAL,
+    Geometry,
+    Sizes,
+    check_mask,
+    check_odd_kernel,
+    dense,
+    expand_groups,
+    geometry_of,
+    plain_convolution,
+    planes_of,
+    planes_with_mask,
+    sizes_of,
+    volume_of,
+    written_out,
+)
+from .hole_tiles import convolve_tiles, live_tiles
+from .registration import (
+    call,
+    differentiated,
+    gradients_of_reference,
+    operator,
+    register,
+)
+from .upsample_conv import by_phases
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
-Sizes = int | Sequence[int]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 EPS = 1e-8  # as published
-SPATIAL = {2: ("H", "W"), 3: ("D", "H", "W")}
-_MOST_GROUPS = 64  # kMaxMasks of csrc/cuda/partial_conv.cu
-_LARGEST = 2**31 - 1
 
 
 def partial_conv2d(
@@ -215,7 +233,7 @@ def partial_upsample_conv2d(
         negative_slope,
     )  # fmt: skip
     padding = [size // 2 for size in weight.shape[2:]]
-    geometry = _geometry((2 * H, 2 * W), list(weight.shape[2:]), 1, padding, 1)
+    geometry = geometry_of((2 * H, 2 * W), list(weight.shape[2:]), 1, padding, 1)
     namespace = backend.choose("partial_conv_epilogue", x).namespace
     batch = max(m.shape[0] for m in masks)
     known = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], dim=1)
@@ -273,8 +291,8 @@ def mask_window(
     check_feature_map("mask", mask, SPATIAL[dimensions])
     check_choice("form", form, FORMS)
     check_positive("eps", eps)
-    kernel = _sizes("kernel_size", kernel_size, dimensions, least=1)
-    geometry = _geometry(mask.shape[2:], kernel, stride, padding, dilation)
+    kernel = sizes_of("kernel_size", kernel_size, dimensions, least=1)
+    geometry = geometry_of(mask.shape[2:], kernel, stride, padding, dilation)
     channels = [] if mask_channels is None else list(mask_channels)
     if channels and len(channels) != mask.shape[1]:
         raise ValueError(
@@ -283,66 +301,8 @@ def mask_window(
         )
     namespace = backend.choose("mask_window", mask).namespace
     check_mask_values("mask", mask)
-    mask, channels = _expand_groups(mask.detach(), channels)
+    mask, channels = expand_groups(mask.detach(), channels)
     return _window(namespace, mask, channels, geometry, form, bias, eps)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where a convolution's windows lie; a list holds a number for each spatial dimension."""
-
-    kernel_size: list[int]
-    stride: list[int]
-    padding: list[int]  # in front
-    padding_behind: list[int]
-    dilation: list[int]
-    output_size: list[int]
-
-    @property
-    def symmetric(self) -> bool:
-        return self.padding == self.padding_behind
-
-    @property
-    def border(self) -> list[int]:
-        """The padding as `torch.nn.functional.pad` takes it."""
-        pairs = zip(reversed(self.padding), reversed(self.padding_behind), strict=True)
-        return [size for pair in pairs for size in pair]
-
-
-def _sizes(name: str, value: Any, dimensions: int, least: int) -> list[int]:
-    """An int, or one for each dimension, as a list."""
-    values = list(value) if hasattr(value, "__len__") else [value] * dimensions
-    if len(values) != dimensions:
-        raise ValueError(f"{name}: expected an int or {dimensions} of them, got {len(values)}")
-    return [check_integer(name, item, least, _LARGEST) for item in values]
-
-
-def _geometry(
-    size: Sequence[int], kernel: list[int], stride: Any, padding: Any, dilation: Any
-) -> Geometry:
-    dimensions = len(kernel)
-    strides = _sizes("stride", stride, dimensions, least=1)
-    dilations = _sizes("dilation", dilation, dimensions, least=1)
-    if isinstance(padding, str):
-        check_choice("padding", padding, ("same", "valid"))
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel)]  # noqa: B905
-        if padding == "same" and strides != [1] * dimensions:
-            raise ValueError(f"stride: expected 1 with padding 'same', got {stride}")
-        front = [amount // 2 for amount in total]
-        behind = [amount - first for amount, first in zip(total, front, strict=True)]
-    else:
-        front = behind = _sizes("padding", padding, dimensions, least=0)
-    output = [
-        (n + a + b - d * (k - 1) - 1) // s + 1
-        for n, a, b, d, k, s in zip(size, front, behind, dilations, kernel, strides, strict=True)
-    ]
-    if any(n < 1 for n in output):
-        raise ValueError(
-            f"weight: expected windows that fit into the padded size, got a kernel of"
-            f" {tuple(kernel)} with dilation {tuple(dilations)} for {tuple(size)} padded by"
-            f" {tuple(front)}"
-        )
-    return Geometry(kernel, strides, front, behind, dilations, output)
 
 
 def _check(
@@ -366,7 +326,7 @@ def _check(
         raise ValueError(
             f"weight: expected the shape (Co, Ci / groups, {sizes}), got {tuple(weight.shape)}"
         )
-    groups = check_integer("groups", groups, 1, _LARGEST)
+    groups = check_integer("groups", groups, 1, LARGEST)
     for name, channels in (("x", x.shape[1]), ("weight", weight.shape[0])):
         if channels % groups:
             raise ValueError(
@@ -388,83 +348,10 @@ def _check(
         check_slope("negative_slope", negative_slope)
 
 
-def check_mask(
-    name: str, mask: Tensor, x: Tensor, mask_channels: Sequence[int] | None
-) -> tuple[Tensor, list[int]]:
-    """The mask in x's dtype, and the channels of x that each of its channels stands for.
-
-    These are empty where each mask channel stands for itself. A mask expanded over channels, as
-    the layers return it, becomes a mask of one channel again.
-    """
-    check_tensor(name, mask)
-    if mask.is_complex():
-        raise TypeError(
-            f"{name}: expected a bool, integer or floating-point mask, got {mask.dtype}"
-        )
-    N, C = x.shape[:2]
-    channels = [
-        check_integer("mask_channels", number, 1, _LARGEST)
-        for number in (() if mask_channels is None else mask_channels)
-    ]
-    if channels and sum(channels) != C:
-        raise ValueError(
-            f"mask_channels: expected numbers that add up to x's {C} channels, got {channels}"
-        )
-    counts = {len(channels)} if channels else {1, C}
-    fits = mask.dim() == x.dim() and mask.shape[2:] == x.shape[2:]
-    if not (fits and mask.shape[0] in (1, N) and mask.shape[1] in counts):
-        sizes = ", ".join(map(str, x.shape[2:]))
-        allowed = " or ".join(map(str, sorted(counts)))
-        raise ValueError(
-            f"{name}: expected the shape ({N} or 1, {allowed}, {sizes}) for x of"
-            f" {tuple(x.shape)}, got {tuple(mask.shape)}"
-        )
-    check_device(name, mask, x)
-    mask = mask.detach()
-    if not channels and C > 1 and mask.shape[1] == C and mask.stride(1) == 0:
-        mask, channels = mask[:, :1], [C]
-    check_mask_values(name, mask)
-    mask = mask.to(x.dtype)
-    if channels == [1] * C:
-        channels = []
-    return _expand_groups(mask, channels)
-
-
-def _expand_groups(mask: Tensor, channels: list[int]) -> tuple[Tensor, list[int]]:
-    """More groups than the GPU kernels take as arguments become a mask of all channels."""
-    if len(channels) <= _MOST_GROUPS:
-        return mask, channels
-    planes = zip(mask.split(1, dim=1), channels, strict=True)
-    return torch.cat([plane.expand(-1, n, *mask.shape[2:]) for plane, n in planes], dim=1), []
-
-
-def _written_out(channels: list[int], mask: Tensor) -> list[int]:
-    """Never empty: AOTInductor takes an empty list for None."""
-    return channels or [1] * mask.shape[1]
-
-
 def _run(namespace: str, name: str, *args: Any) -> Any:
     if not namespace:  # the reference
         return getattr(reference, name)(*args)
     return call(namespace, name, *args)
-
-
-def _planes(x: Tensor) -> Tensor:
-    """A volume as the image (N,C,D*H,W) that the elementwise kernels take, in a native format."""
-    return native(x.flatten(2, 3) if x.dim() == 5 else x)
-
-
-def _with_mask(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as planes: a mask of x's channels in x's memory format, others contiguous."""
-    planes, masks = _planes(x), _planes(mask)
-    each_its_own = masks.shape[1] == x.shape[1] and x.shape[1] > 1
-    layout = memory_format(planes) if each_its_own else torch.contiguous_format
-    return planes, masks.contiguous(memory_format=layout)
-
-
-def _spatial(planes: Tensor, x: Tensor) -> Tensor:
-    """Back from `_planes(x)`."""
-    return planes.unflatten(2, x.shape[2:4]) if x.dim() == 5 else planes
 
 
 def _window(
@@ -480,7 +367,7 @@ def _window(
         namespace,
         "mask_window",
         native(mask) if mask.dim() == 4 else mask.contiguous(),
-        _written_out(channels, mask),
+        written_out(channels, mask),
         geometry.kernel_size,
         geometry.stride,
         geometry.padding,
@@ -494,8 +381,8 @@ def _window(
 
 def product(namespace: str, x: Tensor, mask: Tensor, channels: list[int]) -> Tensor:
     """x * mask, for volumes too."""
-    planes, masks = _with_mask(x, mask)
-    return _spatial(_run(namespace, "mask_product", planes, masks, _written_out(channels, mask)), x)
+    planes, masks = planes_with_mask(x, mask)
+    return volume_of(_run(namespace, "mask_product", planes, masks, written_out(channels, mask)), x)
 
 
 def epilogue(
@@ -514,20 +401,20 @@ def epilogue(
     def ready(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.to(accumulate).contiguous()
 
-    planes = _planes(raw)
+    planes = planes_of(raw)
     y = _run(
         namespace,
         "partial_conv_epilogue",
         planes,
-        _planes(scale.to(accumulate)),
-        _planes(updated.to(accumulate)),
+        planes_of(scale.to(accumulate)),
+        planes_of(updated.to(accumulate)),
         ready(bias),
         ready(norm_weight),
         ready(norm_bias),
         1.0 if negative_slope is None else float(negative_slope),
         mask_output,
     )
-    return _spatial(y, raw)
+    return volume_of(y, raw)
 
 
 def _partial_conv(
@@ -555,7 +442,7 @@ def _partial_conv(
         dimensions, x, weight, bias, groups, form, eps, padding_mode, norm_weight, norm_bias,
         negative_slope,
     )  # fmt: skip
-    geometry = _geometry(x.shape[2:], list(weight.shape[2:]), stride, padding, dilation)
+    geometry = geometry_of(x.shape[2:], list(weight.shape[2:]), stride, padding, dilation)
     known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
     known, channels = check_mask("mask", known, x, mask_channels)
     namespace = backend.choose("partial_conv_epilogue", x).namespace
@@ -609,7 +496,7 @@ def _in_one_op(
         "partial_conv",
         x,
         mask,
-        [1] if mask is None else _written_out(channels, mask),
+        [1] if mask is None else written_out(channels, mask),
         scale.to(accumulate),
         updated.to(accumulate),
         weight,
@@ -656,24 +543,6 @@ def _convolve(
 # --- registration -------------------------------------------------------------------------------
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    transposed, output_padding = False, [0] * len(stride)
-    arguments = (stride, padding, dilation, transposed, output_padding, groups)
-    return torch.ops.aten.convolution(x, weight, None, *arguments)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """`x` in the format of `_planes`, with its own shape: copied only if it has neither."""
-    return _spatial(_planes(x), x)
-
-
 def _forward(namespace: str) -> Any:
     def partial_conv(
         x: Tensor,
@@ -690,86 +559,26 @@ def _forward(namespace: str) -> Any:
         *geometry: Any,
     ) -> Tensor:
         tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
-        scale, updated = _planes(scale), _planes(updated)
+        scale, updated = planes_of(scale), planes_of(updated)
         if x.is_cpu:
-            slots = _live_tiles(namespace, x, updated, weight, *geometry)
+            slots = live_tiles(namespace, x, updated, weight, *geometry)
             if slots is not None:
-                tiles = _convolve_tiles(x, mask, mask_channels, slots, weight, *geometry)
+                tiles = convolve_tiles(x, mask, mask_channels, slots, weight, *geometry)
                 return operator(namespace, "scatter_tiles")(tiles, slots, scale, updated, *tail)
             if mask is not None and bool((mask == 1).all()):
                 mask = None
         if mask is not None:
             x = product(namespace, x, mask, mask_channels)
-        raw = _dense(_convolution(x, weight, *geometry))
-        operator(namespace, "partial_conv_epilogue_")(_planes(raw), scale, updated, *tail)
+        raw = dense(plain_convolution(x, weight, *geometry))
+        operator(namespace, "partial_conv_epilogue_")(planes_of(raw), scale, updated, *tail)
         return raw
 
     return partial_conv
 
 
-# A convolution of tiles is worth its gathering where fewer than this share of them is live.
-LIVE_SHARE = 0.8
-TILE = 8  # as in csrc/cpu/partial_conv_kernels.h
-_MIN_TILES = 64
-
-
-def _live_tiles(
-    namespace: str, x: Tensor, updated: Tensor, weight: Tensor, *geometry: Any
-) -> Tensor | None:
-    """Each tile's place among those to be convolved, -1 where all is hole; None if too many."""
-    if namespace != "torchext" or x.dim() != 4 or not x.is_contiguous():
-        return None
-    live = F.max_pool2d(updated, TILE, ceil_mode=True)[:, 0] > 0
-    live = live.expand(x.shape[0], -1, -1)
-    if live.numel() < _MIN_TILES or int(live.sum()) > LIVE_SHARE * live.numel():
-        return None
-    places = live.flatten().cumsum(0, dtype=torch.int32).sub_(1).view(live.shape)
-    return places.masked_fill_(~live, -1)
-
-
-def _convolve_tiles(
-    x: Tensor,
-    mask: Tensor | None,
-    mask_channels: list[int],
-    slots: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    extent = [
-        (TILE - 1) * s + d * (k - 1) + 1
-        for s, d, k in zip(stride, dilation, weight.shape[2:], strict=True)
-    ]
-    count = int(slots.max()) + 1
-    if mask is not None:
-        mask = mask.contiguous()
-    tiles = torch.ops.torchext.gather_tiles(
-        x, mask, mask_channels, slots, count, extent, stride, padding
-    )
-    return _convolution(tiles, weight, stride, [0, 0], dilation, groups).contiguous()
-
-
 def _fake_partial_conv(x: Tensor, *rest: Any) -> Tensor:
     weight, geometry = rest[4], rest[10:]
-    return torch.empty_like(_dense(_convolution(x, weight, *geometry)))
-
-
-def _fake_gather(
-    x: Tensor,
-    mask: Tensor | None,
-    mask_channels: list[int],
-    slots: Tensor,
-    count: int,
-    extent: list[int],
-    *_: Any,
-) -> Tensor:
-    return x.new_empty((count, x.shape[1], *extent))
-
-
-def _fake_scatter(tiles: Tensor, slots: Tensor, scale: Tensor, *_: Any) -> Tensor:
-    return tiles.new_empty((slots.shape[0], tiles.shape[1], *scale.shape[2:]))
+    return torch.empty_like(dense(plain_convolution(x, weight, *geometry)))
 
 
 def _setup_partial_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -797,7 +606,7 @@ def _backward_partial_conv(namespace: str) -> Any:
             def function(x: Tensor, weight: Tensor, *affine: Tensor | None) -> Tensor:
                 if mask is not None:
                     x = reference.mask_product(x, mask, ctx.mask_channels)
-                raw = _convolution(x, weight, *ctx.geometry)
+                raw = plain_convolution(x, weight, *ctx.geometry)
                 return reference.partial_conv_epilogue(raw, scale, updated, *affine, *ctx.options)
 
             gradients = gradients_of_reference(function, [x, weight, *affine], grad)
@@ -824,7 +633,7 @@ def _backward_op(namespace: str) -> Any:
         wanted: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad_raw, grad_bias = operator(namespace, "partial_conv_epilogue_backward")(
-            _planes(grad.to(x.dtype)), _planes(scale), _planes(updated)
+            planes_of(grad.to(x.dtype)), planes_of(scale), planes_of(updated)
         )
         if x.is_cpu and mask is not None and bool((mask == 1).all()):
             mask = None
@@ -832,13 +641,13 @@ def _backward_op(namespace: str) -> Any:
             x = product(namespace, x, mask, mask_channels)
         transposed, output_padding = False, [0] * len(stride)
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            _spatial(grad_raw, grad), x, weight, None, stride, padding, dilation, transposed,
+            volume_of(grad_raw, grad), x, weight, None, stride, padding, dilation, transposed,
             output_padding, groups, [*wanted[:2], False],
         )  # fmt: skip
         if wanted[0]:
-            grad_x = _dense(grad_x)
+            grad_x = dense(grad_x)
             if mask is not None:
-                planes, masks = _with_mask(grad_x, mask)
+                planes, masks = planes_with_mask(grad_x, mask)
                 operator(namespace, "mask_product_")(planes, masks, mask_channels)
         grad_x = x.new_empty(0) if grad_x is None else grad_x
         grad_weight = x.new_empty(0) if grad_weight is None else grad_weight
@@ -863,11 +672,11 @@ def _fake_partial_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     transposed, output_padding = False, [0] * len(stride)
     grad_x, _, _ = torch.ops.aten.convolution_backward(
-        _dense(grad.to(x.dtype)), x, weight, None, stride, padding, dilation, transposed,
+        dense(grad.to(x.dtype)), x, weight, None, stride, padding, dilation, transposed,
         output_padding, groups, [*wanted[:2], False],
     )  # fmt: skip
     return (
-        torch.empty_like(_dense(grad_x)) if wanted[0] else x.new_empty(0),
+        torch.empty_like(dense(grad_x)) if wanted[0] else x.new_empty(0),
         weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
         scale.new_empty((grad.shape[1],)),
     )
@@ -957,8 +766,6 @@ def register_ops(namespace: str) -> None:
         _backward_partial_conv(namespace),
     )
     register(namespace, "partial_conv_backward", _fake_partial_conv_backward)
-    register(namespace, "gather_tiles", _fake_gather)
-    register(namespace, "scatter_tiles", _fake_scatter)
     for name in ("mask_product_", "partial_conv_epilogue_"):
         register(namespace, name, lambda *_: None)
     register(namespace, "mask_window", _fake_window, _setup_window, _backward_window)

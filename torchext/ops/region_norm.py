@@ -11,17 +11,15 @@ from .checks import (
     MAX_REGIONS,
     accumulate_dtype,
     check_choice,
-    check_device,
     check_feature_map,
     check_integer,
     check_parameter,
     check_positive,
-    check_tensor,
-    memory_format,
     native,
-    refuse_tracing,
 )
-from .registration import call, differentiated, operator, register
+from .distributed import AllReduce
+from .labels import check_mask, region_labels
+from .registration import call, differentiated, gradients_of_reference, like, operator, register
 
 Scope = Literal["batch", "instance"]
 EpsForm = Literal["published", "plain"]
@@ -159,68 +157,6 @@ def region_statistics(
     return call(chosen.namespace, "region_statistics", native(x), labels, *options.values())
 
 
-def check_mask(x: Tensor, mask: Tensor, num_regions: int, resize_mask: bool) -> Tensor:
-    """Raise what `region_norm` documents for a mask; returns it as (N or 1,1,H,W)."""
-    refuse_tracing()
-    check_tensor("mask", mask)
-    if mask.dtype == torch.bool or mask.is_floating_point():
-        if num_regions != 2:
-            raise TypeError(
-                f"mask: expected integer labels for num_regions={num_regions}, got {mask.dtype}"
-            )
-    elif mask.is_complex() or mask.dtype not in _LABEL_DTYPES:
-        raise TypeError(f"mask: expected a bool, integer or floating-point mask, got {mask.dtype}")
-    check_device("mask", mask, x)
-    if mask.dim() == 4 and mask.shape[1] > 1 and mask.stride(1) == 0:
-        mask = mask[:, :1]  # one channel, expanded
-    N, _, H, W = x.shape
-    batches = f"{N} or 1" if N != 1 else "1"
-    fits = mask.dim() == 4 and mask.shape[0] in (1, N) and mask.shape[1] == 1
-    if resize_mask:
-        if not fits or 0 in mask.shape[2:]:
-            raise ValueError(
-                f"mask: expected the shape ({batches}, 1, any, any), got {tuple(mask.shape)}"
-            )
-    elif not fits or tuple(mask.shape[2:]) != (H, W):
-        raise ValueError(
-            f"mask: expected the shape ({batches}, 1, {H}, {W}) for x of {tuple(x.shape)},"
-            f" got {tuple(mask.shape)}"
-        )
-    return mask
-
-
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def region_labels(x: Tensor, mask: Tensor, num_regions: int) -> Tensor:
-    """uint8 labels of x's height and width from a checked mask."""
-    chosen = backend.choose("region_labels", x)
-    H, W = x.shape[2:]
-    check_values = backend.checks_values(x)
-    if chosen is backend.REFERENCE:
-        if check_values:
-            _check_mask_values(mask, num_regions)
-        return reference.region_labels(mask.detach(), H, W, num_regions)
-    arguments = (mask.detach().contiguous(), H, W, num_regions, check_values)
-    try:
-        return call(chosen.namespace, "region_labels", *arguments)
-    except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
-        if check_values:
-            _check_mask_values(mask, num_regions)
-        raise
-
-
-def _check_mask_values(mask: Tensor, num_regions: int) -> None:
-    """What the kernels check themselves."""
-    binary = mask.dtype == torch.bool or mask.is_floating_point()
-    allowed = (mask == 0) | (mask == 1) if binary else (mask >= 0) & (mask < num_regions)
-    if not allowed.all():
-        expected = "only the values 0 and 1" if binary else f"labels from 0 to {num_regions - 1}"
-        wrong = mask[~allowed][0].item()
-        shown = f"{wrong:f}" if binary else str(wrong)
-        raise ValueError(f"mask: expected {expected}, got {shown}")
-
-
 def _check_pair(
     first_name: str,
     first: Tensor | None,
@@ -238,25 +174,6 @@ def _check_pair(
 
 
 # --- statistics over processes ------------------------------------------------------------------
-
-
-class AllReduce(torch.autograd.Function):
-    """The sum over a group's processes; its gradient is the sum of all processes' gradients.
-
-    Not torch.distributed.nn's: that one is deprecated, and importing it after the default group
-    exists keeps the group alive past destroy_process_group, which aborts the process at exit.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = value.contiguous().clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return AllReduce.apply(grad, ctx.group), None
 
 
 class _SynchronizedRegionNorm(torch.autograd.Function):
@@ -323,11 +240,6 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
 
 
 # --- registration -------------------------------------------------------------------------------
-
-
-def like(grad: Tensor, x: Tensor) -> Tensor:
-    """The incoming gradient in x's dtype and memory format."""
-    return grad.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def _affine_gradients(sums: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -417,19 +329,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias)
     ctx.options = options
-
-
-def gradients_of_reference(function: Any, inputs: list[Any], grad: Tensor) -> list[Any]:
-    """Gradients of a reference that can be differentiated again, by autograd or torch.func."""
-    given = [value is not None for value in inputs]
-
-    def of_tensors(*tensors: Tensor) -> Tensor:
-        values = iter(tensors)
-        return function(*(next(values) if there else None for there in given))
-
-    _, pullback = torch.func.vjp(of_tensors, *(value for value in inputs if value is not None))
-    gradients = iter(pullback(grad))
-    return [next(gradients) if there else None for there in given]
 
 
 def _backward(namespace: str) -> Any:

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import backend
+from .checks import memory_format
 
 _functions: dict[tuple[str, str], type[torch.autograd.Function]] = {}
 
@@ -28,6 +30,24 @@ def call(namespace: str, name: str, *args: Any) -> Any:
 def differentiated() -> bool:
     """Whether what a backward computes may be differentiated, by backward or forward mode."""
     return torch.is_grad_enabled() or backend.forward_mode()
+
+
+def gradients_of_reference(function: Any, inputs: list[Any], grad: Tensor) -> list[Any]:
+    """Gradients of a reference that can be differentiated again, by autograd or torch.func."""
+    given = [value is not None for value in inputs]
+
+    def of_tensors(*tensors: Tensor) -> Tensor:
+        values = iter(tensors)
+        return function(*(next(values) if there else None for there in given))
+
+    _, pullback = torch.func.vjp(of_tensors, *(value for value in inputs if value is not None))
+    gradients = iter(pullback(grad))
+    return [next(gradients) if there else None for there in given]
+
+
+def like(grad: Tensor, x: Tensor) -> Tensor:
+    """The incoming gradient in x's dtype and memory format."""
+    return grad.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def _loop(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,8 +14,7 @@ from .checks import (
     check_tensor,
     native,
 )
-from .region_norm import gradients_of_reference
-from .registration import call, differentiated, operator, register
+from .registration import call, differentiated, gradients_of_reference, operator, register
 
 MAX_KERNEL = 15
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import backend, reference
+from ..schema import implement
 from .checks import check_choice, check_positive, memory_format, native
-from .region_norm import EpsForm, Scope, gradients_of_reference
-from .registration import call, differentiated, operator, register
-from .schema import implement
+from .region_norm import EpsForm, Scope
+from .registration import call, differentiated, gradients_of_reference, operator, register
 from .self_aware_affine import check_self_aware
 
 

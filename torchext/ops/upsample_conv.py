@@ -16,12 +16,11 @@ from .checks import (
     accumulate_dtype,
     check_feature_map,
     check_parameter,
-    check_tensor,
     memory_format,
     native,
 )
-from .region_norm import gradients_of_reference
-from .registration import call, differentiated, operator, register
+from .convolution import check_odd_kernel
+from .registration import call, differentiated, gradients_of_reference, operator, register
 
 # For a smaller image folding the weight costs more than the fewer multiplications save: both grow
 # with the channels alike. Measured on a CPU.
@@ -63,14 +62,6 @@ def upsample_conv2d(
     if addend is not None:
         check_parameter("addend", addend, (N, weight.shape[0], 2 * H, 2 * W), x)
     return by_phases(backend.choose("interleave_phases", x).namespace, x, weight, bias, addend)
-
-
-def check_odd_kernel(weight: Tensor) -> None:
-    check_tensor("weight", weight)
-    if weight.dim() != 4 or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        raise ValueError(
-            f"weight: expected the shape (Co, Ci, kh, kw) with odd sizes, got {tuple(weight.shape)}"
-        )
 
 
 def by_phases(

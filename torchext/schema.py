@@ -157,10 +157,14 @@ SCHEMAS = {
 
 # A Library that is collected takes its ops with it.
 _libraries: list[torch.library.Library] = []
+_defined: set[str] = set()
 
 
 def define(namespace: str) -> None:
-    """Define every op of `SCHEMAS` under `namespace`."""
+    """Define every op of `SCHEMAS` under `namespace`, unless that has been done."""
+    if namespace in _defined:
+        return
+    _defined.add(namespace)
     library = torch.library.Library(namespace, "DEF")
     for name, schema in SCHEMAS.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
