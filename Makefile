@@ -13,7 +13,10 @@ NATIVE_SOURCES := $(shell find csrc -type f)
 PYTHON_SOURCES := $(shell find torchext kernels models -name '*.py')
 PACKAGE_SOURCES := setup.py pyproject.toml MANIFEST.in README.md LICENSE csrc kernels models torchext
 CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
-PYTEST := $(BIN)/pytest
+# Of the tests, with one thread each: two that spin on the same core take an age. On one that is
+# busy with other work, fewer are faster.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --benchmark-disable
 QUICK := not slow and not gpu and not packaging
 REST := (slow or packaging) and not gpu
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchext.files import whole_or_nothing
+from .files import whole_or_nothing
 
 State = dict[str, Tensor]
 FORMAT = "torchext.models"

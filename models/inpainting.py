@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchext.files import MASK_THRESHOLD, is_same
-
 from . import masks, pictures
 from .data import MaskedImages
+from .files import MASK_THRESHOLD, is_same
 from .geometry import Preparation
 
 

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from torchext.files import MASK_THRESHOLD, Mask, PictureError
-from torchext.files import read_mask as read_mask_file
-
+from .files import MASK_THRESHOLD, Mask, PictureError
+from .files import read_mask as read_mask_file
 from .geometry import middle
 from .pictures import Files, find_images
 
@@ -177,7 +176,7 @@ def read_known(
 ) -> tuple[Mask, np.ndarray]:
     """A mask file as it was understood, and as float32 (H,W), 1 known, 0 hole.
 
-    What is erased from a photo is a hole, whatever white means; see `torchext.files.read_mask`.
+    What is erased from a photo is a hole, whatever white means; see `files.read_mask`.
 
     Raises:
         PictureError: it cannot be read.

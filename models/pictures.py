@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from torchext.files import PictureError as UnreadableError
-from torchext.files import is_hidden, open_picture, whole_or_nothing
-from torchext.files import read_mask as read_mask_file
 from torchext.ops.checks import check_mask_values
 
 from .checks import check_image_and_mask
+from .files import PictureError as UnreadableError
+from .files import is_hidden, open_picture, whole_or_nothing
+from .files import read_mask as read_mask_file
 
 __all__ = [
     "Files",
@@ -142,7 +142,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_mask(path: Path, **options: Any) -> Image.Image:
-    """A mask as grey values, 0 to 255; the options of `torchext.files.read_mask`."""
+    """A mask as grey values, 0 to 255; the options of `files.read_mask`."""
     white = read_mask_file(path, **options).white
     return Image.fromarray((white * 255).round().astype(np.uint8))
 

@@ -1,6 +1,7 @@
 """Set-up that must come before any import of torch or triton."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,3 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden-dir", type=Path, metavar="DIR", help="run the golden files in DIR, not in data/"
     )
+
+
+# Minutes together, and what they hold is held by faster ones too: left to the full tests.
+SLOW = re.compile(
+    r"gradcheck.*triton-interpreted"
+    r"|test_published_form\[False-gabor-cuda-emulated"
+    r"|test_kernel_sizes\[15-triton-interpreted"
+    r"|test_some_variants_compile_well\[(sm_80|sm_100|gfx942)"
+    r"|test_an_access_out_of_bounds_ends_a_sanitized_process"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW.search(item.nodeid):
+            item.add_marker(pytest.mark.slow)

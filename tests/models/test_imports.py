@@ -53,7 +53,7 @@ def test_no_circle() -> None:
 
 def test_one_way() -> None:
     found = modules()
-    papers = {name.split(".")[0] for name in found if "." in name} - {"blocks"}
+    papers = {name.split(".")[0] for name in found if "." in name} - {"blocks", "orientation"}
     assert papers == set(NAMES)
     for name, path in found.items():
         targets = set(imported(name, path, set(found)))
@@ -68,7 +68,7 @@ def test_one_way() -> None:
 
 def test_nothing_below_knows_the_models() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.name == "orientation.py":  # the command on files
+        if path == PACKAGE / "orientation.py":  # the old name of models/orientation
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -5,6 +5,9 @@ import torch
 
 import torchext
 
+# One after the other: each takes up to 13 GB.
+pytestmark = pytest.mark.xdist_group("memory")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])

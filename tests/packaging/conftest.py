@@ -1,3 +1,4 @@
+import fcntl
 import subprocess
 import tarfile
 from pathlib import Path
@@ -9,7 +10,10 @@ from support.environments import ROOT, Environment, clean_variables
 @pytest.fixture(scope="session")
 def artifacts() -> dict[str, Path]:
     """What `make wheel` makes, which does nothing where it is up to date."""
-    subprocess.run(["make", "wheel"], cwd=ROOT, env=clean_variables(), check=True)
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build" / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes want it too
+        subprocess.run(["make", "wheel"], cwd=ROOT, env=clean_variables(), check=True)
     (sdist,) = (ROOT / "dist").glob("*.tar.gz")
     (wheel,) = (ROOT / "dist").glob("*.whl")
     (manylinux,) = (ROOT / "wheelhouse").glob("*.whl")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchext import files
+from torchext.models import files
 
 Image = pytest.importorskip("PIL.Image")
 

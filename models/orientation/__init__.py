@@ -1,0 +1,37 @@
+"""Orientation maps of photographs, and guidance maps of drawn strokes. Masks: 1 hair, 0 not.
+
+`python -m torchext.orientation PHOTO -o OUT.png` writes the 8-bit angle map that MichiGAN
+("Multi-Input-Conditioned Hair Image Generation", SIGGRAPH 2020) trains on; `--help` says more.
+"""
+
+from ..files import PictureError
+from .flow import BLUR_SIGMA, orientation_code, orientation_flow
+from .photos import BAND_PIXELS, MASK_THRESHOLD, colour_wheel, convert_photo, shown_path
+from .strokes import (
+    HOLE_DIAMETER,
+    STROKE_THICKNESS,
+    StrokeGuidance,
+    draw_strokes,
+    stroke_guidance,
+    stroke_hole,
+    stroke_orientation,
+)
+
+__all__ = [
+    "BAND_PIXELS",
+    "BLUR_SIGMA",
+    "HOLE_DIAMETER",
+    "MASK_THRESHOLD",
+    "STROKE_THICKNESS",
+    "PictureError",
+    "StrokeGuidance",
+    "colour_wheel",
+    "convert_photo",
+    "draw_strokes",
+    "orientation_code",
+    "orientation_flow",
+    "shown_path",
+    "stroke_guidance",
+    "stroke_hole",
+    "stroke_orientation",
+]
