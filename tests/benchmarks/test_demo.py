@@ -75,8 +75,8 @@ def test_the_verdict_admits_what_is_worse(photo):
         for title, psnr, ssim in (("b", 20, 0.5), ("x", 20.5, 0.6), ("y", 21, 0.4))
     )
     first, second = demo.verdict([smooth, better, blurred]).splitlines()
-    assert first == "x: better than the biharmonic fill (+0.50 dB, SSIM +0.100)"
-    assert second == "y: NOT better in both than the biharmonic fill (+1.00 dB, SSIM -0.100)"
+    assert first == "x: better than the biharmonic fill, +0.50 dB, SSIM +0.100"
+    assert second == "y: NOT better in both than the biharmonic fill, +1.00 dB, SSIM -0.100"
 
 
 @pytest.mark.usefixtures("clock")
@@ -106,6 +106,15 @@ def test_published_layers_compute_the_same(make, photo):
     assert str(theirs) == str(variant.with_published_layers)
     results = [variant.predict(network.train(), image, known) for network in (ours, theirs)]
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [demo.partial_convolution, demo.region_normalization])
+def test_networks_start_at_the_smooth_fill(make, photo):
+    variant, image, known = make(), photo[..., :32, :64], hole()[..., :32, :64]
+    prediction = variant.predict(variant.network.train(), image, known)
+    assert torch.equal(prediction, image)
+    (prediction - 1).square().sum().backward()
+    assert any(p.grad.abs().sum() > 0 for p in variant.network.parameters() if p.grad is not None)
 
 
 def test_exercises_have_more_holes_and_the_photo_beside_them(photo):
@@ -166,6 +175,14 @@ def test_fill_turns_every_orientation_back(photo):
     assert set(shapes) == {(64, 80), (80, 64)}
     images = {demo.oriented(photo[..., :56], i).numpy().tobytes() for i in range(8)}
     assert len(images) == 8
+
+
+def test_the_detail_is_where_most_is_missing():
+    known = hole()
+    known[..., 30:50, 40:60] = 0
+    rows, columns = demo.widest_of_hole(known)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (18, 24)
+    assert known[..., rows, columns].sum() == 18 * 4
 
 
 @pytest.mark.slow
