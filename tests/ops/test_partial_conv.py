@@ -478,11 +478,11 @@ def test_tiles_of_holes_are_skipped(
     if options.pop("norm", False):
         options |= {"norm_weight": bias.flip(0), "norm_bias": bias + 1}
     skipped = []
-    live_tiles = partial_conv_ops._live_tiles
+    live_tiles = partial_conv_ops.live_tiles
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             partial_conv_ops,
-            "_live_tiles",
+            "live_tiles",
             lambda *a: skipped.append(live_tiles(*a)) or skipped[-1],
         )
         y, updated = torchext.partial_conv2d(x, mask, weight, bias, **options)

@@ -1,5 +1,6 @@
 """Geometry of convolutions, the masks that come with them, and volumes as images."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +48,35 @@ class Geometry:
 
 def sizes_of(name: str, value: Any, dimensions: int, least: int) -> list[int]:
     """An int, or one for each dimension, as a list."""
-    values = list(value) if hasattr(value, "__len__") else [value] * dimensions
+    several = hasattr(value, "__len__") and not isinstance(value, Tensor)
+    values = list(value) if several else [value] * dimensions
     if len(values) != dimensions:
         raise ValueError(f"{name}: expected an int or {dimensions} of them, got {len(values)}")
     return [check_integer(name, item, least, LARGEST) for item in values]
 
 
 def geometry_of(
-    size: Sequence[int], kernel: list[int], stride: Any, padding: Any, dilation: Any
+    size: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> Geometry:
+    """Raises what the functions document for these arguments."""
+    given = [
+        tuple(value) if isinstance(value, (list, tuple)) else value
+        for value in (size, kernel, stride, padding, dilation)
+    ]
+    # Symbols are no keys, and True is the key that 1 is.
+    if torch.compiler.is_compiling() or not all(map(_is_key, given)):
+        return _geometry(*given)
+    return _known_geometry(*given)
+
+
+def _is_key(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(type(item) is int for item in value)
+    return type(value) in (int, str)
+
+
+def _geometry(
+    size: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
 ) -> Geometry:
     dimensions = len(kernel)
     strides = sizes_of("stride", stride, dimensions, least=1)
@@ -78,7 +100,11 @@ def geometry_of(
             f" {tuple(kernel)} with dilation {tuple(dilations)} for {tuple(size)} padded by"
             f" {tuple(front)}"
         )
-    return Geometry(kernel, strides, front, behind, dilations, output)
+    return Geometry(list(kernel), strides, front, behind, dilations, output)
+
+
+# The same few geometries come back at every call of a network.
+_known_geometry = functools.lru_cache(maxsize=256)(_geometry)
 
 
 def check_odd_kernel(weight: Tensor) -> None:

@@ -22,9 +22,12 @@ def live_tiles(
     """Each tile's place among those to be convolved, -1 where all is hole; None if too many."""
     if not backend.implements(namespace, "gather_tiles") or x.dim() != 4 or not x.is_contiguous():
         return None
+    rows, columns = (-(-size // TILE) for size in updated.shape[2:])
+    if x.shape[0] * rows * columns < _MIN_TILES:
+        return None
     live = F.max_pool2d(updated, TILE, ceil_mode=True)[:, 0] > 0
     live = live.expand(x.shape[0], -1, -1)
-    if live.numel() < _MIN_TILES or int(live.sum()) > LIVE_SHARE * live.numel():
+    if int(live.sum()) > LIVE_SHARE * live.numel():
         return None
     places = live.flatten().cumsum(0, dtype=torch.int32).sub_(1).view(live.shape)
     return places.masked_fill_(~live, -1)

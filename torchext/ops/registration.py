@@ -22,9 +22,16 @@ def call(namespace: str, name: str, *args: Any) -> Any:
     Ops with `register_autograd` fail under torch.func (PyTorch 2.14), so while a transform is
     active the same formulas run through an autograd.Function.
     """
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    op = operator(namespace, name)
+    if torch.compiler.is_compiling():
+        return op(*args)
+    wanted = torch.is_grad_enabled() and any(
+        isinstance(a, Tensor) and a.requires_grad for a in args
+    )
+    if wanted or torch._C._are_functorch_transforms_active():
         return _functions[namespace, name].apply(*args)
-    return operator(namespace, name)(*args)
+    with torch._C._AutoDispatchBelowAutograd():  # its Python part costs as much as a small kernel
+        return op(*args)
 
 
 def differentiated() -> bool:
@@ -90,7 +97,8 @@ def register(
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*args: Any) -> Any:
-            return op(*args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
 
     Function.setup_context = staticmethod(setup_context or (lambda ctx, inputs, output: None))
     Function.backward = staticmethod(backward or no_gradient)
