@@ -349,6 +349,7 @@ setup(
         "torchext.kernels",
         "torchext.models",
         "torchext.models.blocks",
+        "torchext.models.dagan",
         "torchext.models.orientation",
         "torchext.models.partial_convolutions",
         "torchext.models.pd_gan",
