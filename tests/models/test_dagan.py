@@ -1,13 +1,19 @@
 """DAGAN: networks beside the golden files, published files, label maps, training and editing."""
 
+import json
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from torchext.models import papers
+from torchext.models import checkpoint, papers
+from torchext.models.__main__ import main
 from torchext.models.blocks import spectral
 from torchext.models.checkpoint import MisfitError
 from torchext.models.dagan import (
@@ -16,14 +22,23 @@ from torchext.models.dagan import (
     AttentionTail,
     ChannelAttention,
     Config,
+    DualAttention,
+    LabelledPhotos,
     SPADEGenerator,
     SpatialAttention,
     dual_attention,
+    instance_edges,
     load_published,
     networks,
+    synthesise,
 )
 from torchext.models.dagan.checkpoint import with_right_vectors
+from torchext.models.dagan.labels import Windows, classes, one_hot, read_numbers, read_palette
+from torchext.models.dagan.networks import Network
+from torchext.models.loop import Loop
 from torchext.models.paper import configure
+from torchext.models.training import checkpoints
+from torchext.models.vgg import VGGFeatures
 
 SMALL = {"width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "load": 72}
 
@@ -338,3 +353,462 @@ def test_options_are_those_of_the_file(changes):
     given = dict(papers.options_of(config))
     assert {name: given[name] for name in told} == told
     assert told.keys() >= changes.keys()
+
+
+# --- label maps -----------------------------------------------------------------------------------
+
+
+def test_numbers_of_published_data_sets():
+    def of(name: str, *numbers: int) -> list[int]:
+        network = configure(Config, DATA_SETS[name]).network
+        return classes(torch.tensor(numbers), network).tolist()
+
+    assert of("ade20k", 0, 1, 150, 255) == [150, 0, 149, 150]  # 0 is unknown, the rest moves
+    assert of("coco", 0, 181, 255) == [0, 181, 182]
+    assert of("celeba", 0, 18) == [0, 18]
+
+
+@pytest.mark.parametrize(
+    "name, number, message",
+    [
+        ("ade20k", 151, "labels: expected labels from 1 to 150, or 255 for unknown, got 151"),
+        ("ade20k", -1, "labels: expected labels from 1 to 150, .* got -1"),
+        ("coco", 182, "labels: expected labels from 0 to 181, or 255 for unknown, got 182"),
+        ("celeba", 19, "labels: expected labels from 0 to 18, got 19"),
+        ("celeba", 255, "labels: expected a label at every pixel, .* dont_care is off, got 255"),
+    ],
+)
+def test_numbers_that_are_no_labels(name, number, message):
+    with pytest.raises(ValueError, match=message):
+        classes(torch.tensor([1, number]), configure(Config, DATA_SETS[name]).network)
+    with pytest.raises(TypeError, match="labels: expected integers, got"):
+        classes(torch.ones(1), Network())
+
+
+def test_edges_of_instances():
+    instances = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
+    instances[0, :, 1:3, 2:] = 70_000
+    instances[1] = 7
+    expected = torch.tensor(
+        [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 1]], dtype=torch.bool
+    )
+    edges = instance_edges(instances)
+    assert edges[0, 0].equal(expected)
+    assert not edges[1].any()  # the border is none
+    assert instance_edges(instances[..., :1, :1]).shape == (2, 1, 1, 1)
+
+
+def test_channels_of_the_condition():
+    network = small(dont_care=True, instances=True).network
+    labels = torch.tensor([[[[0, 5, 4, 4]]]])
+    result = one_hot(labels, network, torch.tensor([[[[1, 1, 1, 2]]]]))
+    assert result.dtype == torch.float32
+    assert result.shape == (1, 7, 1, 4)
+    assert result[0, :6].argmax(0).tolist() == [[0, 5, 4, 4]]
+    assert result[0, 6].tolist() == [[0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="instances: expected a map of them"):
+        one_hot(labels, network)
+    with pytest.raises(ValueError, match="instances: expected none, as the option instances is of"):
+        one_hot(labels, small().network, labels)
+
+
+def test_windows_of_stretched_photos():
+    random, source = np.random.default_rng(0), (300, 100)
+    drawn = [
+        Windows((64, 128), flip=0.5, stretched=(72, 144)).draw(source, random) for _ in "x" * 99
+    ]
+    assert {geometry.scaled for geometry in drawn} == {(144, 72)}
+    assert {geometry.mirrored for geometry in drawn} == {False, True}
+    lefts, tops = ({geometry.window[i] for geometry in drawn} for i in (0, 1))
+    assert lefts == set(range(17))
+    assert tops == set(range(9))
+    assert all(right - left == 128 for left, _, right, _ in (g.window for g in drawn))
+    fixed = Windows((64, 128)).draw(source, random)
+    assert (fixed.scaled, fixed.window) == ((128, 64), (0, 0, 128, 64))
+
+
+COLOURS = np.array([[220, 30, 30], [30, 200, 60], [40, 60, 220], [230, 220, 40], [20, 20, 20]])
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Photos whose colours are those of their classes, label maps, and instances."""
+    random = np.random.default_rng(0)
+    for i in range(4):
+        cells = random.integers(0, 5, (4, 5))
+        labels = cells.repeat(20, 0).repeat(20, 1)
+        photo = COLOURS[labels] + random.integers(-8, 9, (80, 100, 3))
+        instances = np.arange(20).reshape(4, 5).repeat(20, 0).repeat(20, 1) * 1500
+        for name, picture in (
+            ("photos", Image.fromarray(photo.clip(0, 255).astype(np.uint8))),
+            ("labels", Image.fromarray(labels.astype(np.uint8))),
+            ("instances", Image.fromarray(instances.astype(np.uint16))),
+        ):
+            (tmp_path / name).mkdir(exist_ok=True)
+            picture.save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def test_samples_of_one_geometry(pairs):
+    config = small(instances=True)
+    folders = {"image": pairs / "photos", "labels": pairs / "labels"}
+    folders["instances"] = pairs / "instances"
+    preparation = Windows(64, flip=0.5, stretched=(72, 72))
+    data = LabelledPhotos(folders, config.network, preparation, seed=3)
+    for i in range(4):
+        sample = data[0, i, i]
+        assert sample["labels"].shape == sample["instances"].shape == (1, 64, 64)
+        assert sample["instances"].max() > 20_000
+        painted = torch.from_numpy(COLOURS / 255).float()[sample["labels"][0]].permute(2, 0, 1)
+        assert (sample["image"] - painted).abs().median() < 0.04
+    with pytest.raises(ValueError, match="instances: expected a map of them"):
+        LabelledPhotos(dict(list(folders.items())[:2]), config.network, preparation)
+    fewer = LabelledPhotos(folders, small(labels=3, instances=True).network, preparation)
+    with pytest.raises(ValueError, match=r"\d\.png: expected labels from 0 to 2, got [34]"):
+        [fewer[0, i, i] for i in range(4)]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vgg19(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded weights of VGG-19 in torchvision's format."""
+    torch.manual_seed(3)
+    state = VGGFeatures(19, ("relu5_1",)).state_dict()
+    for value in state.values():
+        if value.dim() == 4:  # of a scale that survives the layers, as trained weights' does
+            nn.init.kaiming_normal_(value)
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def added() -> Iterator[None]:
+    if PAPER.name in papers.names():
+        yield
+        return
+    papers.add(PAPER)
+    try:
+        yield
+    finally:
+        del papers._added[PAPER.name]
+
+
+def recipe(config: Config, vgg19: Path) -> DualAttention:
+    torch.manual_seed(0)
+    return DualAttention(networks(config), config, pretrained={"vgg19": vgg19})
+
+
+def batch(config: Config) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    size = config.network.height_and_width
+    return {
+        "image": torch.rand(2, 3, *size, generator=generator),
+        "labels": torch.randint(config.network.labels, (2, 1, *size), generator=generator),
+    }
+
+
+def test_two_rates_and_their_fall(vgg19):
+    rates = recipe(small(), vgg19).learning_rates
+    for epoch, share in ((0, 1), (99, 1), (100, 1), (101, 0.99), (150, 0.5), (199, 0.01), (200, 0)):
+        expected = {"generator": 1e-4 * share, "discriminator": 4e-4 * share}
+        assert rates(epoch, 7) == pytest.approx(expected)
+
+
+def test_first_weights(vgg19):
+    built = recipe(small(), vgg19).networks
+    for layer in (
+        built["generator"].up_1.conv_0,
+        built["discriminator"].discriminator_0.model2[0][0],
+    ):
+        weight = layer.weight_orig
+        outputs, inputs = weight[:, 0].numel(), weight[0].numel()
+        expected = 0.02 * (2 / (outputs + inputs)) ** 0.5
+        assert weight.std().item() == pytest.approx(expected, rel=0.1)
+    assert not built["generator"].fc.bias.any()
+
+
+def test_terms_and_their_order(vgg19):
+    """Labels, edges and image, fakes first; sums of the losses as the card weights them."""
+    config = small(instances=True, dont_care=True)
+    trained, given = recipe(config, vgg19), batch(config)
+    given["instances"] = given["labels"]
+    seen: list[Tensor] = []
+    trained.networks["discriminator"].register_forward_pre_hook(
+        lambda module, arguments: seen.append(arguments[0])
+    )
+    fake = trained.fakes(given)
+    terms = trained.generator_loss(given, fake)
+    (x,) = seen
+    condition = one_hot(given["labels"], config.network, given["instances"])
+    real = given["image"] * 2 - 1
+    assert x.equal(torch.cat((torch.cat((condition, fake), 1), torch.cat((condition, real), 1))))
+
+    maps = [[layer.chunk(2) for layer in scale] for scale in trained.networks["discriminator"](x)]
+    pairs = [pair for scale in maps for pair in scale[:-1]]
+    vgg = [trained.vgg(image) for image in (fake, real)]
+    weights = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4}
+    weights["relu5_1"] = 1
+    expected = {
+        "adversarial": -sum(scale[-1][0].mean() for scale in maps) / 2,
+        "matching": 10 / 2 * sum(F.l1_loss(a, b) for a, b in pairs),
+        "vgg": 10 * sum(w * F.l1_loss(vgg[0][tap], vgg[1][tap]) for tap, w in weights.items()),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():  # the power iteration goes on between both passes
+        torch.testing.assert_close(terms[name], value, rtol=0.05, atol=1e-3)
+    terms = trained.discriminator_loss(given, fake.detach())
+    assert sum(terms.values()).item() == pytest.approx(2, abs=0.1)  # hinges of scores about 0
+
+
+def test_steps_of_both(vgg19):
+    config = small()
+    loop = Loop(recipe(config, vgg19))
+    order: list[str] = []
+    for name, network in loop.recipe.networks.items():
+        network.register_forward_pre_hook(
+            lambda module, given, name=name: order.append(
+                f"{name} {module.training} {torch.is_grad_enabled()}"
+            )
+        )
+    before = {name: loop.recipe.optimizers[name] for name in ("generator", "discriminator")}
+    losses = loop.step([loop.moved(batch(config))], epoch=0)
+    assert order == [
+        "generator True True",
+        "discriminator True True",
+        "generator True False",  # a fresh fake for the discriminator
+        "discriminator True True",
+    ]
+    assert [optimizer.param_groups[0]["lr"] for optimizer in before.values()] == [1e-4, 4e-4]
+    assert all(optimizer.param_groups[0]["betas"] == (0.0, 0.9) for optimizer in before.values())
+    assert list(losses) == [
+        "adversarial", "matching", "vgg", "discriminator_fake", "discriminator_real"
+    ]  # fmt: skip
+
+
+def test_the_image_encoder_learns_with_the_generator(vgg19):
+    config = small(vae=True, code=8)
+    loop = Loop(recipe(config, vgg19))
+    encoder = loop.recipe.networks["encoder"]
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    losses = loop.step([loop.moved(batch(config))], epoch=0)
+    assert losses["kld"] > 0
+    assert not encoder.fc_mu.weight.equal(before["fc_mu.weight"])
+    assert not encoder.layer1[0].weight_orig.equal(before["layer1.0.weight_orig"])
+    rows = loop.recipe.eval().samples(batch(config))
+    assert [row.shape for row in rows] == [(2, 3, 64, 64)] * 3
+    assert all(row.min() >= 0 and row.max() <= 1 for row in rows)
+
+
+def train(pairs: Path, output: Path, vgg19: Path, *more: str, **changes: object) -> int:
+    settings = [f"--set={n}={v}" for n, v in {**SMALL, "rate": 4e-3, **changes}.items()]
+    return main(
+        [
+            *("dagan", "train", str(pairs / "photos"), "--labels", str(pairs / "labels")),
+            *("-o", str(output), "--pretrained", f"vgg19={vgg19}", *settings),
+            *("--workers", "0", "--device", "cpu", "--batch", "2", "--log-every", "1", *more),
+        ]
+    )
+
+
+def test_from_training_to_a_photo(pairs, vgg19, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(pairs, run, vgg19, "--iterations", "40") == 0
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    values = [line["vgg"] for line in lines]
+    assert np.mean(values[-5:]) < 0.5 * np.mean(values[:5])
+
+    command = ["dagan", "edit", "--checkpoint", str(checkpoints(run)[-1]), "-o"]
+    labels = np.array([[0, 1], [2, 3]], np.uint8).repeat(45, 0).repeat(45, 1)
+    Image.fromarray(labels).save(tmp_path / "map.png")
+    assert main([*command, str(tmp_path / "out.png"), str(tmp_path / "map.png")]) == 0
+    photo = np.asarray(Image.open(tmp_path / "out.png")).astype(float)
+    assert photo.shape == (64, 64, 3)
+    means = photo.reshape(2, 32, 2, 32, 3)[:, 8:-8, :, 8:-8].mean((1, 3)).reshape(4, 3)
+    for i, mean in enumerate(means):  # nearest to the colour of its own class
+        assert np.abs(COLOURS[:4] - mean).sum(1).argmin() == i, means
+
+    # The same map in colours, by a palette.
+    Image.fromarray(COLOURS[labels].astype(np.uint8)).save(tmp_path / "colours.png")
+    lines = [f"{i} {r} {g} {b} class {i}" for i, (r, g, b) in enumerate(COLOURS[:3].tolist())]
+    palette = tmp_path / "palette.txt"
+    palette.write_text("\n".join(["// number and colour", *lines, "3 #E6DC28", ""]))
+    given = [str(tmp_path / "colours.png"), "--palette", str(palette)]
+    assert main([*command, str(tmp_path / "again.png"), *given]) == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+
+
+def test_resume_is_exact(pairs, vgg19, tmp_path, capsys):
+    changes = {"instances": True, "dont_care": True}
+    more = ["--instances", str(pairs / "instances"), "--average", "0.9"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(pairs, whole, vgg19, "--iterations", "4", *more, **changes) == 0
+    assert train(pairs, parts, vgg19, "--iterations", "2", *more, **changes) == 0
+    assert train(pairs, parts, vgg19, "--iterations", "4", "--resume", *more, **changes) == 0
+    (one, _), (other, _) = (checkpoint.load(checkpoints(folder)[-1]) for folder in (whole, parts))
+    assert one.keys() == other.keys()
+    assert any(key.startswith("averaged.generator") for key in one)
+    assert all(value.equal(other[key]) for key, value in one.items())
+    assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
+
+    more = ["--iterations", "5", "--resume", *more]
+    assert train(pairs, parts, vgg19, *more, **{**changes, "labels": 6}) == 1
+    assert "labels was 5 there, 6 is given" in capsys.readouterr().err
+
+
+# --- editing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = small(instances=True, size=64, aspect=2.0)
+    path = tmp_path / "checkpoint.safetensors"
+    papers.save(path, PAPER, config, networks(config))
+    return path
+
+
+def edit(saved: Path, labels: np.ndarray, *more: str) -> int:
+    path = saved.parent / "map.png"
+    Image.fromarray(labels).save(path)
+    command = ["dagan", "edit", str(path), "-o", str(saved.parent / "out.png")]
+    return main([*command, "--checkpoint", str(saved), *more])
+
+
+def test_edges_of_instances_change_the_photo(saved, capsys):
+    labels = np.zeros((20, 40), np.uint8)
+    results = []
+    for instances in (labels, np.arange(800, dtype=np.uint16).reshape(20, 40)):
+        Image.fromarray(instances).save(saved.parent / "instances.png")
+        assert edit(saved, labels, "--instances", str(saved.parent / "instances.png")) == 0
+        results.append(np.asarray(Image.open(saved.parent / "out.png")))
+    assert "warning" not in capsys.readouterr().err
+    assert results[0].shape == (32, 64, 3)
+    assert not np.array_equal(*results)
+
+
+LABELS = np.zeros((20, 40), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "labels, more, message",
+    [
+        (LABELS, [], "instances: expected a map of them, as the option instances is on"),
+        (LABELS + 5, ["--instances", "INSTANCES"], "map.png: expected labels from 0 to 4, got 5"),
+        (LABELS + 255, ["--instances", "INSTANCES"], "map.png: expected a label at every pixel"),
+        (
+            LABELS[..., None].repeat(3, 2),
+            ["--instances", "INSTANCES"],
+            "map.png: expected labels, one number for each pixel, got RGB; --palette FILE says",
+        ),
+        (LABELS[:10], ["--instances", "INSTANCES"], "expected the label map's size, 40 x 10"),
+        (LABELS, ["--instances", "INSTANCES", "--style", "map.png"], "--style: expected none, as"),
+    ],
+)
+def test_bad_edits(labels, more, message, saved, capsys):
+    Image.fromarray(LABELS).save(saved.parent / "instances.png")
+    more = [str(saved.parent / "instances.png") if word == "INSTANCES" else word for word in more]
+    assert edit(saved, labels, *more) == 1
+    assert message in capsys.readouterr().err
+    assert not (saved.parent / "out.png").exists()
+
+
+def test_a_map_of_another_shape_is_stretched(saved, capsys):
+    Image.fromarray(LABELS[:, :20]).save(saved.parent / "instances.png")
+    assert edit(saved, LABELS[:, :20], "--instances", str(saved.parent / "instances.png")) == 0
+    assert "20 x 20 pixels are stretched to the networks' 64 x 32" in capsys.readouterr().err
+
+
+def test_style_and_seed(tmp_path):
+    torch.manual_seed(0)
+    config = small(vae=True, code=8)
+    saved = tmp_path / "checkpoint.safetensors"
+    papers.save(saved, PAPER, config, networks(config))
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)).save(tmp_path / "style.png")
+    results = []
+    for more in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--style", "style.png"]):
+        more = [str(tmp_path / word) if word.endswith("png") else word for word in more]
+        assert edit(saved, np.eye(20, dtype=np.uint8), *more) == 0
+        results.append((tmp_path / "out.png").read_bytes())
+    assert results[0] == results[1]
+    assert len(set(results)) == 3
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "expected a line for each colour, found none"),
+        ("1 2 3", "line 1: expected a number and its colour, .* got '1 2 3'"),
+        ("0 0 0 0\n1 0 256 0", "line 2: expected a number and its colour, .* got '1 0 256 0'"),
+        ("0 #00ff0", "line 1: expected a number and its colour"),
+        ("0 1 2 3\n1 #010203", r"line 2: expected one number for the colour \(1, 2, 3\), got 1"),
+    ],
+)
+def test_bad_palettes(text, message, tmp_path):
+    path = tmp_path / "palette.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_palette(path)
+
+
+def test_palettes(tmp_path):
+    path = tmp_path / "palette.txt"
+    path.write_text("7 1 2 3 sky\n\n// grass\n9,4,5,6\n7 #00ff00 tree\n")
+    palette = read_palette(path)
+    assert palette == {(1, 2, 3): 7, (4, 5, 6): 9, (0, 255, 0): 7}
+    pixels = np.array([[[1, 2, 3], [4, 5, 6]], [[0, 255, 0], [4, 5, 6]]], np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "map.png")
+    assert np.asarray(read_numbers(tmp_path / "map.png", palette)).tolist() == [[7, 9], [7, 9]]
+    pixels[1, 1] = 8
+    Image.fromarray(pixels).save(tmp_path / "map.png")
+    with pytest.raises(ValueError, match=r"map\.png: .* got #080808 at row 1, column 1"):
+        read_numbers(tmp_path / "map.png", palette)
+    indexed = Image.fromarray(np.array([[3, 1]], np.uint8))
+    indexed.putpalette([0, 0, 0, 9, 9, 9, 5, 5, 5, 7, 7, 7])
+    indexed.save(tmp_path / "indexed.png")  # numbers that show as colours
+    assert np.asarray(read_numbers(tmp_path / "indexed.png")).tolist() == [[3, 1]]
+
+
+@pytest.mark.parametrize(
+    "labels, instances, error, message",
+    [
+        (torch.zeros(1, 8, 8).long(), None, ValueError, r"labels: expected the shape \(N, 1, h"),
+        (torch.zeros(1, 1, 8, 8), None, TypeError, "labels: expected integers, got torch.float32"),
+        (torch.full((1, 1, 8, 8), 9), None, ValueError, "labels: expected labels from 0 to 4"),
+        (
+            torch.zeros(1, 1, 8, 8).long(),
+            torch.zeros(1, 1, 8, 9).long(),
+            ValueError,
+            r"instances: expected the labels' shape \(1, 1, 8, 8\), got \(1, 1, 8, 9\)",
+        ),
+        (
+            torch.zeros(1, 1, 8, 8).long(),
+            torch.zeros(1, 1, 8, 8).long(),
+            ValueError,
+            "instances: expected none, as the option instances is off",
+        ),
+    ],
+)
+def test_bad_input_of_synthesise(labels, instances, error, message):
+    config = small()
+    generator = networks(config, ["generator"])["generator"].eval()
+    with pytest.raises(error, match=message):
+        synthesise(generator, labels, config.network, instances=instances)
+
+
+def test_info_and_bad_options(capsys, pairs, vgg19, tmp_path):
+    assert main(["dagan", "info"]) == 0
+    text = capsys.readouterr().out
+    assert "generator: 96,578,709 parameters, 372.0 GFLOP for 1x151x256x256" in text
+    assert "7 SPADEResnetBlock" in text
+    for setting, message in (
+        ("load=60", "load: expected at least the size 64, or none, got 60"),
+        ("first_label=-1", "first_label: expected at least 0, got -1"),
+        ("code=0", "code: expected at least 1, got 0"),
+        ("upsampling=most", "upsampling: expected one of ('normal', 'more'), got 'most'"),
+    ):
+        more = ("--iterations", "1", "--set", setting)
+        assert train(pairs, tmp_path / "run", vgg19, *more) == 1
+        assert message in capsys.readouterr().err
