@@ -1,5 +1,7 @@
 """The example that trains and edits, in two iterations."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ def test_training_and_editing_meet(tmp_path, capsys):
     assert text.count("$ python -m torchext.models region_normalization edit") == 1
     assert text.count(" dB, SSIM ") == 2
     assert "a quarter of the paper's width" in text
-    assert "2 iterations in" in text
+    assert "2 iterations on" in text
 
     photo, mask, filled = (
         np.asarray(Image.open(output / f"{name}.png")) for name in ("photo", "mask", "filled")
@@ -38,13 +40,25 @@ def test_the_photo_to_edit_is_not_learnt_from(tmp_path):
     count = train_and_edit.write_tiles(tmp_path / "photos")
     names = [path.name for path in (tmp_path / "photos").iterdir()]
     assert len(names) == count > 100
-    assert not any("chelsea" in name for name in names)
+    assert not any(train_and_edit.EDITED in name for name in names)
+    assert {name.split("-")[0] for name in names} == set(train_and_edit.LEARNT)
 
 
-def test_seconds_become_iterations(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_and_edit, "train", lambda photos, folder, count: 3 + 0.5 * count)
-    assert train_and_edit.iterations_within(60, tmp_path, tmp_path) == 120
-    assert train_and_edit.iterations_within(0.1, tmp_path, tmp_path) == 1
+@pytest.mark.parametrize("seconds, expected", [(100, [20, 38, 56, 75, 94]), (8, [20])])
+def test_training_fills_the_seconds_in_stretches(seconds, expected, tmp_path, monkeypatch):
+    now, trained = 0.0, [0]
+
+    def train(photos: Path, folder: Path, iterations: int) -> None:
+        """A second for each iteration and one for every start."""
+        nonlocal now
+        now += 1 + iterations - trained[-1]
+        trained.append(iterations)
+
+    monkeypatch.setattr(train_and_edit, "train", train)
+    monkeypatch.setattr(train_and_edit.time, "perf_counter", lambda: now)
+    assert train_and_edit.train_for(seconds, tmp_path, tmp_path) == expected[-1]
+    assert trained[1:] == expected
+    assert now <= max(seconds, 21)
 
 
 @pytest.mark.parametrize(
