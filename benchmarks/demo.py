@@ -66,6 +66,7 @@ class Variant:
         predict: a network's prediction (N,3,H,W), H and W multiples of 16, for images whose holes
             are filled smoothly and masks, 1 known.
         batch: crops of a training step.
+        ssim_weight: of SSIM in the loss, beside the squared error.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Variant:
     with_published_layers: nn.Module
     predict: Callable[[nn.Module, Tensor, Tensor], Tensor]
     batch: int
+    ssim_weight: float
 
 
 def partial_convolution() -> Variant:
@@ -84,7 +86,7 @@ def partial_convolution() -> Variant:
     ours = PConvUNet(4, width=16, form="ratio")
     start_at_the_smooth_fill(ours.dec_1.conv.input_conv)
     theirs = published.UNet(PConvUNet(4, width=16))
-    return Variant("partial convolutions", ours, theirs, predict, 12)
+    return Variant("partial convolutions", ours, theirs, predict, 12, 0.25)
 
 
 def region_normalization() -> Variant:
@@ -99,7 +101,7 @@ def region_normalization() -> Variant:
     ours = G_Net(width=12, residual_blocks=2, scope="instance")
     start_at_the_smooth_fill(ours.decoder[-1])
     theirs = published.with_published_region_norm(ours)
-    return Variant("region normalisation", ours, theirs, predict, 8)
+    return Variant("region normalisation", ours, theirs, predict, 8, 0.8)
 
 
 @torch.no_grad()
@@ -217,11 +219,12 @@ def similarity(x: Tensor, y: Tensor) -> Tensor:
     return means * (2 * covariance + 9e-4) / (variances + 9e-4)
 
 
-def loss_of(prediction: Tensor, given: Crops) -> Tensor:
+def loss_of(prediction: Tensor, given: Crops, ssim_weight: float) -> Tensor:
     """Squared error and SSIM, which the sheet measures, in the holes that were cut."""
     cut = given.of_photo * (1 - given.known)
     filled = torch.where(cut > 0, prediction, given.image)
-    error = 4 * (prediction - given.image) ** 2 + 0.8 * (1 - similarity(filled, given.image))
+    error = 4 * (prediction - given.image) ** 2
+    error = error + ssim_weight * (1 - similarity(filled, given.image))
     return (cut * error).sum() / (3 * cut.sum()).clamp_min(1)
 
 
@@ -262,7 +265,8 @@ def learn(
         for group in optimiser.param_groups:
             group["lr"] = RATE * max(0.01, min(rise, fall))
         given = crops(image, known, pool, variant.batch, random)
-        loss = loss_of(variant.predict(network, given.smooth, given.known), given)
+        prediction = variant.predict(network, given.smooth, given.known)
+        loss = loss_of(prediction, given, variant.ssim_weight)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -297,7 +301,8 @@ def step_seconds(variant: Variant, given: Crops, seconds: float) -> tuple[float,
     """Medians of a training step's time, with the published layers and with ours, in turns."""
 
     def step(network: nn.Module) -> None:
-        loss_of(variant.predict(network, given.smooth, given.known), given).backward()
+        prediction = variant.predict(network, given.smooth, given.known)
+        loss_of(prediction, given, variant.ssim_weight).backward()
 
     both = variant.with_published_layers.train(), variant.network.train()
     times: tuple[list[float], list[float]] = ([], [])

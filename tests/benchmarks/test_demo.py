@@ -139,7 +139,7 @@ def test_crops_ask_for_known_pixels_alone(photo):
     torch.testing.assert_close(given.image[both], given.smooth[both])  # one contrast, one tint
 
     prediction = given.smooth.clone().requires_grad_()
-    demo.loss_of(prediction, given).backward()
+    demo.loss_of(prediction, given, 0.5).backward()
     assert prediction.grad.abs().sum() > 0
     assert (prediction.grad * (1 - cut) == 0).all()
 
@@ -170,7 +170,7 @@ def test_fill_turns_every_orientation_back(photo):
         shapes.append(tuple(smooth.shape[2:]))
         return smooth
 
-    variant = demo.Variant("", nn.Identity(), nn.Identity(), predict, 1)
+    variant = demo.Variant("", nn.Identity(), nn.Identity(), predict, 1, 0.0)
     torch.testing.assert_close(demo.fill(variant, photo, hole()), photo)
     assert set(shapes) == {(64, 80), (80, 64)}
     images = {demo.oriented(photo[..., :56], i).numpy().tobytes() for i in range(8)}
