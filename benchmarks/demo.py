@@ -86,7 +86,7 @@ def partial_convolution() -> Variant:
     ours = PConvUNet(4, width=16, form="ratio")
     start_at_the_smooth_fill(ours.dec_1.conv.input_conv)
     theirs = published.UNet(PConvUNet(4, width=16))
-    return Variant("partial convolutions", ours, theirs, predict, 12, 0.25)
+    return Variant("partial convolutions", ours, theirs, predict, 12, 0.4)
 
 
 def region_normalization() -> Variant:
@@ -418,7 +418,7 @@ def draw(image: Tensor, known: Tensor, fills: Sequence[Fill], path: Path) -> Non
         (
             "photo",
             image,
-            "PSNR and SSIM below are those of the hole's pixels,\nwhich nothing else reads.",
+            "PSNR and SSIM are those of the hole's pixels,\nwhich nothing else reads.",
         ),
         (f"given: {share:.0%} missing", torch.where(known > 0, image, 1), ""),
     ]
