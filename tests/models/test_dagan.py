@@ -1,5 +1,6 @@
 """DAGAN: networks beside the golden files, published files, label maps, training and editing."""
 
+import argparse
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -114,6 +115,7 @@ def test_sizes_and_operations(name, size, operations):
         (512, 2.0, "more", (4, 8), (256, 512)),
         (64, 0.5, "normal", (4, 2), (128, 64)),
         (96, 1.25, "normal", (2, 3), (64, 96)),  # 2.4 rows
+        (96, 1.1, "normal", (3, 3), (96, 96)),  # 2.7 rows
         (100, 1.0, "normal", (3, 3), (96, 96)),  # rounded down
     ],
 )
@@ -387,13 +389,11 @@ def test_numbers_that_are_no_labels(name, number, message):
 
 def test_edges_of_instances():
     instances = torch.zeros(2, 1, 4, 5, dtype=torch.int64)
-    instances[0, :, 1:3, 2:] = 70_000
+    instances[0, :, 1:3, 2:4] = 70_000
     instances[1] = 7
-    expected = torch.tensor(
-        [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 1]], dtype=torch.bool
-    )
+    expected = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]
     edges = instance_edges(instances)
-    assert edges[0, 0].equal(expected)
+    assert edges[0, 0].int().tolist() == expected
     assert not edges[1].any()  # the border is none
     assert instance_edges(instances[..., :1, :1]).shape == (2, 1, 1, 1)
 
@@ -461,11 +461,29 @@ def test_samples_of_one_geometry(pairs):
         assert sample["instances"].max() > 20_000
         painted = torch.from_numpy(COLOURS / 255).float()[sample["labels"][0]].permute(2, 0, 1)
         assert (sample["image"] - painted).abs().median() < 0.04
+    whole = LabelledPhotos(folders, config.network, Windows((64, 64)))[0, 0, 0]["image"]
+    photo = Image.open(pairs / "photos" / "0.png").resize((64, 64), Image.Resampling.BICUBIC)
+    assert whole.equal(torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255)
     with pytest.raises(ValueError, match="instances: expected a map of them"):
         LabelledPhotos(dict(list(folders.items())[:2]), config.network, preparation)
     fewer = LabelledPhotos(folders, small(labels=3, instances=True).network, preparation)
     with pytest.raises(ValueError, match=r"\d\.png: expected labels from 0 to 2, got [34]"):
         [fewer[0, i, i] for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    "changes, size, stretched, flip",
+    [
+        ({}, (64, 64), (72, 72), 0.5),
+        ({"load": None, "flip": 0.0}, (64, 64), None, 0.0),
+        ({"aspect": 2.0}, (32, 64), (36, 72), 0.5),
+    ],
+)
+def test_photos_are_stretched_to_the_option(changes, size, stretched, flip, pairs):
+    given = argparse.Namespace(images=pairs / "photos", labels=pairs / "labels", instances=None)
+    given.seed = 0
+    preparation = PAPER.dataset(given, small(**changes), PAPER.stage()).preparation
+    assert preparation == Windows(size, flip=flip, stretched=stretched)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -602,6 +620,20 @@ def test_the_image_encoder_learns_with_the_generator(vgg19):
     assert all(row.min() >= 0 and row.max() <= 1 for row in rows)
 
 
+def test_a_code_is_drawn_about_its_mean(vgg19):
+    trained = recipe(small(vae=True, code=8), vgg19)
+    mean, log_variance = random(2, 8).float(), torch.full((2, 8), 4.0).log()
+    trained.networks["encoder"].register_forward_hook(lambda *given: (mean, log_variance))
+    seen: list[Tensor] = []
+    trained.networks["generator"].register_forward_pre_hook(
+        lambda module, arguments: seen.append(arguments[1])
+    )
+    torch.manual_seed(5)
+    trained.fakes(batch(small()))
+    torch.manual_seed(5)
+    torch.testing.assert_close(seen, [mean + 2 * torch.randn(2, 8)])
+
+
 def train(pairs: Path, output: Path, vgg19: Path, *more: str, **changes: object) -> int:
     settings = [f"--set={n}={v}" for n, v in {**SMALL, "rate": 4e-3, **changes}.items()]
     return main(
@@ -689,6 +721,19 @@ def test_edges_of_instances_change_the_photo(saved, capsys):
     assert not np.array_equal(*results)
 
 
+def test_the_photo_is_that_of_the_map(saved):
+    random = np.random.default_rng(0)
+    labels, instances = random.integers(0, 5, (32, 64)), random.integers(0, 9, (32, 64))
+    Image.fromarray(instances.astype(np.uint8)).save(saved.parent / "instances.png")
+    given = ["--instances", str(saved.parent / "instances.png")]
+    assert edit(saved, labels.astype(np.uint8), *given) == 0
+    (built, config) = papers.load(saved, PAPER)
+    maps = [torch.from_numpy(values)[None, None] for values in (labels, instances)]
+    photo = synthesise(built["generator"].eval(), maps[0], config.network, instances=maps[1])
+    written = torch.from_numpy(np.array(Image.open(saved.parent / "out.png")))
+    assert ((photo[0].permute(1, 2, 0) * 255).round() - written).abs().max() <= 1
+
+
 LABELS = np.zeros((20, 40), np.uint8)
 
 
@@ -730,10 +775,18 @@ def test_style_and_seed(tmp_path):
     results = []
     for more in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--style", "style.png"]):
         more = [str(tmp_path / word) if word.endswith("png") else word for word in more]
-        assert edit(saved, np.eye(20, dtype=np.uint8), *more) == 0
+        assert edit(saved, np.eye(64, dtype=np.uint8), *more) == 0
         results.append((tmp_path / "out.png").read_bytes())
     assert results[0] == results[1]
     assert len(set(results)) == 3
+    built = {name: network.eval() for name, network in papers.load(saved, PAPER)[0].items()}
+    style = torch.from_numpy(np.array(Image.open(tmp_path / "style.png"))).permute(2, 0, 1) / 255
+    with torch.no_grad():
+        z = built["encoder"](style[None] * 2 - 1)[0]
+    labels = torch.eye(64, dtype=torch.int64)[None, None]
+    photo = synthesise(built["generator"], labels, config.network, z=z)
+    written = torch.from_numpy(np.array(Image.open(tmp_path / "out.png")))
+    assert ((photo[0].permute(1, 2, 0) * 255).round() - written).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
