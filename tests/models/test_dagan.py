@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torchext.models import checkpoint, papers
 from torchext.models.__main__ import main
-from torchext.models.blocks import spectral
+from torchext.models.blocks import folded, spectral
 from torchext.models.checkpoint import MisfitError
 from torchext.models.dagan import (
     DATA_SETS,
@@ -36,6 +36,7 @@ from torchext.models.dagan import (
 from torchext.models.dagan.checkpoint import with_right_vectors
 from torchext.models.dagan.labels import Windows, classes, one_hot, read_numbers, read_palette
 from torchext.models.dagan.networks import Network
+from torchext.models.discriminators import MultiscaleDiscriminator
 from torchext.models.loop import Loop
 from torchext.models.paper import configure
 from torchext.models.training import checkpoints
@@ -258,6 +259,27 @@ def test_bad_label_maps(labels, z, error, message):
 def test_bad_maps(maps, message):
     with pytest.raises(ValueError, match=message):
         ChannelAttention(8, 4).double()(maps)
+
+
+def test_one_graph_for_compilers():
+    generator = folded(networks(small(), ["generator"])["generator"])
+    labels = torch.randint(5, (2, 1, 64, 64))
+    expected = generator(labels)
+    compiled = torch.compile(generator, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(labels), expected)
+    exported = torch.export.export(generator, (labels,)).module()
+    torch.testing.assert_close(exported(labels), expected)
+
+
+def test_widths_and_sizes_of_the_discriminator():
+    """More scales and layers than the published two and four: widths stop at 512."""
+    with torch.device("meta"):
+        scales = MultiscaleDiscriminator(3, 6, 64, 8)(torch.empty(1, 8, 256, 128))
+    assert [len(scale) for scale in scales] == [7, 7, 7]
+    assert [x.shape[1] for x in scales[0]] == [64, 128, 256, 512, 512, 512, 1]
+    # A stride of 2 with padding 2 gives n // 2 + 1, one of 1 gives n + 1.
+    assert [x.shape[2] for x in scales[0]] == [129, 65, 33, 17, 9, 10, 11]
+    assert [scale[0].shape[2] for scale in scales] == [129, 65, 33]
 
 
 # --- published files ------------------------------------------------------------------------------
@@ -604,6 +626,20 @@ def test_steps_of_both(vgg19):
     assert list(losses) == [
         "adversarial", "matching", "vgg", "discriminator_fake", "discriminator_real"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [{"precision": "bfloat16"}, {"channels_last": True}])
+@pytest.mark.parametrize("changes", [{}, {"instances": True}, {"vae": True, "code": 8}])
+def test_other_precisions_and_layouts(how, changes, vgg19):
+    config = small(**changes)
+    given = batch(config)
+    if config.network.instances:
+        given["instances"] = given["labels"]
+    losses = []
+    for options in ({}, how):
+        loop = Loop(recipe(config, vgg19), **options)
+        losses.append(loop.step([loop.moved(given)], epoch=0))
+    assert losses[1] == pytest.approx(losses[0], rel=0.15, abs=0.02)
 
 
 def test_the_image_encoder_learns_with_the_generator(vgg19):
