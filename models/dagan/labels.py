@@ -114,12 +114,16 @@ def read_palette(path: Path) -> dict[Colour, int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line of another form, or a colour that stands for two numbers.
+        ValueError: no text, a line of another form, or a colour that stands for two numbers.
     """
     found: dict[Colour, int] = {}
     number = r"(\d+)[\s,]+"
     form = re.compile(rf"{number}(?:{number}{number}(\d+)|#([0-9a-fA-F]{{6}}))(?=[\s,]|$)")
-    for i, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a text, a line for each colour") from None
+    for i, line in enumerate(lines, start=1):
         text = line.strip()
         if not text or text.startswith("//"):
             continue
@@ -183,14 +187,14 @@ class Windows(Preparation):
     """Photos stretched to a size, then a random window of the images' size.
 
     Attributes:
-        stretched: (height, width), at least the size; None for the size itself.
+        stretched: (height, width), at least the size.
     """
 
-    stretched: tuple[int, int] | None = None
+    stretched: tuple[int, int] = (256, 256)
 
     def draw(self, source: tuple[int, int], random: np.random.Generator) -> Geometry:
         height, width = self.height_and_width
-        tall, wide = self.stretched or (height, width)
+        tall, wide = self.stretched
         left, top = int(random.integers(wide - width + 1)), int(random.integers(tall - height + 1))
         window = (left, top, left + width, top + height)
         return Geometry(source, None, (wide, tall), window, bool(random.random() < self.flip))
@@ -245,7 +249,7 @@ def dataset(options: argparse.Namespace, config: Config, stage: Stage) -> Labell
     if options.instances is not None:
         folders["instances"] = options.instances
     height, width = size = config.network.height_and_width
-    load = config.schedule.load
-    stretched = None if load is None else (max(height, round(load * height / width)), load)
+    wide = width + config.schedule.margin
+    stretched = (round(wide * height / width), wide)
     preparation = Windows(size, flip=config.schedule.flip, stretched=stretched)
     return LabelledPhotos(folders, config.network, preparation, seed=options.seed)

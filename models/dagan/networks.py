@@ -25,15 +25,15 @@ Upsampling = Literal["normal", "more"]
 Scales = Literal["two", "all"]
 DOUBLINGS: dict[str, int] = {"normal": 5, "more": 6}
 PHOTO = 256  # height and width of what the image encoder sees
-# Options of the published networks, by data set.
+# Options of the published networks, by data set; batches are those of all processes together.
 DATA_SETS: dict[str, dict[str, Any]] = {
     "ade20k": {"labels": 150, "dont_care": True, "first_label": 1},
     "cityscapes": {
         "labels": 35, "dont_care": False, "instances": True, "first_label": 0,
-        "size": 512, "aspect": 2.0, "upsampling": "more", "load": None,
+        "size": 512, "aspect": 2.0, "upsampling": "more", "margin": 0,
     },
     "celeba": {
-        "labels": 19, "dont_care": False, "first_label": 0, "size": 512, "load": 542,
+        "labels": 19, "dont_care": False, "first_label": 0, "size": 512,
         "batch": 16, "epochs": 100, "constant_epochs": 50, "decay_epochs": 50,
     },
     "coco": {
@@ -45,7 +45,7 @@ DATA_SETS: dict[str, dict[str, Any]] = {
         "batch": 32, "epochs": 100, "constant_epochs": 50, "decay_epochs": 50,
     },
     "facades": {
-        "labels": 13, "dont_care": False, "first_label": 0, "size": 1024, "load": 1054,
+        "labels": 13, "dont_care": False, "first_label": 0, "size": 1024,
         "batch": 4, "epochs": 100, "constant_epochs": 50, "decay_epochs": 50,
     },
 }  # fmt: skip
@@ -165,8 +165,8 @@ class Schedule:
     Attributes:
         rate: of Adam; half of it for the generator, twice for the discriminator.
         beta1, beta2: of Adam.
-        load: width to which photos are stretched before a random window is cut out of them; None
-            stretches them to the size of the images.
+        margin: by how much wider than the images photos are stretched, before a random window is
+            cut out of them.
         flip: probability of a mirror image.
         constant_epochs: before the rates fall.
         decay_epochs: in which they fall to 0, in equal steps.
@@ -176,13 +176,18 @@ class Schedule:
     rate: float = 2e-4
     beta1: float = 0.0
     beta2: float = 0.9
-    load: int | None = 286
+    margin: int = 30
     flip: float = 0.5
     constant_epochs: int = 100
     decay_epochs: int = 100
     batch: int = 8
     epochs: int | None = 200
     iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("margin", 0), ("constant_epochs", 0), ("decay_epochs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -192,11 +197,6 @@ class Config:
     network: Network = Network()
     loss: Loss = Loss()
     schedule: Schedule = Schedule()
-
-    def __post_init__(self) -> None:
-        load, size = self.schedule.load, self.network.size
-        if load is not None and load < size:
-            raise ValueError(f"load: expected at least the size {size}, or none, got {load}")
 
 
 class AttentionTail(nn.Module):

@@ -42,7 +42,7 @@ from torchext.models.paper import configure
 from torchext.models.training import checkpoints
 from torchext.models.vgg import VGGFeatures
 
-SMALL = {"width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "load": 72}
+SMALL = {"width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "margin": 8}
 
 
 def small(**changes: object) -> Config:
@@ -445,7 +445,7 @@ def test_windows_of_stretched_photos():
     assert lefts == set(range(17))
     assert tops == set(range(9))
     assert all(right - left == 128 for left, _, right, _ in (g.window for g in drawn))
-    fixed = Windows((64, 128)).draw(source, random)
+    fixed = Windows((64, 128), stretched=(64, 128)).draw(source, random)
     assert (fixed.scaled, fixed.window) == ((128, 64), (0, 0, 128, 64))
 
 
@@ -483,9 +483,13 @@ def test_samples_of_one_geometry(pairs):
         assert sample["instances"].max() > 20_000
         painted = torch.from_numpy(COLOURS / 255).float()[sample["labels"][0]].permute(2, 0, 1)
         assert (sample["image"] - painted).abs().median() < 0.04
-    whole = LabelledPhotos(folders, config.network, Windows((64, 64)))[0, 0, 0]["image"]
+    whole = LabelledPhotos(folders, config.network, Windows(64, stretched=(64, 64)))[0, 0, 0][
+        "image"
+    ]
     photo = Image.open(pairs / "photos" / "0.png").resize((64, 64), Image.Resampling.BICUBIC)
-    assert whole.equal(torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255)
+    assert fixed[0, 0, 0]["image"].equal(
+        torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
+    )
     with pytest.raises(ValueError, match="instances: expected a map of them"):
         LabelledPhotos(dict(list(folders.items())[:2]), config.network, preparation)
     fewer = LabelledPhotos(folders, small(labels=3, instances=True).network, preparation)
@@ -497,7 +501,7 @@ def test_samples_of_one_geometry(pairs):
     "changes, size, stretched, flip",
     [
         ({}, (64, 64), (72, 72), 0.5),
-        ({"load": None, "flip": 0.0}, (64, 64), None, 0.0),
+        ({"margin": 0, "flip": 0.0}, (64, 64), (64, 64), 0.0),
         ({"aspect": 2.0}, (32, 64), (36, 72), 0.5),
     ],
 )
@@ -844,6 +848,11 @@ def test_bad_palettes(text, message, tmp_path):
 
 def test_palettes(tmp_path):
     path = tmp_path / "palette.txt"
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match=r"palette\.txt: expected a text, a line for each colour"):
+        read_palette(path)
+    path.write_bytes(b"\xef\xbb\xbf1 2 3 4\r\n")  # as an editor of Windows writes it
+    assert read_palette(path) == {(2, 3, 4): 1}
     path.write_text("7 1 2 3 sky\n\n// grass\n9,4,5,6\n7 #00ff00 tree\n")
     palette = read_palette(path)
     assert palette == {(1, 2, 3): 7, (4, 5, 6): 9, (0, 255, 0): 7}
@@ -893,7 +902,8 @@ def test_info_and_bad_options(capsys, pairs, vgg19, tmp_path):
     assert "generator: 96,578,709 parameters, 372.0 GFLOP for 1x151x256x256" in text
     assert "7 SPADEResnetBlock" in text
     for setting, message in (
-        ("load=60", "load: expected at least the size 64, or none, got 60"),
+        ("margin=-1", "margin: expected at least 0, got -1"),
+        ("decay_epochs=0", "decay_epochs: expected at least 1, got 0"),
         ("first_label=-1", "first_label: expected at least 0, got -1"),
         ("code=0", "code: expected at least 1, got 0"),
         ("upsampling=most", "upsampling: expected one of ('normal', 'more'), got 'most'"),
