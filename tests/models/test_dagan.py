@@ -483,13 +483,10 @@ def test_samples_of_one_geometry(pairs):
         assert sample["instances"].max() > 20_000
         painted = torch.from_numpy(COLOURS / 255).float()[sample["labels"][0]].permute(2, 0, 1)
         assert (sample["image"] - painted).abs().median() < 0.04
-    whole = LabelledPhotos(folders, config.network, Windows(64, stretched=(64, 64)))[0, 0, 0][
-        "image"
-    ]
+    fixed = LabelledPhotos(folders, config.network, Windows(64, stretched=(64, 64)))
     photo = Image.open(pairs / "photos" / "0.png").resize((64, 64), Image.Resampling.BICUBIC)
-    assert fixed[0, 0, 0]["image"].equal(
-        torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
-    )
+    expected = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
+    assert fixed[0, 0, 0]["image"].equal(expected)
     with pytest.raises(ValueError, match="instances: expected a map of them"):
         LabelledPhotos(dict(list(folders.items())[:2]), config.network, preparation)
     fewer = LabelledPhotos(folders, small(labels=3, instances=True).network, preparation)
