@@ -54,7 +54,7 @@ def test_no_circle() -> None:
 def test_one_way() -> None:
     found = modules()
     papers = {name.split(".")[0] for name in found if "." in name} - {"blocks", "orientation"}
-    assert papers == set(NAMES)
+    assert papers >= set(NAMES)
     for name, path in found.items():
         targets = set(imported(name, path, set(found)))
         if name.split(".")[0] not in papers:  # the ground does not know the papers
