@@ -16,9 +16,9 @@ CXX_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*
 # Of the tests, with one thread each: two that spin on the same core take an age. On one that is
 # busy with other work, fewer are faster.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --benchmark-disable
-QUICK := not slow and not gpu and not packaging
-REST := (slow or packaging) and not gpu
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --benchmark-disable
+QUICK := not slow and not gpu and not packaging and not memory
+REST := (slow or packaging) and not gpu and not memory
 
 # The tools in .venv/bin come before the machine's, in the tests too.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -71,6 +71,7 @@ test: lint build
 	$(PYTEST) -m '$(QUICK)' $(ARGUMENTS)
 
 test-full: build wheel
+	$(BIN)/pytest -m 'memory and not gpu' tests/ops
 	$(PYTEST) -m '$(REST)' $(ARGUMENTS)
 	$(MAKE) test-sanitize
 

@@ -5,11 +5,9 @@ import torch
 
 import torchext
 
-# One after the other: each takes up to 13 GB.
-pytestmark = pytest.mark.xdist_group("memory")
+pytestmark = pytest.mark.memory  # each takes up to 13 GB
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_more_than_two_to_the_31_elements(last: bool) -> None:
     N, C, H, W = 1, 66, 8192, 4096  # 2.2e9 elements, 4.4 GB in bfloat16
@@ -35,7 +33,6 @@ def test_more_than_two_to_the_31_elements(last: bool) -> None:
     assert y[0, -1, -1, -1] > 5
 
 
-@pytest.mark.slow
 def test_partial_convolution_of_many_elements() -> None:
     """A convolution of 1x1 keeps the size: product and epilogue over more than 2^31 elements."""
     C, H, W = 66, 8192, 4096
