@@ -116,7 +116,7 @@ def called_once(rows: Sequence[Row]) -> str:
 def left_out(labels: Sequence[str], uncompiled: Sequence[str], more: str) -> str:
     """What was not measured, and how to measure it."""
     lines = [f"  {label}" for label in labels] + [f"  {label}: compile" for label in uncompiled]
-    return "\n".join([f"left out{':' if lines else ''} {more}".rstrip(), *lines])
+    return "\n".join([f"left out: {more}".rstrip(), *lines])
 
 
 def failures(rows: Sequence[Row]) -> str:
