@@ -95,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configuration(paper: papers.Paper, options: argparse.Namespace) -> tuple[Any, papers.Stage]:
-    """The configuration, and the stage: that of `--stage`, or of `--set stage=NAME`."""
+def _configuration(
+    paper: papers.Paper, options: argparse.Namespace
+) -> tuple[Any, papers.Stage | None]:
+    """The configuration, and the stage if `--stage` or `--set stage=NAME` names one."""
     values = {}
     for setting in options.set:
         name, separator, value = setting.partition("=")
@@ -104,7 +106,8 @@ def _configuration(paper: papers.Paper, options: argparse.Namespace) -> tuple[An
             raise ValueError(f"--set: expected NAME=VALUE, got {setting!r}")
         values[name] = value
     by_setting = values.pop("stage", None) if len(paper.stages) > 1 else None
-    stage = paper.stage(getattr(options, "stage", None) or by_setting)
+    name = getattr(options, "stage", None) or by_setting
+    stage = None if name is None else paper.stage(name)
     return papers.configure(paper.config, values), stage
 
 
@@ -136,7 +139,7 @@ def info(paper: papers.Paper, options: argparse.Namespace) -> None:
 
     config, stage = _configuration(paper, options)
     with FakeTensorMode():  # sizes alone: no weights, no arithmetic
-        _print_info(paper, config, stage if any("stage" in text for text in options.set) else None)
+        _print_info(paper, config, stage)
 
 
 def _print_info(paper: papers.Paper, config: Any, stage: papers.Stage | None) -> None:
@@ -227,6 +230,7 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
     from .training import Options, Trainer, checkpoints
 
     config, stage = _configuration(paper, options)
+    stage = stage or paper.stage()
     _check_training(paper, options)
     weights = _weights(stage, options)
     torch.manual_seed(options.seed)

@@ -8,7 +8,7 @@ is, its first bytes say, not its name.
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,30 @@ def part(state: Mapping[str, Tensor], prefix: str) -> State:
     """The entries below a prefix, which is taken off."""
     start = prefix + "."
     return {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
+
+
+def by_network(
+    content: Mapping[str, Any],
+    networks: Mapping[str, nn.Module],
+    files: Collection[str],
+    entries: Mapping[str, str],
+    default: str,
+) -> dict[str, dict[str, Any]]:
+    """The states in what one file holds, or several files given by the network's name.
+
+    Args:
+        content: of a file, or of the files by the names in `files`.
+        networks: that they are for.
+        files: names of the networks that have a file each.
+        entries: for each name a key by which the network in a single file is known.
+        default: the network that a single file without any of these keys is taken for.
+    """
+    if content and content.keys() <= set(files):
+        return {name: weights(state, networks.values()) for name, state in content.items()}
+    whole = weights(content, networks.values())
+    states = {name: part(whole, name) for name in files if part(whole, name)}
+    found = next((name for name, entry in entries.items() if entry in whole), default)
+    return states or {found: whole}
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Any], source: object) -> None:

@@ -3,7 +3,7 @@
 The native libraries implement these under `torchext`; the Triton launchers (and any further
 backend, see `torchext.backend.register`) get the same text under a namespace of their own.
 
-Shapes and meanings are documented with the public functions in this folder. Shorthand used by
+Shapes and meanings are documented with the public functions in `torchext.ops`. Shorthand used by
 all of them: x (N,C,H,W); labels uint8 (N or 1,1,H,W) holding 0..K-1; statistics tensors (R,K,C)
 with R = N for per-instance statistics and 1 for statistics over the batch.
 """

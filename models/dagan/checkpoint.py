@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import load_strictly, part, weights
+from ..checkpoint import by_network, load_strictly
 from .networks import DATA_SETS, Config, Network, networks
 
 # Files in a folder, by network.
@@ -34,14 +34,8 @@ def load_published(
         ValueError: an entry is missing, unexpected, or of another shape.
     """
     built = networks(config)
-    if content and content.keys() <= FILES.keys():
-        states = {name: weights(entries, built.values()) for name, entries in content.items()}
-    else:
-        whole = weights(content, built.values())
-        states = {name: part(whole, name) for name in FILES if part(whole, name)} or {"": whole}
     found = {}
-    for name, state in states.items():
-        name = name or next((n for n, entry in _ENTRIES.items() if entry in state), "generator")
+    for name, state in by_network(content, built, FILES, _ENTRIES, "generator").items():
         if name not in built:
             raise ValueError(f"{source}: holds an image encoder, which needs the option vae")
         load_strictly(built[name], with_right_vectors(state), source)

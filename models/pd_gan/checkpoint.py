@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..checkpoint import load_strictly, part, weights
+from ..checkpoint import by_network, load_strictly
 from .networks import Config, networks
 
 # Files in a folder, by network.
@@ -41,14 +41,8 @@ def load_published(
         ValueError: an entry is missing, unexpected, or of another shape.
     """
     built = networks(config)
-    if content and content.keys() <= FILES.keys():
-        states = {name: weights(entries, built.values()) for name, entries in content.items()}
-    else:
-        whole = weights(content, built.values())
-        states = {name: part(whole, name) for name in FILES if part(whole, name)} or {"": whole}
     found = {}
-    for name, state in states.items():
-        name = name or next((n for n, entry in _ENTRIES.items() if entry in state), "encoder")
+    for name, state in by_network(content, built, FILES, _ENTRIES, "encoder").items():
         load_strictly(built[name], state, source)
         found[name] = built[name]
     return found

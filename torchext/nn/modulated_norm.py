@@ -75,7 +75,7 @@ class _ParameterFreeBatchNorm(nn.BatchNorm2d):
             if self.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(count)
         running = (self.running_mean, self.running_var)
-        of_batch = self.training or running == (None, None)
+        of_batch = self.training or self.running_mean is None
         if self.training and not self.track_running_stats:
             running = (None, None)
         group = None
