@@ -1,6 +1,8 @@
 """What a paper adds to the training loop: networks, optimisers, and the phases of an iteration."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -49,10 +51,13 @@ class Recipe(nn.Module):
 
     Args:
         networks: what is trained and saved, by name.
+        config: the paper's options.
+        pretrained: files of others' weights that the losses need, by name; see `pretrained.KNOWN`.
         initialise: the names of those that start from new weights; all by default.
 
     Attributes:
-        networks: what is trained and saved, by name.
+        networks, config, pretrained: as given.
+        fresh: the names of those that start from new weights.
         optimizers: by name.
         averaged: names of the networks of which a running average may be kept.
     """
@@ -60,10 +65,19 @@ class Recipe(nn.Module):
     averaged: tuple[str, ...] = ()
 
     def __init__(
-        self, networks: Mapping[str, nn.Module], initialise: Collection[str] | None = None
+        self,
+        networks: Mapping[str, nn.Module],
+        config: Any,
+        *,
+        pretrained: Mapping[str, Path] = MappingProxyType({}),
+        initialise: Collection[str] | None = None,
     ) -> None:
         super().__init__()
+        if config is None or isinstance(config, Collection):  # the names, as once in this place
+            config, initialise = None, config
         self.networks = nn.ModuleDict(networks)
+        self.config = config
+        self.pretrained = pretrained
         self.fresh = set(networks if initialise is None else initialise)
         self.optimizers: dict[str, Optimizer] = {}
 

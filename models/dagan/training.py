@@ -1,7 +1,6 @@
 """Losses and optimisers."""
 
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch.optim import Adam
 from ..blocks import initialise as fill_weights
 from ..discriminators import halves
 from ..losses import AdversarialLoss, feature_matching, kl_divergence, perceptual
-from ..paper import Pretrained
 from ..recipe import AdversarialRecipe, Batch, Terms
 from ..schedules import constant_then_linear
 from ..vgg import VGGFeatures
@@ -38,18 +36,10 @@ class DualAttention(AdversarialRecipe):
     fresh_fakes = True
     averaged = ("generator",)
 
-    def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        config: Config,
-        *,
-        pretrained: Pretrained = MappingProxyType({}),
-        initialise: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(networks, initialise)
-        self.config = config
+    def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
         self.adversarial = AdversarialLoss(config.loss.adversarial)
-        self.vgg = VGGFeatures(19, TAPS).load(pretrained.get("vgg19"))
+        self.vgg = VGGFeatures(19, TAPS).load(self.pretrained.get("vgg19"))
         for name, network in networks.items():
             if name in self.fresh:
                 fill_weights(network, lambda weight: nn.init.xavier_normal_(weight, 0.02))

@@ -1,8 +1,8 @@
 """Both phases of the U-Net's training."""
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -10,7 +10,7 @@ from torch.optim import Adam
 from .. import inpainting
 from ..data import MaskedImages
 from ..geometry import Preparation
-from ..paper import Pretrained, Stage
+from ..paper import Stage
 from ..pictures import composite
 from ..recipe import Batch, Passed, Phase, Recipe, Terms
 from ..vgg import VGGFeatures, imagenet_normalised, imagenet_restored
@@ -37,18 +37,11 @@ class PartialConvolutions(Recipe):
 
     averaged = ("generator",)
 
-    def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        config: Config,
-        *,
-        pretrained: Pretrained = MappingProxyType({}),
-        initialise: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(networks, initialise)
-        self.config = config
+    def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
         self.loss = InpaintingLoss(
-            VGGFeatures(16, TAPS).load(pretrained.get("vgg16")), variation=config.loss.variation
+            VGGFeatures(16, TAPS).load(self.pretrained.get("vgg16")),
+            variation=config.loss.variation,
         )
         self.weights = {
             "valid": config.loss.valid_weight,

@@ -1,8 +1,7 @@
 """Both stages of the training."""
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ..losses import (
     style,
     total_variation_in_holes,
 )
-from ..paper import Pretrained, Stage
+from ..paper import Stage
 from ..pictures import composite
 from ..recipe import AdversarialRecipe, Batch, Passed, Phase, Recipe, Terms
 from ..schedules import constant_then_linear
@@ -75,17 +74,9 @@ class _Stage(Recipe):
     trains: tuple[str, ...]
     betas: tuple[float, float]
 
-    def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        config: Config,
-        *,
-        pretrained: Pretrained = MappingProxyType({}),
-        initialise: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(networks, initialise)
-        self.config = config
-        self.vgg = VGGFeatures(16, self.taps).load(pretrained.get("vgg16"))
+    def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
+        self.vgg = VGGFeatures(16, self.taps).load(self.pretrained.get("vgg16"))
         for name in self.trains:
             if name in self.fresh:
                 fill_weights(networks[name], lambda weight: nn.init.normal_(weight, 0, 0.02))

@@ -1,8 +1,8 @@
 """Losses and optimisers."""
 
 import argparse
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..checks import check_images, check_mask
 from ..data import MaskedImages
 from ..geometry import Preparation
 from ..losses import AdversarialLoss
-from ..paper import Pretrained, Stage
+from ..paper import Stage
 from ..pictures import composite
 from ..recipe import AdversarialRecipe, Batch, Terms
 from ..schedules import exponential
@@ -55,16 +55,8 @@ class RegionNormalization(AdversarialRecipe):
 
     averaged = ("generator",)
 
-    def __init__(
-        self,
-        networks: Mapping[str, nn.Module],
-        config: Config,
-        *,
-        pretrained: Pretrained = MappingProxyType({}),
-        initialise: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(networks, initialise)
-        self.config = config
+    def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
         self.adversarial = AdversarialLoss(config.loss.adversarial)
         self.leftover = config.loss.keep_leftover
         betas = (config.schedule.beta1, config.schedule.beta2)

@@ -90,9 +90,8 @@ def networks(config: Config, names: Collection[str] | None = None) -> dict[str, 
 class Encoding(Recipe):
     """Features from which the photo's mean can be read."""
 
-    def __init__(self, networks: dict, config: Config, *, pretrained=None, initialise=None) -> None:
-        super().__init__(networks, initialise)
-        self.config = config
+    def __init__(self, networks: dict, config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
         parameters = networks["encoder"].parameters()
         self.optimizers["encoder"] = torch.optim.Adam(parameters, config.schedule.rate)
 
@@ -117,9 +116,8 @@ class Painting(AdversarialRecipe):
     first = "generator"
     fresh_fakes = True
 
-    def __init__(self, networks: dict, config: Config, *, pretrained=None, initialise=None) -> None:
-        super().__init__(networks, initialise)
-        self.config = config
+    def __init__(self, networks: dict, config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
         self.adversarial = AdversarialLoss("hinge")
         for name in ("generator", "discriminator"):
             parameters = networks[name].parameters()
