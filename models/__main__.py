@@ -198,17 +198,11 @@ def _check_device(device: str) -> None:
 
 
 def _check_training(paper: papers.Paper, options: argparse.Namespace) -> None:
+    from .training import check_ranges
+
     paper.check_options(options)
     _check_device(options.device)
-    least = {"batch": 1, "epochs": 1, "iterations": 1, "accumulate": 1, "workers": 0, "keep": 1}
-    least |= {"save_every": 1, "sample_every": 1, "log_every": 1, "seed": 0}
-    for name, smallest in least.items():
-        value = getattr(options, name)
-        if value is not None and value < smallest:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}: expected at least {smallest}, got {value}")
-    if not 0 <= options.average < 1:
-        raise ValueError(f"--average: expected at least 0 and below 1, got {options.average}")
+    check_ranges(options, lambda name: f"--{name.replace('_', '-')}")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output: expected a folder to write to, {options.output} is a file")
 

@@ -72,12 +72,32 @@ class Options:
             raise ValueError(
                 f"precision: expected one of {sorted(PRECISIONS)}, got {self.precision!r}"
             )
-        counts = ("iterations", "batch", "accumulate", "save_every", "sample_every", "log_every")
-        for name, least in (*((name, 1) for name in (*counts, "keep")), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average: expected at least 0 and below 1, got {self.average}")
+        check_ranges(self)
+
+
+# The least that a number may be.
+_LEAST = {
+    **dict.fromkeys(("iterations", "epochs", "batch", "accumulate", "keep"), 1),
+    **dict.fromkeys(("save_every", "sample_every", "log_every"), 1),
+    **dict.fromkeys(("workers", "seed"), 0),
+}
+
+
+def check_ranges(options: Any, shown: Callable[[str], str] = str) -> None:
+    """Raise ValueError for a number out of range; one that is None or absent is not looked at.
+
+    Args:
+        options: `Options`, or those of the command line.
+        shown: a name as the error gives it.
+    """
+    for name, least in _LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise ValueError(f"{shown(name)}: expected at least {least}, got {value}")
+    if not 0 <= options.average < 1:
+        raise ValueError(
+            f"{shown('average')}: expected at least 0 and below 1, got {options.average}"
+        )
 
 
 class Trainer:
