@@ -292,16 +292,22 @@ def _epilogue_into(
     )  # fmt: skip
 
 
-def partial_conv_epilogue(raw, *arguments):
+def partial_conv_epilogue(
+    raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output
+):  # fmt: skip
     """The convolution's raw output, scaled, with bias, hole zeroing, affine and activation."""
     y = torch.empty_like(raw)
-    _epilogue_into(raw, *arguments, y)
+    tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
+    _epilogue_into(raw, scale, updated, *tail, y)
     return y
 
 
-def partial_conv_epilogue_(raw, *arguments) -> None:
+def partial_conv_epilogue_(
+    raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output
+) -> None:  # fmt: skip
     """The same, into the raw output."""
-    _epilogue_into(raw, *arguments, raw)
+    tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
+    _epilogue_into(raw, scale, updated, *tail, raw)
 
 
 def partial_conv_epilogue_backward(grad, scale, updated):

@@ -34,7 +34,7 @@ def test_use_forces_and_restores() -> None:
         assert backend.which("region_norm", X) == "reference"
     assert backend.which("region_norm", X) == before
     assert str(error.value) == (
-        "region_norm: the backend 'cuda' was forced, but takes CUDA tensors, got one on cpu"
+        "backend: 'cuda' was forced, but it takes CUDA tensors, got one on cpu"
     )
 
 

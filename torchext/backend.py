@@ -13,13 +13,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch._C import _functorch as functorch
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
-from . import _load, schema
+from . import _load, reference, schema
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Backend:
 
     Attributes:
         name: what `use` and TORCHEXT_BACKEND call it.
-        namespace: where its ops are registered; empty for the reference, which is called directly.
+        namespace: where its ops are registered; empty for the reference, which is not.
         problem: why it cannot take a tensor of a device type ("" if it can). Chooses, explains and
             is the text of the error when the backend is forced.
         automatic: False for a backend that runs only when it is forced.
@@ -38,6 +39,11 @@ class Backend:
     namespace: str
     problem: Callable[[str], str]
     automatic: bool = True
+
+    @property
+    def ops(self) -> Any:
+        """What holds its ops, by name."""
+        return getattr(torch.ops, self.namespace) if self.namespace else reference
 
 
 def _cpu_problem(device_type: str) -> str:
@@ -89,14 +95,13 @@ _backends = {
     "triton": Backend("triton", "torchext_triton", _triton_problem, automatic=not _interpreted()),
     "reference": REFERENCE,
 }
-_OF_TILES = ("gather_tiles", "scatter_tiles")
 _forced: str | None = os.environ.get("TORCHEXT_BACKEND") or None
 _check_values = False
 
 
-def implements(namespace: str, op: str) -> bool:
-    """Whether a namespace has kernels for an op. The hole tiles are the CPU's alone."""
-    return op not in _OF_TILES or namespace == _backends["cpu"].namespace
+def has_tiles(ops: Any) -> bool:
+    """Whether these are the CPU's ops, which alone leave out the tiles that are all hole."""
+    return ops is _backends["cpu"].ops
 
 
 def names() -> list[str]:
@@ -122,7 +127,7 @@ def explain(op: str, x: torch.Tensor) -> dict[str, str]:
     """
     _check_op(op)
     reasons = {name: backend.problem(x.device.type) for name, backend in _backends.items()}
-    if op in _OF_TILES:
+    if op in schema.CPU_ONLY:
         reasons |= {name: "has no hole tiles" for name in reasons if name != "cpu"}
     return reasons
 
@@ -157,7 +162,7 @@ def choose(op: str, x: torch.Tensor) -> Backend:
             raise ValueError(f"backend: expected one of {list(_backends)}, got {_forced!r}")
         problem = backend.problem(device_type)
         if problem:
-            raise NotImplementedError(f"{op}: the backend {_forced!r} was forced, but {problem}")
+            raise NotImplementedError(f"backend: {_forced!r} was forced, but it {problem}")
         return backend
     for backend in _backends.values():
         if backend.automatic and not backend.problem(device_type):

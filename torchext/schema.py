@@ -155,6 +155,17 @@ SCHEMAS = {
     ),
 }
 
+# The tiles of a partial convolution that are not all hole: no other backend looks at a mask.
+CPU_ONLY = ("gather_tiles", "scatter_tiles")
+
+
+def arguments(name: str) -> tuple[str, ...]:
+    """The names of an op's arguments, in order."""
+    return tuple(
+        argument.name for argument in torch._C.parse_schema(name + SCHEMAS[name]).arguments
+    )
+
+
 # A Library that is collected takes its ops with it.
 _libraries: list[torch.library.Library] = []
 _defined: set[str] = set()

@@ -174,10 +174,14 @@ def test_region_norm_2d() -> None:
         labels,
         layer.weight.double(),
         layer.bias.double(),
-        num_regions=5,
-        per_instance=True,
-        scale_eps=False,
-    )
+        None,
+        None,
+        5,
+        True,
+        1e-5,
+        False,
+        False,
+    )[0]
     assert_close("y", layer(x, labels), expected, length=100)
     assert nn.RegionNorm2d(4, affine=False).state_dict() == {}
     fresh = nn.RegionNorm2d(4, dtype=torch.float64)

@@ -45,9 +45,10 @@ def mask_of(pattern: str, shape: tuple[int, int, int]) -> torch.Tensor:
 )
 def test_hard(steps: int, window: int, shape: tuple, size: tuple | None, pattern: str, name: str):
     mask = mask_of(pattern, shape)
-    expected = reference.diversity_map(
-        mask.to(torch.uint8), steps, window, *(size or shape[1:]), math.e, torch.float64
-    )
+    height, width = size or shape[1:]
+    expected = reference.diversity_maps(
+        mask.to(torch.uint8), [steps], [window], [height], [width], math.e, torch.float64
+    ).view(-1, 1, height, width)
     with running(name) as device:
         got = torchext.diversity_map(mask.to(device), steps, window, size=size)
     assert got.dtype == torch.float32
@@ -76,7 +77,9 @@ def test_mask_dtypes_and_double(name: str) -> None:
         for dtype in (torch.bool, torch.uint8, torch.int64, torch.bfloat16):
             assert torch.equal(torchext.diversity_map(mask.to(device, dtype), 3, 5), expected)
         double = torchext.diversity_map(mask.to(device).double(), 3, 5)
-    exact = reference.diversity_map(mask.to(torch.uint8), 3, 5, 20, 20, math.e, torch.float64)
+    exact = reference.diversity_maps(
+        mask.to(torch.uint8), [3], [5], [20], [20], math.e, torch.float64
+    ).view(double.shape)
     assert double.dtype == torch.float64
     assert_close("double", double, exact, length=3)
 
@@ -112,7 +115,7 @@ def test_soft_resizes_the_mask(name: str) -> None:
     mask = mask_of("half", (1, 20, 18))
     with running(name) as device:
         y = torchext.soft_diversity_map(logits.to(device), mask.to(device), resize_mask=True)
-    labels = reference.region_labels(mask, 5, 6)
+    labels = reference.region_labels(mask, 5, 6, 2, True)
     assert_close("y", y, reference.soft_diversity_map(logits.double(), labels), length=1)
 
 

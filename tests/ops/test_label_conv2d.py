@@ -38,7 +38,7 @@ def check(shape: tuple, kernel: int, dtype: torch.dtype, name: str, classes: int
         y = torchext.label_conv2d(labels, *leaves)
         y.backward(grad)
     exact = weight.double().requires_grad_(), bias.double().requires_grad_()
-    expected = reference.label_conv2d(labels, *exact)
+    expected = reference.label_conv2d(labels, *exact, torch.float64, True)
     expected.backward(grad.double())
     assert y.dtype == dtype
     assert y.is_contiguous()
@@ -73,7 +73,9 @@ def test_any_integers_with_a_channel(dtype: torch.dtype, name: str) -> None:
     with running(name) as device:
         labels, weight, _, _ = problem((2, 9, 13), 3, torch.float32, device)
         y = torchext.label_conv2d(labels[:, None].to(dtype), weight)
-    assert_close("y", y, reference.label_conv2d(labels, weight.double()), length=9)
+    assert_close(
+        "y", y, reference.label_conv2d(labels, weight.double(), None, torch.float64, True), length=9
+    )
 
 
 @pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))

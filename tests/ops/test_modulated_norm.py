@@ -143,13 +143,10 @@ def expect(case: Case, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         constants["mean"] = data["running_mean"].double()[None]
         constants["rstd"] = (data["running_var"].double()[None] + 1e-5).rsqrt()
     slope = {None: 1.0, "relu": 0.0}.get(case.activation, case.activation)
-    y = reference.modulated_norm(
-        **leaves,
-        **constants,
-        statistics=case.statistics,
-        gain=case.gain,
-        slope=slope,
-        unbiased=case.unbiased,
+    maps = [leaves.get(key) for key in NAMES]
+    options = (case.statistics, case.unbiased, 1e-5, case.gain, slope)
+    y, _, _ = reference.modulated_norm(
+        *maps, constants.get("mean"), constants.get("rstd"), *options
     )
     y.backward(data["grad"].double())
     return {"y": y, **{key: leaf.grad for key, leaf in leaves.items()}}

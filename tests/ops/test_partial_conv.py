@@ -162,9 +162,18 @@ def expected(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, 
     channels = list(options.get("mask_channels", []))
     if form == "sum" and (mask is None or mask.shape[1] == 1):
         channels = [case.x[1]]
-    y, updated = reference.partial_conv(
-        x, mask, leaves["weight"], leaves.get("bias"), each("stride", 1), each("padding", 0),
-        dilation, options.get("groups", 1), channels, form == "ratio", 1e-8,
+    stride, padding = each("stride", 1), each("padding", 0)
+    known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
+    sizes = zip(x.shape[2:], padding, dilation, case.kernel, stride, strict=True)
+    output_size = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in sizes]
+    scale, updated = reference.mask_window(
+        known, channels, case.kernel, stride, padding, dilation, output_size, form == "ratio",
+        case.bias, 1e-8,
+    )  # fmt: skip
+    tail = (leaves.get("bias"), None, None, 1.0, False)
+    y = reference.partial_conv(
+        x, mask, channels, scale, updated, leaves["weight"], *tail, stride, padding, dilation,
+        options.get("groups", 1),
     )  # fmt: skip
     y.backward(cotangent(y))
     return y, updated, {key: leaf.grad for key, leaf in leaves.items()}

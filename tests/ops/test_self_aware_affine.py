@@ -12,6 +12,12 @@ SHAPES = [(2, 5, 9, 13), (1, 33, 20, 17), (3, 1, 7, 7), (1, 4, 1, 40), (1, 260, 
 NAMES = ("conv_weight", "gamma_weight", "gamma_bias", "beta_weight", "beta_bias")
 
 
+def formula(x: torch.Tensor, *weights_and_threshold) -> tuple[torch.Tensor, ...]:
+    """As the reference has it."""
+    pooled, _ = reference.channel_mean_max(x)
+    return reference.self_aware_maps(pooled, *weights_and_threshold)
+
+
 def weights_of(kernel: int, dtype: torch.dtype, device: str, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [(1, 2, kernel, kernel), (1, 1, kernel, kernel), (1,), (1, 1, kernel, kernel), (1,)]
@@ -44,7 +50,7 @@ def test_forward_and_backward(shape: tuple, dtype: torch.dtype, last: bool, name
         torch.autograd.backward(maps, cotangent)
     x64 = x.detach().double().requires_grad_()
     weights64 = [w.detach().double().requires_grad_() for w in weights]
-    *expected, _ = reference.self_aware_affine(x64, *weights64, 0.5)
+    *expected, _ = formula(x64, *weights64, 0.5)
     torch.autograd.backward(expected, [c.double() for c in cotangent])
     length = 7 * 7 * 2 + shape[1]
     for key, got, want in zip(("saliency", "gamma", "beta"), maps, expected, strict=True):
@@ -68,7 +74,7 @@ def test_kernel_sizes(kernel: int, name: str) -> None:
         *maps, _ = torchext.self_aware_affine(x, *weights)
         torch.cat(maps, 1).square().sum().backward()
     x64 = x.detach().double().requires_grad_()
-    *expected, _ = reference.self_aware_affine(x64, *(w.double() for w in weights))
+    *expected, _ = formula(x64, *(w.double() for w in weights), 0.8)
     torch.cat(expected, 1).square().sum().backward()
     for got, want in zip(maps, expected, strict=True):
         assert_close("map", got, want, length=2 * kernel**2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.test_self_aware_affine import NAMES, feature_map, weights_of
+from ops.test_self_aware_affine import NAMES, feature_map, formula, weights_of
 from support.backends import emulator, parameters, running
 from support.tolerance import assert_close
 
@@ -15,7 +15,7 @@ SHAPES = [(2, 5, 9, 13), (1, 40, 20, 17), (3, 1, 7, 7), (1, 3, 40, 41)]
 def threshold_of(x: torch.Tensor, weights: list[torch.Tensor]) -> float:
     """A saliency that splits the pixels, as far as possible from any pixel's own."""
     weights = [w.detach().double() for w in weights]
-    saliency = reference.self_aware_affine(x.detach().double(), *weights)[0].flatten().sort()[0]
+    saliency = formula(x.detach().double(), *weights, 0.8)[0].flatten().sort()[0]
     middle = saliency[len(saliency) // 4 : 3 * len(saliency) // 4 + 2]
     gap = middle.diff()
     i = gap.argmax()
@@ -47,8 +47,12 @@ def test_forward_and_backward(shape: tuple, dtype: torch.dtype, last: bool, name
         got = evaluate(x, weights, torchext.self_aware_region_norm, grad, scope=scope, **options)
     assert got[0].dtype == got[1].dtype == dtype
     weights64 = [w.double() for w in weights]
-    options["per_instance"] = scope == "instance"
-    expected = evaluate(x.double(), weights64, reference.self_aware_region_norm, grad, **options)
+
+    def function(*tensors: torch.Tensor) -> torch.Tensor:
+        rest = (options["threshold"], scope == "instance", 1e-5, True)
+        return reference.self_aware_region_norm(*tensors, *rest)[0]
+
+    expected = evaluate(x.double(), weights64, function, grad)
     pixels = shape[0] * shape[2] * shape[3]
     for key, g, e in zip(("y", "x", *NAMES), got, expected, strict=True):
         rounding = dtype if key in ("y", "x") else accumulate

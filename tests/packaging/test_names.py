@@ -2,13 +2,18 @@
 
 import ast
 import graphlib
+import importlib
+import inspect
+import re
 
 import pytest
 from support.environments import ROOT
 
 import torchext
+from torchext import reference, schema
+from torchext.ops.op import OPS as RECORDS
 
-SHARED = {"checks", "convolution", "distributed", "hole_tiles", "labels", "registration"}
+SHARED = {"checks", "convolution", "distributed", "hole_tiles", "labels", "op"}
 NOT_OPS = SHARED | {"__init__"}
 OPS = sorted(path.stem for path in (ROOT / "torchext/ops").glob("*.py") if path.stem not in NOT_OPS)
 # Made of other ops: no kernels of their own.
@@ -59,7 +64,44 @@ def test_exceptions_are_still_needed():
     assert set(OPS) >= COMPOSITES | MODULES_WITH.keys() | BENCHMARKED_WITH.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in torchext.ops.__all__ if name != "install"])
+def test_every_schema_has_a_record_in_its_file():
+    assert RECORDS.keys() == schema.SCHEMAS.keys()
+    assert {op.file for op in RECORDS.values()} <= {*OPS, "hole_tiles"}
+
+
+def test_every_op_has_a_reference_with_the_arguments_of_its_schema():
+    for name, op in RECORDS.items():
+        formula = getattr(reference, name, None)
+        if formula is None:  # gradients that autograd takes from the op's reference
+            assert "_backward" in name or name.endswith("_") or name in schema.CPU_ONLY, name
+        else:
+            assert tuple(inspect.signature(formula).parameters) == op.arguments, name
+
+
+def test_every_op_with_kernels_has_a_launcher_with_the_arguments_of_its_schema():
+    pytest.importorskip("triton")
+    for name, op in RECORDS.items():
+        if op.compose is None and name not in schema.CPU_ONLY:
+            launcher = getattr(importlib.import_module(f"torchext.kernels.{op.file}"), name)
+            assert tuple(inspect.signature(launcher).parameters) == op.arguments, name
+
+
+@pytest.mark.parametrize(("folder", "ending"), [("cpu", "cpp"), ("cuda", "cu")])
+def test_every_op_with_kernels_is_registered_in_the_file_of_its_name(folder, ending):
+    found = {
+        name: path.stem
+        for path in (ROOT / "csrc" / folder).glob(f"*.{ending}")
+        for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
+    }
+    expected = {name: op.file for name, op in RECORDS.items() if op.compose is None}
+    for name in schema.CPU_ONLY:
+        del expected[name]
+        if folder == "cpu":
+            assert found.pop(name) == "partial_conv"
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", [name for name in torchext.ops.__all__ if "install" not in name])
 def test_function_is_public_and_in_the_guide(name):
     assert name in torchext.__all__
     assert any(f"torchext.{name}" in page.read_text() for page in (ROOT / "docs").glob("*.md"))

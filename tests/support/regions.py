@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torchext import reference
+
 
 @dataclass(frozen=True)
 class Case:
@@ -29,13 +31,20 @@ class Case:
             "ignore_holes": self.ignore_holes,
         }
 
-    def reference_options(self) -> dict:
-        return {
-            "num_regions": self.num_regions,
-            "per_instance": self.scope == "instance",
-            "scale_eps": self.eps_form == "published",
-            "ignore_holes": self.ignore_holes,
-        }
+    def reference_options(self) -> tuple:
+        return (
+            self.num_regions,
+            self.scope == "instance",
+            1e-5,
+            self.eps_form == "published",
+            self.ignore_holes,
+        )
+
+
+def formula(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Two regions over the batch, without an affine, as the reference has it."""
+    options = (2, False, 1e-5, True, False)
+    return reference.region_norm(x, labels.to(torch.uint8), None, None, None, None, *options)[0]
 
 
 def mask_of(pattern: str, shape: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:

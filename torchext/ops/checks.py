@@ -16,6 +16,14 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """What autocast makes of a convolution's inputs on x's device; None where it is off."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
 def refuse_tracing() -> None:
     """For ops whose arguments are computed from sizes, which a trace would keep."""
     if torch.jit.is_tracing():
@@ -129,9 +137,10 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
     """
     if not torch.compiler.is_compiling() and backend.mapped(x):
         return torch.contiguous_format
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+    if x.is_contiguous():
+        return torch.contiguous_format
+    last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def native(x: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend, reference
 from .checks import (
     check_feature_map,
     check_integer,
@@ -17,7 +16,7 @@ from .checks import (
     refuse_tracing,
 )
 from .labels import check_mask, region_labels
-from .registration import call, differentiated, like, operator, register
+from .op import Gradients, Op
 
 MAX_STEPS = 255
 MAX_WINDOW = 255
@@ -73,25 +72,8 @@ def diversity_map(
 
     dtype = torch.float64 if mask.dtype == torch.float64 else torch.float32
     labels = region_labels(mask, mask, 2)
-    chosen = backend.choose("diversity_maps", labels)
-    if chosen is backend.REFERENCE:
-        maps = [
-            reference.diversity_map(labels, n, k, *height_width, base, dtype)
-            for n, k, height_width in zip(steps_of, windows, sizes, strict=True)
-        ]
-        return maps if several else maps[0]
     heights, widths = ([height_width[i] for height_width in sizes] for i in range(2))
-    flat = call(
-        chosen.namespace,
-        "diversity_maps",
-        labels,
-        steps_of,
-        windows,
-        heights,
-        widths,
-        float(base),
-        dtype,
-    )
+    flat = DIVERSITY_MAPS(labels, steps_of, windows, heights, widths, float(base), dtype)
     N = mask.shape[0]
     parts = flat.split([N * height * width for height, width in sizes])
     maps = [part.view(N, 1, *shape) for part, shape in zip(parts, sizes, strict=True)]
@@ -137,14 +119,10 @@ def soft_diversity_map(logits: Tensor, mask: Tensor, *, resize_mask: bool = Fals
     """
     check_feature_map("logits", logits)
     mask = check_mask(logits, mask, 2, resize_mask)
-    chosen = backend.choose("soft_diversity_map", logits)
-    labels = region_labels(logits, mask, 2)
-    if chosen is backend.REFERENCE:
-        return reference.soft_diversity_map(logits, labels)
-    return call(chosen.namespace, "soft_diversity_map", native(logits), labels)
+    return SOFT_DIVERSITY_MAP(native(logits), region_labels(logits, mask, 2))
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
 def _fake_maps(
@@ -160,34 +138,22 @@ def _fake_maps(
     return labels.new_empty((labels.shape[0] * pixels,), dtype=dtype)
 
 
-def _fake_soft(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.empty_like(logits)
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {"y": outputs[0], "labels": given.labels}
 
 
-def _fake_soft_backward(grad: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-    return torch.empty_like(y)
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    return {"logits": ops.soft_diversity_map_backward(grad, kept.y, kept.labels)}
 
 
-def _setup_soft(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, labels = inputs
-    ctx.save_for_backward(output, labels)
-    ctx.set_materialize_grads(False)
-
-
-def _backward_soft(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
-        if grad is None:
-            return None, None
-        y, labels = ctx.saved_tensors
-        if differentiated():  # the gradient itself will be differentiated
-            return torch.where(labels != 0, 0, grad * y * (1 - y)), None
-        gradient = operator(namespace, "soft_diversity_map_backward")(like(grad, y), y, labels)
-        return gradient, None
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    register(namespace, "diversity_maps", _fake_maps)
-    register(namespace, "soft_diversity_map", _fake_soft, _setup_soft, _backward_soft(namespace))
-    register(namespace, "soft_diversity_map_backward", _fake_soft_backward)
+DIVERSITY_MAPS = Op(name="diversity_maps", fake=_fake_maps)
+SOFT_DIVERSITY_MAP = Op(
+    name="soft_diversity_map",
+    fake=lambda logits, labels: torch.empty_like(logits),
+    keep=_keep,
+    backward=_backward,
+    twice="backward",
+)
+SOFT_DIVERSITY_MAP_BACKWARD = Op(
+    name="soft_diversity_map_backward", fake=lambda grad, y, labels: torch.empty_like(y)
+)

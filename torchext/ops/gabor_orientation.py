@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import backend, reference
 from .checks import (
     FLOATING,
     accumulate_dtype,
@@ -19,7 +18,7 @@ from .checks import (
     is_number,
     native,
 )
-from .registration import call, differentiated, gradients_of_reference, operator, register
+from .op import Gradients, Op
 
 Rectify = Literal["relu", "abs"]
 BankName = Literal["gabor", "dog"]
@@ -174,13 +173,7 @@ def oriented_filter_max(
     check_choice("rectify", rectify, ("relu", "abs"))
     absolute = rectify == "abs"
     bank = bank.reshape(-1, *bank.shape[-2:]).to(accumulate_dtype(image.dtype)).contiguous()
-    chosen = backend.choose("oriented_filter_max", image)
-    if chosen is backend.REFERENCE:
-        response, index = reference.oriented_filter_max(image, bank, absolute)
-    else:
-        response, index = call(
-            chosen.namespace, "oriented_filter_max", native(image), bank, absolute
-        )
+    response, index = ORIENTED_FILTER_MAX(native(image), bank, absolute)
     if absolute:  # abs() has a second derivative of a kind that kernels cannot take
         return index, torch.where(response < 0, -response, response)
     return index, response
@@ -343,16 +336,32 @@ def _check_map(name: str, value: Tensor, channels: int) -> None:
         )
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
-def _fake_max(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
+def _fake(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     response = image.new_empty(image.shape, dtype=accumulate_dtype(image.dtype))
     return response, image.new_empty(image.shape, dtype=torch.int32)
 
 
-def _fake_backward_image(grad: Tensor, index: Tensor, bank: Tensor) -> Tensor:
-    return grad.new_empty(grad.shape)
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    response, index = outputs
+    return {**vars(given), "response": response, "index": index}
+
+
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    if not kept.absolute:  # max(r, 0) passes nothing where it is 0
+        grad = grad.masked_fill(kept.response <= 0, 0)
+    gradients: Gradients = {}
+    if "image" in kept.needs:
+        image = ops.oriented_filter_max_backward_image(grad, kept.index, kept.bank)
+        gradients["image"] = image.to(kept.image.dtype)
+    if "bank" in kept.needs:
+        count, size, _ = kept.bank.shape
+        gradients["bank"] = ops.oriented_filter_max_backward_bank(
+            grad, kept.index, kept.image, count, size
+        )
+    return gradients
 
 
 def _fake_backward_bank(
@@ -361,40 +370,13 @@ def _fake_backward_bank(
     return grad.new_empty((count, size, size))
 
 
-def _setup_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    image, bank, ctx.absolute = inputs
-    response, index = output
-    ctx.mark_non_differentiable(index)
-    ctx.save_for_backward(image, bank, index, response)
-
-
-def _backward_max(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        image, bank, index, response = ctx.saved_tensors
-        if grad is None:
-            return None, None, None
-        if not ctx.absolute:  # max(r, 0) passes nothing where it is 0
-            grad = grad.masked_fill(response <= 0, 0)
-        if differentiated():  # the gradient itself will be differentiated
-
-            def function(image: Tensor, bank: Tensor) -> Tensor:
-                return reference.selected_response(image, bank, index)
-
-            return *gradients_of_reference(function, [image, bank], grad), None
-        grad_image = grad_bank = None
-        grad = grad.contiguous()
-        if ctx.needs_input_grad[0]:
-            run = operator(namespace, "oriented_filter_max_backward_image")
-            grad_image = run(grad, index, bank).to(image.dtype)
-        if ctx.needs_input_grad[1]:
-            run = operator(namespace, "oriented_filter_max_backward_bank")
-            grad_bank = run(grad, index, image, bank.shape[0], bank.shape[-1])
-        return grad_image, grad_bank, None
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    register(namespace, "oriented_filter_max", _fake_max, _setup_max, _backward_max(namespace))
-    register(namespace, "oriented_filter_max_backward_image", _fake_backward_image)
-    register(namespace, "oriented_filter_max_backward_bank", _fake_backward_bank)
+ORIENTED_FILTER_MAX = Op(
+    name="oriented_filter_max", fake=_fake, keep=_keep, backward=_backward, twice="backward"
+)
+ORIENTED_FILTER_MAX_BACKWARD_IMAGE = Op(
+    name="oriented_filter_max_backward_image",
+    fake=lambda grad, index, bank: grad.new_empty(grad.shape),
+)
+ORIENTED_FILTER_MAX_BACKWARD_BANK = Op(
+    name="oriented_filter_max_backward_bank", fake=_fake_backward_bank
+)

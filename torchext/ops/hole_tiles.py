@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import backend
 from .convolution import plain_convolution
-from .registration import register
+from .op import Op
 
 # A convolution of tiles is worth its gathering where fewer than this share of them is live.
 LIVE_SHARE = 0.8
@@ -16,11 +16,9 @@ TILE = 8  # as in csrc/cpu/partial_conv_kernels.h
 _MIN_TILES = 64
 
 
-def live_tiles(
-    namespace: str, x: Tensor, updated: Tensor, weight: Tensor, *geometry: Any
-) -> Tensor | None:
+def live_tiles(ops: Any, x: Tensor, updated: Tensor) -> Tensor | None:
     """Each tile's place among those to be convolved, -1 where all is hole; None if too many."""
-    if not backend.implements(namespace, "gather_tiles") or x.dim() != 4 or not x.is_contiguous():
+    if not backend.has_tiles(ops) or x.dim() != 4 or not x.is_contiguous():
         return None
     rows, columns = (-(-size // TILE) for size in updated.shape[2:])
     if x.shape[0] * rows * columns < _MIN_TILES:
@@ -34,6 +32,7 @@ def live_tiles(
 
 
 def convolve_tiles(
+    ops: Any,
     x: Tensor,
     mask: Tensor | None,
     mask_channels: list[int],
@@ -51,9 +50,7 @@ def convolve_tiles(
     count = int(slots.max()) + 1
     if mask is not None:
         mask = mask.contiguous()
-    tiles = torch.ops.torchext.gather_tiles(
-        x, mask, mask_channels, slots, count, extent, stride, padding
-    )
+    tiles = ops.gather_tiles(x, mask, mask_channels, slots, count, extent, stride, padding)
     return plain_convolution(tiles, weight, stride, [0, 0], dilation, groups).contiguous()
 
 
@@ -73,6 +70,5 @@ def _fake_scatter(tiles: Tensor, slots: Tensor, scale: Tensor, *_: Any) -> Tenso
     return tiles.new_empty((slots.shape[0], tiles.shape[1], *scale.shape[2:]))
 
 
-def register_ops(namespace: str) -> None:
-    register(namespace, "gather_tiles", _fake_gather)
-    register(namespace, "scatter_tiles", _fake_scatter)
+GATHER_TILES = Op(name="gather_tiles", fake=_fake_gather)
+SCATTER_TILES = Op(name="scatter_tiles", fake=_fake_scatter)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend
 from .checks import FLOATING, accumulate_dtype, check_device, check_parameter, check_tensor
-from .labels import check_label_map, check_label_values
-from .registration import call, differentiated, gradients_of_reference, operator, register
+from .labels import check_label_map
+from .op import Gradients, Op
 
 MAX_KERNEL = 7
 
@@ -47,29 +47,17 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     check_device("weight", weight, labels)
     if bias is not None:
         check_parameter("bias", bias, (weight.shape[0],), weight)
-    chosen = backend.choose("label_conv2d", weight)
-    check_values = backend.readable(weight) and backend.readable(labels)
-    if chosen is backend.REFERENCE:
-        if check_values:
-            check_label_values(labels, weight.shape[1])
-        return reference.label_conv2d(labels, weight, bias)
     accumulate = accumulate_dtype(weight.dtype)
-    arguments = (
+    return LABEL_CONV2D(
         labels.to(torch.int32).contiguous(),
         weight.to(accumulate).contiguous(),
         None if bias is None else bias.to(accumulate).contiguous(),
         weight.dtype,
-        check_values,
+        backend.readable(weight) and backend.readable(labels),
     )
-    try:
-        return call(chosen.namespace, "label_conv2d", *arguments)
-    except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
-        if check_values:
-            check_label_values(labels, weight.shape[1])
-        raise
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
 def _fake(
@@ -79,44 +67,23 @@ def _fake(
     return weight.new_empty((N, weight.shape[0], H, W), dtype=dtype)
 
 
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    _, classes, _, kernel = given.weight.shape
+    return {"labels": given.labels, "classes": classes, "kernel": kernel}
+
+
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    weight = ops.label_conv2d_backward(grad, kept.labels, kept.classes, kept.kernel)
+    # Every pixel lies under the middle tap once, with its own class.
+    middle = kept.kernel // 2
+    bias = weight[:, :, middle, middle].sum(1) if "bias" in kept.needs else None
+    return {"weight": weight, "bias": bias}
+
+
 def _fake_backward(grad: Tensor, labels: Tensor, classes: int, kernel: int) -> Tensor:
     shape = (grad.shape[1], classes, kernel, kernel)
     return grad.new_empty(shape, dtype=accumulate_dtype(grad.dtype))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    labels, weight, bias, _, _ = inputs
-    ctx.save_for_backward(labels)
-    ctx.set_materialize_grads(False)
-    ctx.classes, ctx.kernel, ctx.biased = weight.shape[1], weight.shape[3], bias is not None
-    ctx.dtype = weight.dtype
-
-
-def _backward(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        if grad is None:
-            return (None,) * 5
-        (labels,) = ctx.saved_tensors
-        if differentiated():  # the gradient itself will be differentiated
-            shape = (grad.shape[1], ctx.classes, ctx.kernel, ctx.kernel)
-
-            def function(weight: Tensor) -> Tensor:
-                return reference.label_conv2d(labels, weight)
-
-            zeros = grad.new_zeros(shape, dtype=ctx.dtype)
-            (grad_weight,) = gradients_of_reference(function, [zeros], grad.to(ctx.dtype))
-        else:
-            grad_weight = operator(namespace, "label_conv2d_backward")(
-                grad.contiguous(), labels, ctx.classes, ctx.kernel
-            )
-        # Every pixel lies under the middle tap once, with its own class.
-        middle = ctx.kernel // 2
-        grad_bias = grad_weight[:, :, middle, middle].sum(1) if ctx.biased else None
-        return None, grad_weight, grad_bias, None, None
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    register(namespace, "label_conv2d", _fake, _setup_context, _backward(namespace))
-    register(namespace, "label_conv2d_backward", _fake_backward)
+LABEL_CONV2D = Op(name="label_conv2d", fake=_fake, keep=_keep, backward=_backward, twice="backward")
+LABEL_CONV2D_BACKWARD = Op(name="label_conv2d_backward", fake=_fake_backward)

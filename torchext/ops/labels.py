@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend
 from .checks import check_device, check_tensor, refuse_tracing
-from .registration import call
+from .op import Op
 
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -42,31 +42,8 @@ def check_mask(x: Tensor, mask: Tensor, num_regions: int, resize_mask: bool) -> 
 
 def region_labels(x: Tensor, mask: Tensor, num_regions: int) -> Tensor:
     """uint8 labels of x's height and width from a checked mask."""
-    chosen = backend.choose("region_labels", x)
     H, W = x.shape[2:]
-    check_values = backend.checks_values(x)
-    if chosen is backend.REFERENCE:
-        if check_values:
-            _check_mask_values(mask, num_regions)
-        return reference.region_labels(mask.detach(), H, W, num_regions)
-    arguments = (mask.detach().contiguous(), H, W, num_regions, check_values)
-    try:
-        return call(chosen.namespace, "region_labels", *arguments)
-    except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
-        if check_values:
-            _check_mask_values(mask, num_regions)
-        raise
-
-
-def _check_mask_values(mask: Tensor, num_regions: int) -> None:
-    """What the kernels check themselves."""
-    binary = mask.dtype == torch.bool or mask.is_floating_point()
-    allowed = (mask == 0) | (mask == 1) if binary else (mask >= 0) & (mask < num_regions)
-    if not allowed.all():
-        expected = "only the values 0 and 1" if binary else f"labels from 0 to {num_regions - 1}"
-        wrong = mask[~allowed][0].item()
-        shown = f"{wrong:f}" if binary else str(wrong)
-        raise ValueError(f"mask: expected {expected}, got {shown}")
+    return REGION_LABELS(mask.detach().contiguous(), H, W, num_regions, backend.checks_values(x))
 
 
 def check_label_map(labels: Tensor) -> Tensor:
@@ -82,7 +59,8 @@ def check_label_map(labels: Tensor) -> Tensor:
     return labels
 
 
-def check_label_values(labels: Tensor, classes: int) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.numel():
-        raise ValueError(f"labels: expected classes from 0 to {classes - 1}, got {wrong[0].item()}")
+def _fake(mask: Tensor, height: int, width: int, num_regions: int, check_values: bool) -> Tensor:
+    return mask.new_empty((mask.shape[0], 1, height, width), dtype=torch.uint8)
+
+
+REGION_LABELS = Op(name="region_labels", fake=_fake, file="region_norm")

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend
 from .checks import (
     FLOATING,
     accumulate_dtype,
@@ -19,10 +19,11 @@ from .checks import (
     check_slope,
     check_tensor,
     is_number,
+    memory_format,
     native,
 )
-from .distributed import AllReduce, merged_moments
-from .registration import call, differentiated, gradients_of_reference, like, operator, register
+from .distributed import merged_moments
+from .op import Gradients, Op, gradients_of_reference
 
 Statistics = Literal["instance", "batch", "position", "rms", "none"]
 Gain = Literal["one_plus", "plain", "sigmoid"]
@@ -98,7 +99,6 @@ def modulated_norm(
         x, running_mean, running_var, statistics, unbiased, training, momentum, process_group
     )
 
-    chosen = backend.choose("modulated_norm", x)
     x = native(x)
     maps = [_prepared(value, x) for value in (gamma, beta, weight)]
     options = (statistics, unbiased, float(eps), gain, slope)
@@ -106,57 +106,16 @@ def modulated_norm(
         accumulate = accumulate_dtype(x.dtype)
         mean = running_mean.to(accumulate)[None]
         rstd = torch.rsqrt(running_var.to(accumulate) + eps)[None]
-        return _run(chosen, x, maps, mean, rstd, options)[0]
-    if process_group is not None:
-        y, mean, rstd, count = _synchronised(chosen, x, maps, options, process_group)
-    else:
-        y, mean, rstd = _run(chosen, x, maps, None, None, options)
+        return MODULATED_NORM(x, *maps, mean, rstd, *options)[0]
+    if process_group is None:
+        y, mean, rstd = MODULATED_NORM(x, *maps, None, None, *options)
         count = x.numel() // x.shape[1]
+    else:
+        ops = backend.choose("modulated_norm", x).ops
+        y, mean, rstd, count = _Synchronised.apply(ops, process_group, x, *maps, *options)
     if running_mean is not None:
-        if chosen is backend.REFERENCE:
-            mean, rstd = _statistics_of_batch(x, eps, process_group)
         _update_running(running_mean, running_var, mean, rstd, eps, count, momentum)
     return y
-
-
-def _run(
-    chosen: "backend.Backend",
-    x: Tensor,
-    maps: list[Tensor | None],
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    options: tuple[Any, ...],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if chosen is backend.REFERENCE:
-        return _reference(x, *maps, mean, rstd, options), None, None
-    return call(chosen.namespace, "modulated_norm", x, *maps, mean, rstd, *options)
-
-
-def _reference(
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    options: tuple[Any, ...],
-    **extra: Any,
-) -> Tensor:
-    statistics, unbiased, eps, gain, slope = options
-    return reference.modulated_norm(
-        x,
-        gamma,
-        beta,
-        weight,
-        mean,
-        rstd,
-        statistics=statistics,
-        unbiased=unbiased,
-        eps=eps,
-        gain=gain,
-        slope=slope,
-        **extra,
-    )
 
 
 # --- checks -------------------------------------------------------------------------------------
@@ -247,46 +206,20 @@ def _prepared(value: Tensor | None, x: Tensor) -> Tensor | None:
     if value is None:
         return None
     if value.shape == x.shape:
-        return like(value, x)
+        return value.to(x.dtype).contiguous(memory_format=memory_format(x))
     return value.to(accumulate_dtype(x.dtype)).contiguous()
 
 
 # --- statistics of the batch --------------------------------------------------------------------
 
 
-def _statistics_of_batch(
-    x: Tensor, eps: float, group: "dist.ProcessGroup | None"
-) -> tuple[Tensor, Tensor]:
-    """Mean and rstd (1,C) of the batch, of all processes of a group."""
-    labels = torch.zeros((1, 1, *x.shape[2:]), dtype=torch.uint8, device=x.device)
-    count, mean, variance = reference.region_statistics(x.detach(), labels, num_regions=1)
-    return merged_moments(count, mean, variance, eps, group)[:2]
-
-
-def _synchronised(
-    chosen: "backend.Backend",
-    x: Tensor,
-    maps: list[Tensor | None],
-    options: tuple[Any, ...],
-    group: "dist.ProcessGroup",
-) -> tuple[Tensor, Tensor | None, Tensor | None, int | Tensor]:
-    if chosen is backend.REFERENCE:
-        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
-        dist.all_reduce(count, group=group)
-        y = _reference(
-            x, *maps, None, None, options, all_reduce=lambda value: AllReduce.apply(value, group)
-        )
-        return y, None, None, count
-    return _SynchronizedModulatedNorm.apply(chosen.namespace, group, x, *maps, *options)
-
-
-class _SynchronizedModulatedNorm(torch.autograd.Function):
+class _Synchronised(torch.autograd.Function):
     """Statistics of the batch over all processes; one small all-reduce more in backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        namespace: str,
+        ops: Any,
         group: dist.ProcessGroup,
         x: Tensor,
         gamma: Tensor | None,
@@ -299,33 +232,37 @@ class _SynchronizedModulatedNorm(torch.autograd.Function):
         slope: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         labels = torch.zeros((1, 1, *x.shape[2:]), dtype=torch.uint8, device=x.device)
-        local = operator(namespace, "region_statistics")(x, labels, 1, False, False)
+        local = ops.region_statistics(x, labels, 1, False, False)
         mean, rstd, size = merged_moments(*local, eps, group)
-        y, _, _ = operator(namespace, "modulated_norm")(
+        y, _, _ = ops.modulated_norm(
             x, gamma, beta, weight, mean, rstd, statistics, unbiased, eps, gain, slope
         )
         ctx.mark_non_differentiable(mean, rstd, size)
         sign = y if slope != 1 else None
         ctx.save_for_backward(x, gamma, beta, weight, mean, rstd, size, sign)
-        ctx.namespace, ctx.group, ctx.options = namespace, group, (gain, slope)
+        ctx.ops, ctx.group, ctx.options = ops, group, (gain, slope)
         return y, mean, rstd, size
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         x, gamma, beta, weight, mean, rstd, size, y = ctx.saved_tensors
-        grad = like(grad, x)
+        grad = grad.contiguous(memory_format=memory_format(x))
         weight_gradient = weight is not None and ctx.needs_input_grad[5]
-        sums, *gradients = operator(ctx.namespace, "modulated_norm_backward_sums")(
+        sums, *gradients = ctx.ops.modulated_norm_backward_sums(
             grad, y, x, gamma, beta, weight, mean, rstd, *ctx.options, weight_gradient
         )
         total = sums.double()
         dist.all_reduce(total, group=ctx.group)
         mean_sums = (total / size).to(sums.dtype)
-        grad_x = operator(ctx.namespace, "modulated_norm_backward_apply")(
+        grad_x = ctx.ops.modulated_norm_backward_apply(
             grad, y, x, gamma, weight, mean, rstd, mean_sums, *ctx.options
         )
-        return None, None, grad_x, *_present(gradients, gamma, weight_gradient), *(None,) * 5
+        grad_gamma, grad_beta, grad_weight = gradients
+        if gamma is None:
+            grad_gamma = grad_beta = None
+        maps = (grad_gamma, grad_beta, grad_weight if weight_gradient else None)
+        return None, None, grad_x, *maps, *(None,) * 5
 
 
 def _update_running(
@@ -350,7 +287,7 @@ def _update_running(
         running_var.lerp_(variance.to(running_var.dtype), momentum)
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
 def _statistics_shape(x: Tensor, statistics: str, given: bool) -> tuple[int, ...]:
@@ -362,7 +299,7 @@ def _statistics_shape(x: Tensor, statistics: str, given: bool) -> tuple[int, ...
     return (N if statistics == "instance" else 1, C)
 
 
-def _fake_norm(
+def _fake(
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -370,10 +307,7 @@ def _fake_norm(
     mean: Tensor | None,
     rstd: Tensor | None,
     statistics: str,
-    unbiased: bool,
-    eps: float,
-    gain: str,
-    slope: float,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = _statistics_shape(x, statistics, mean is not None)
     dtype = accumulate_dtype(x.dtype)
@@ -399,16 +333,9 @@ def _fake_backward(
     gamma: Tensor | None,
     beta: Tensor | None,
     weight: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    statistics: str,
-    given: bool,
-    unbiased: bool,
-    gain: str,
-    slope: float,
-    weight_gradient: bool,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *_fake_map_gradients(x, gamma, weight, weight_gradient)
+    return torch.empty_like(x), *_fake_map_gradients(x, gamma, weight, rest[-1])
 
 
 def _fake_backward_sums(
@@ -419,89 +346,64 @@ def _fake_backward_sums(
     beta: Tensor | None,
     weight: Tensor | None,
     mean: Tensor,
-    rstd: Tensor,
-    gain: str,
-    slope: float,
-    weight_gradient: bool,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     sums = mean.new_empty((2, 1, x.shape[1]))
-    return sums, *_fake_map_gradients(x, gamma, weight, weight_gradient)
+    return sums, *_fake_map_gradients(x, gamma, weight, rest[-1])
 
 
-def _fake_backward_apply(grad: Tensor, y: Tensor | None, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    y, mean, rstd = outputs
+    kept = {**vars(given), "given": given.mean is not None, "y": y if given.slope != 1 else None}
+    if not kept["given"] and given.statistics != "none":
+        kept |= {"mean": None if given.statistics == "rms" else mean, "rstd": rstd}
+    if "weight" not in needs:
+        kept["beta"] = None
+    return kept
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, gamma, beta, weight, given_mean, given_rstd, *options = inputs
-    y, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.set_materialize_grads(False)
-    ctx.given = given_mean is not None
-    ctx.weight_gradient = weight is not None and ctx.needs_input_grad[3]
-    kind = options[0]
-    statistics = (
-        given_mean if ctx.given else None if kind in ("none", "rms") else mean,
-        given_rstd if ctx.given else None if kind == "none" else rstd,
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    weight_gradient = "weight" in kept.needs
+    x, gamma, beta, weight = ops.modulated_norm_backward(
+        grad,
+        kept.y,
+        kept.x,
+        kept.gamma,
+        kept.beta,
+        kept.weight,
+        kept.mean,
+        kept.rstd,
+        kept.statistics,
+        kept.given,
+        kept.unbiased,
+        kept.gain,
+        kept.slope,
+        weight_gradient,
     )
-    sign = y if options[-1] != 1 else None
-    ctx.save_for_backward(
-        x, gamma, beta if ctx.weight_gradient else None, weight, *statistics, sign
-    )
-    ctx.options = options
+    gradients: Gradients = {"x": x}
+    if kept.gamma is not None:
+        gradients |= {"gamma": gamma, "beta": beta}
+    if weight_gradient:
+        gradients["weight"] = weight
+    return gradients
 
 
-def _present(
-    gradients: list[Tensor], gamma: Tensor | None, weight_gradient: bool
-) -> tuple[Tensor | None, ...]:
-    """The gradients of gamma, beta and weight; None where there is none."""
-    grad_gamma, grad_beta, grad_weight = gradients
-    if gamma is None:
-        grad_gamma = grad_beta = None
-    return grad_gamma, grad_beta, grad_weight if weight_gradient else None
+def _twice(kept: Any, grad: Tensor) -> Gradients:
+    """Of the formula without activation, whose slope is known from y."""
+    if kept.y is not None:
+        grad = torch.where(kept.y > 0, grad, kept.slope * grad)
+        kept.slope = 1.0
+    if not kept.given:
+        kept.mean = kept.rstd = None
+    if kept.beta is None and kept.gamma is not None:
+        # Behind the activation everything is linear in beta, so any beta will do.
+        kept.beta = torch.zeros_like(kept.gamma)
+    return gradients_of_reference(MODULATED_NORM, kept, grad)
 
 
-def _backward(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        tail = (None,) * 7
-        if grad is None:
-            return (None,) * 4 + tail
-        x, gamma, beta, weight, mean, rstd, y = ctx.saved_tensors
-        statistics, unbiased, eps, gain, slope = ctx.options
-        if differentiated():  # the gradient itself will be differentiated
-            constants = (mean, rstd) if ctx.given else (None, None)
-            # Behind the activation everything is linear in beta, so any beta will do.
-            shift = torch.zeros_like(gamma) if beta is None and gamma is not None else beta
-            if y is not None:
-                grad = torch.where(y > 0, grad, slope * grad)
-
-            def function(*maps: Tensor | None) -> Tensor:
-                return _reference(*maps, *constants, (statistics, unbiased, eps, gain, 1.0))
-
-            return *gradients_of_reference(function, [x, gamma, shift, weight], grad), *tail
-        grad_x, *gradients = operator(namespace, "modulated_norm_backward")(
-            like(grad, x),
-            y,
-            x,
-            gamma,
-            beta,
-            weight,
-            mean,
-            rstd,
-            statistics,
-            ctx.given,
-            unbiased,
-            gain,
-            slope,
-            ctx.weight_gradient,
-        )
-        return grad_x, *_present(gradients, gamma, ctx.weight_gradient), *tail
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    register(namespace, "modulated_norm", _fake_norm, _setup_context, _backward(namespace))
-    register(namespace, "modulated_norm_backward", _fake_backward)
-    register(namespace, "modulated_norm_backward_sums", _fake_backward_sums)
-    register(namespace, "modulated_norm_backward_apply", _fake_backward_apply)
+MODULATED_NORM = Op(name="modulated_norm", fake=_fake, keep=_keep, backward=_backward, twice=_twice)
+MODULATED_NORM_BACKWARD = Op(name="modulated_norm_backward", fake=_fake_backward)
+MODULATED_NORM_BACKWARD_SUMS = Op(name="modulated_norm_backward_sums", fake=_fake_backward_sums)
+MODULATED_NORM_BACKWARD_APPLY = Op(
+    name="modulated_norm_backward_apply", fake=lambda grad, y, x, *_: torch.empty_like(x)
+)

@@ -8,16 +8,15 @@ only the other tiles of the output are convolved.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import backend, reference
-from ..schema import implement
 from .checks import (
     accumulate_dtype,
+    autocast_dtype,
     check_choice,
     check_device,
     check_feature_map,
@@ -27,7 +26,6 @@ from .checks import (
     check_positive,
     check_slope,
     check_tensor,
-    memory_format,
     native,
     refuse_tracing,
 )
@@ -38,6 +36,7 @@ from .convolution import (
     Sizes,
     check_mask,
     check_odd_kernel,
+    convolution_gradients,
     dense,
     expand_groups,
     geometry_of,
@@ -49,13 +48,7 @@ from .convolution import (
     written_out,
 )
 from .hole_tiles import convolve_tiles, live_tiles
-from .registration import (
-    call,
-    differentiated,
-    gradients_of_reference,
-    operator,
-    register,
-)
+from .op import Gradients, Op, gradients_of_reference
 from .upsample_conv import by_phases
 
 Form = Literal["ratio", "sum"]
@@ -214,7 +207,8 @@ def partial_upsample_conv2d(
     if (skip is None) != (skip_mask is None):
         raise ValueError("skip_mask: expected both skip and skip_mask, or none")
     N, low_channels, H, W = x.shape
-    masks = [F.interpolate(_one_channel("mask", mask, x), scale_factor=2.0, mode="nearest")]
+    low_mask = _one_channel("mask", mask, x)
+    masks = [F.interpolate(low_mask, scale_factor=2.0, mode="nearest")]
     channels = [low_channels]
     if skip is not None and skip_mask is not None:
         check_feature_map("skip", skip)
@@ -228,26 +222,21 @@ def partial_upsample_conv2d(
         channels.append(skip.shape[1])
     expected = (weight.shape[0], sum(channels), *weight.shape[2:])
     check_parameter("weight", weight, expected, x)
-    _check(
-        2, x, weight[:, :low_channels], bias, 1, form, eps, "zeros", norm_weight, norm_bias,
-        negative_slope,
-    )  # fmt: skip
+    _check_convolution(2, x, weight[:, :low_channels], 1)
+    _check_form(form, eps)
+    tail = _tail(x, weight, bias, norm_weight, norm_bias, negative_slope, mask_output)
     padding = [size // 2 for size in weight.shape[2:]]
     geometry = geometry_of((2 * H, 2 * W), list(weight.shape[2:]), 1, padding, 1)
-    namespace = backend.choose("partial_conv_epilogue", x).namespace
     batch = max(m.shape[0] for m in masks)
     known = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], dim=1)
     counts = channels if len(channels) > 1 or form == "sum" else []
-    scale, updated = _window(namespace, known, counts, geometry, form, bias is not None, eps)
+    scale, updated = _window(known, counts, geometry, form, bias is not None, eps)
     rest = None
     if skip is not None:
-        masked = product(namespace, skip, masks[1], [])
+        masked = _product(skip, masks[1], [])
         rest = _convolve(masked, weight[:, low_channels:], geometry, 1, "zeros")
-    low = product(namespace, x, _one_channel("mask", mask, x), [])
-    raw = by_phases(namespace, low, weight[:, :low_channels], None, rest)
-    affine = (bias, norm_weight, norm_bias)
-    y = epilogue(namespace, raw, scale, updated, *affine, negative_slope, mask_output)
-    return y, updated.to(x.dtype)
+    raw = by_phases(_product(x, low_mask, []), weight[:, :low_channels], None, rest)
+    return _epilogue(raw, scale, updated, tail), updated.to(x.dtype)
 
 
 def _one_channel(name: str, mask: Tensor, x: Tensor) -> Tensor:
@@ -289,8 +278,7 @@ def mask_window(
     check_tensor("mask", mask)
     dimensions = 3 if mask.dim() == 5 else 2
     check_feature_map("mask", mask, SPATIAL[dimensions])
-    check_choice("form", form, FORMS)
-    check_positive("eps", eps)
+    _check_form(form, eps)
     kernel = sizes_of("kernel_size", kernel_size, dimensions, least=1)
     geometry = geometry_of(mask.shape[2:], kernel, stride, padding, dilation)
     channels = [] if mask_channels is None else list(mask_channels)
@@ -299,25 +287,17 @@ def mask_window(
             f"mask_channels: expected {mask.shape[1]} numbers, one for each mask channel, got"
             f" {len(channels)}"
         )
-    namespace = backend.choose("mask_window", mask).namespace
     check_mask_values("mask", mask)
     mask, channels = expand_groups(mask.detach(), channels)
-    return _window(namespace, mask, channels, geometry, form, bias, eps)
+    return _window(mask, channels, geometry, form, bias, eps)
 
 
-def _check(
-    dimensions: int,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    form: str,
-    eps: float,
-    padding_mode: str,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    negative_slope: float | None,
-) -> None:
+def _check_form(form: str, eps: float) -> None:
+    check_choice("form", form, FORMS)
+    check_positive("eps", eps)
+
+
+def _check_convolution(dimensions: int, x: Tensor, weight: Tensor, groups: int) -> None:
     refuse_tracing()
     check_feature_map("x", x, SPATIAL[dimensions])
     check_tensor("weight", weight)
@@ -334,87 +314,47 @@ def _check(
             )
     shape = (weight.shape[0], x.shape[1] // groups, *weight.shape[2:])
     check_parameter("weight", weight, shape, x)
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight.dtype != x.dtype and autocast_dtype(x) is None:
         raise TypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}")
-    if (norm_weight is None) != (norm_bias is None):
-        raise ValueError("norm_bias: expected both norm_weight and norm_bias, or none")
-    for name, value in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        if value is not None:
-            check_parameter(name, value, (weight.shape[0],), x)
-    check_choice("form", form, FORMS)
-    check_positive("eps", eps)
-    check_choice("padding_mode", padding_mode, PADDING_MODES)
-    if negative_slope is not None:
-        check_slope("negative_slope", negative_slope)
 
 
-def _run(namespace: str, name: str, *args: Any) -> Any:
-    if not namespace:  # the reference
-        return getattr(reference, name)(*args)
-    return call(namespace, name, *args)
+class _Tail(NamedTuple):
+    """What follows the convolution, as the ops take it; the tensors of any floating dtype."""
+
+    bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    negative_slope: float
+    mask_output: bool
+
+    def of(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """Ready for a feature map of a dtype."""
+        accumulate = accumulate_dtype(dtype)
+        tensors = (
+            None if value is None else value.to(accumulate).contiguous() for value in self[:3]
+        )
+        return *tensors, *self[3:]
 
 
-def _window(
-    namespace: str,
-    mask: Tensor,
-    channels: list[int],
-    geometry: Geometry,
-    form: str,
-    bias: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    return _run(
-        namespace,
-        "mask_window",
-        native(mask) if mask.dim() == 4 else mask.contiguous(),
-        written_out(channels, mask),
-        geometry.kernel_size,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        geometry.output_size,
-        form == "ratio",
-        bias,
-        float(eps),
-    )
-
-
-def product(namespace: str, x: Tensor, mask: Tensor, channels: list[int]) -> Tensor:
-    """x * mask, for volumes too."""
-    planes, masks = planes_with_mask(x, mask)
-    return volume_of(_run(namespace, "mask_product", planes, masks, written_out(channels, mask)), x)
-
-
-def epilogue(
-    namespace: str,
-    raw: Tensor,
-    scale: Tensor,
-    updated: Tensor,
+def _tail(
+    x: Tensor,
+    weight: Tensor,
     bias: Tensor | None,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     negative_slope: float | None,
     mask_output: bool,
-) -> Tensor:
-    accumulate = accumulate_dtype(raw.dtype)
-
-    def ready(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.to(accumulate).contiguous()
-
-    planes = planes_of(raw)
-    y = _run(
-        namespace,
-        "partial_conv_epilogue",
-        planes,
-        planes_of(scale.to(accumulate)),
-        planes_of(updated.to(accumulate)),
-        ready(bias),
-        ready(norm_weight),
-        ready(norm_bias),
-        1.0 if negative_slope is None else float(negative_slope),
-        mask_output,
-    )
-    return volume_of(y, raw)
+) -> _Tail:
+    """Raises what the functions document."""
+    if (norm_weight is None) != (norm_bias is None):
+        raise ValueError("norm_bias: expected both norm_weight and norm_bias, or none")
+    for name, value in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if value is not None:
+            check_parameter(name, value, (weight.shape[0],), x)
+    if negative_slope is not None:
+        check_slope("negative_slope", negative_slope)
+    slope = 1.0 if negative_slope is None else float(negative_slope)
+    return _Tail(bias, norm_weight, norm_bias, slope, mask_output)
 
 
 def _partial_conv(
@@ -433,81 +373,48 @@ def _partial_conv(
     padding_mode: str,
     masked_input: bool,
     window: tuple[Tensor, Tensor] | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    negative_slope: float | None,
-    mask_output: bool,
+    *tail_arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    _check(
-        dimensions, x, weight, bias, groups, form, eps, padding_mode, norm_weight, norm_bias,
-        negative_slope,
-    )  # fmt: skip
-    geometry = geometry_of(x.shape[2:], list(weight.shape[2:]), stride, padding, dilation)
+    _check_convolution(dimensions, x, weight, groups)
+    _check_form(form, eps)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    tail = _tail(x, weight, bias, *tail_arguments)
+    geometry = geometry_of(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
     known, channels = check_mask("mask", known, x, mask_channels)
-    namespace = backend.choose("partial_conv_epilogue", x).namespace
     if window is None:
-        counts = channels
-        if form == "sum" and known.shape[1] == 1:
-            counts = [x.shape[1]]
-        scale, updated = _window(namespace, known, counts, geometry, form, bias is not None, eps)
+        counts = [x.shape[1]] if form == "sum" and known.shape[1] == 1 else channels
+        scale, updated = _window(known, counts, geometry, form, bias is not None, eps)
     else:
         scale, updated = _check_window(window, x, geometry)
     masks = None if mask is None or masked_input else known
-    affine = (bias, norm_weight, norm_bias)
-    one_op = padding_mode == "zeros" and geometry.symmetric
-    if namespace and one_op and not torch.compiler.is_compiling():
-        y = _in_one_op(
-            namespace, x, masks, channels, scale, updated, weight, affine, negative_slope,
-            mask_output, geometry, groups,
-        )  # fmt: skip
-    else:
-        if masks is not None:
-            x = product(namespace, x, masks, channels)
-        raw = _convolve(x, weight, geometry, groups, padding_mode)
-        y = epilogue(namespace, raw, scale, updated, *affine, negative_slope, mask_output)
-    return y, updated.to(x.dtype)
-
-
-def _in_one_op(
-    namespace: str,
-    x: Tensor,
-    mask: Tensor | None,
-    channels: list[int],
-    scale: Tensor,
-    updated: Tensor,
-    weight: Tensor,
-    affine: tuple[Tensor | None, ...],
-    negative_slope: float | None,
-    mask_output: bool,
-    geometry: Geometry,
-    groups: int,
-) -> Tensor:
-    device = x.device.type
-    if torch.is_autocast_enabled(device):  # the convolution's inputs, as autocast would cast them
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, mask = (
-            value if value is None or value.dtype == torch.float64 else value.to(dtype)
-            for value in (x, weight, mask)
+    in_one_op = padding_mode == "zeros" and geometry.symmetric and not torch.compiler.is_compiling()
+    if in_one_op:
+        dtype = autocast_dtype(x)
+        if dtype is not None:
+            x, weight, masks = (
+                value if value is None or value.dtype == torch.float64 else value.to(dtype)
+                for value in (x, weight, masks)
+            )
+        accumulate = accumulate_dtype(x.dtype)
+        y = PARTIAL_CONV(
+            x,
+            masks,
+            [1] if masks is None else written_out(channels, masks),
+            scale.to(accumulate),
+            updated.to(accumulate),
+            weight,
+            *tail.of(x.dtype),
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            groups,
         )
-    accumulate = accumulate_dtype(x.dtype)
-    return call(
-        namespace,
-        "partial_conv",
-        x,
-        mask,
-        [1] if mask is None else written_out(channels, mask),
-        scale.to(accumulate),
-        updated.to(accumulate),
-        weight,
-        *(None if value is None else value.to(accumulate).contiguous() for value in affine),
-        1.0 if negative_slope is None else float(negative_slope),
-        mask_output,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        groups,
-    )
+    else:
+        masked = x if masks is None else _product(x, masks, channels)
+        raw = _convolve(masked, weight, geometry, groups, padding_mode)
+        y = _epilogue(raw, scale, updated, tail)
+    return y, updated.to(known.dtype)
 
 
 def _check_window(
@@ -528,6 +435,35 @@ def _check_window(
     return window
 
 
+def _window(
+    mask: Tensor, channels: list[int], geometry: Geometry, form: str, bias: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    return MASK_WINDOW(
+        native(mask) if mask.dim() == 4 else mask.contiguous(),
+        written_out(channels, mask),
+        geometry.kernel_size,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        geometry.output_size,
+        form == "ratio",
+        bias,
+        float(eps),
+    )
+
+
+def _product(x: Tensor, mask: Tensor, channels: list[int]) -> Tensor:
+    """x * mask, for volumes too."""
+    planes, masks = planes_with_mask(x, mask)
+    return volume_of(MASK_PRODUCT(planes, masks, written_out(channels, mask)), x)
+
+
+def _epilogue(raw: Tensor, scale: Tensor, updated: Tensor, tail: _Tail) -> Tensor:
+    accumulate = accumulate_dtype(raw.dtype)
+    maps = (planes_of(value.to(accumulate)) for value in (scale, updated))
+    return volume_of(PARTIAL_CONV_EPILOGUE(planes_of(raw), *maps, *tail.of(raw.dtype)), raw)
+
+
 def _convolve(
     x: Tensor, weight: Tensor, geometry: Geometry, groups: int, padding_mode: str
 ) -> Tensor:
@@ -540,123 +476,82 @@ def _convolve(
     return convolution(x, weight, None, geometry.stride, padding, geometry.dilation, groups)
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
-def _forward(namespace: str) -> Any:
-    def partial_conv(
-        x: Tensor,
-        mask: Tensor | None,
-        mask_channels: list[int],
-        scale: Tensor,
-        updated: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        negative_slope: float,
-        mask_output: bool,
-        *geometry: Any,
-    ) -> Tensor:
-        tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
-        scale, updated = planes_of(scale), planes_of(updated)
-        if x.is_cpu:
-            slots = live_tiles(namespace, x, updated, weight, *geometry)
-            if slots is not None:
-                tiles = convolve_tiles(x, mask, mask_channels, slots, weight, *geometry)
-                return operator(namespace, "scatter_tiles")(tiles, slots, scale, updated, *tail)
-            if mask is not None and bool((mask == 1).all()):
-                mask = None
-        if mask is not None:
-            x = product(namespace, x, mask, mask_channels)
-        raw = dense(plain_convolution(x, weight, *geometry))
-        operator(namespace, "partial_conv_epilogue_")(planes_of(raw), scale, updated, *tail)
-        return raw
-
-    return partial_conv
+def _linear(kept: Any) -> bool:
+    """Whether the epilogue is linear: neither raw output nor bias is needed for its gradient."""
+    return kept.norm_weight is None and kept.negative_slope == 1 and not kept.mask_output
 
 
-def _fake_partial_conv(x: Tensor, *rest: Any) -> Tensor:
+def _compose(
+    ops: Any,
+    x: Tensor,
+    mask: Tensor | None,
+    mask_channels: list[int],
+    scale: Tensor,
+    updated: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    negative_slope: float,
+    mask_output: bool,
+    *geometry: Any,
+) -> Tensor:
+    tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
+    scale, updated = planes_of(scale), planes_of(updated)
+    if x.is_cpu:
+        slots = live_tiles(ops, x, updated)
+        if slots is not None:
+            tiles = convolve_tiles(ops, x, mask, mask_channels, slots, weight, *geometry)
+            return ops.scatter_tiles(tiles, slots, scale, updated, *tail)
+        if mask is not None and bool((mask == 1).all()):
+            mask = None
+    if mask is not None:
+        x = _masked(ops, x, mask, mask_channels)
+    raw = dense(plain_convolution(x, weight, *geometry))
+    ops.partial_conv_epilogue_(planes_of(raw), scale, updated, *tail)
+    return raw
+
+
+def _masked(ops: Any, x: Tensor, mask: Tensor, mask_channels: list[int]) -> Tensor:
+    return volume_of(ops.mask_product(*planes_with_mask(x, mask), mask_channels), x)
+
+
+def _fake(x: Tensor, *rest: Any) -> Tensor:
     weight, geometry = rest[4], rest[10:]
     return torch.empty_like(dense(plain_convolution(x, weight, *geometry)))
 
 
-def _setup_partial_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, mask, ctx.mask_channels, scale, updated, weight, *affine = inputs[:9]
-    ctx.options, ctx.geometry = list(inputs[9:11]), inputs[11:]
-    ctx.save_for_backward(x, mask, scale, updated, weight, *affine)
-    ctx.wanted = [inputs[i] is not None and ctx.needs_input_grad[i] for i in (0, 5, 6)]
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return vars(given)
 
 
-def _backward_partial_conv(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, mask, scale, updated, weight, *affine = ctx.saved_tensors
-        linear = affine[1] is None and ctx.options == [1.0, False]
-        if linear and not differentiated():
-            grad_x, grad_weight, grad_bias = operator(namespace, "partial_conv_backward")(
-                grad, x, mask, ctx.mask_channels, scale, updated, weight, *ctx.geometry, ctx.wanted
-            )
-            gradients = [
-                value if wanted else None
-                for value, wanted in zip((grad_x, grad_weight, grad_bias), ctx.wanted, strict=True)
-            ]
-            grad_affine = [gradients[2], None, None]
-        else:
-
-            def function(x: Tensor, weight: Tensor, *affine: Tensor | None) -> Tensor:
-                if mask is not None:
-                    x = reference.mask_product(x, mask, ctx.mask_channels)
-                raw = plain_convolution(x, weight, *ctx.geometry)
-                return reference.partial_conv_epilogue(raw, scale, updated, *affine, *ctx.options)
-
-            gradients = gradients_of_reference(function, [x, weight, *affine], grad)
-            grad_affine = gradients[2:]
-        grad_x, grad_weight = gradients[:2]
-        return grad_x, *(None,) * 4, grad_weight, *grad_affine, *(None,) * 6
-
-    return backward
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    if not _linear(kept):
+        return gradients_of_reference(PARTIAL_CONV, kept, grad)
+    wanted = [name in kept.needs for name in ("x", "weight", "bias")]
+    gradients = ops.partial_conv_backward(
+        grad,
+        kept.x,
+        kept.mask,
+        kept.mask_channels,
+        kept.scale,
+        kept.updated,
+        kept.weight,
+        kept.stride,
+        kept.padding,
+        kept.dilation,
+        kept.groups,
+        wanted,
+    )
+    found = zip(("x", "weight", "bias"), gradients, strict=True)
+    return {name: gradient for name, gradient in found if name in kept.needs}
 
 
-def _backward_op(namespace: str) -> Any:
-    def partial_conv_backward(
-        grad: Tensor,
-        x: Tensor,
-        mask: Tensor | None,
-        mask_channels: list[int],
-        scale: Tensor,
-        updated: Tensor,
-        weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-        wanted: list[bool],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_raw, grad_bias = operator(namespace, "partial_conv_epilogue_backward")(
-            planes_of(grad.to(x.dtype)), planes_of(scale), planes_of(updated)
-        )
-        if x.is_cpu and mask is not None and bool((mask == 1).all()):
-            mask = None
-        if mask is not None and wanted[1]:  # made again rather than kept
-            x = product(namespace, x, mask, mask_channels)
-        transposed, output_padding = False, [0] * len(stride)
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            volume_of(grad_raw, grad), x, weight, None, stride, padding, dilation, transposed,
-            output_padding, groups, [*wanted[:2], False],
-        )  # fmt: skip
-        if wanted[0]:
-            grad_x = dense(grad_x)
-            if mask is not None:
-                planes, masks = planes_with_mask(grad_x, mask)
-                operator(namespace, "mask_product_")(planes, masks, mask_channels)
-        grad_x = x.new_empty(0) if grad_x is None else grad_x
-        grad_weight = x.new_empty(0) if grad_weight is None else grad_weight
-        return grad_x, grad_weight.contiguous(), grad_bias
-
-    return partial_conv_backward
-
-
-def _fake_partial_conv_backward(
+def _compose_backward(
+    ops: Any,
     grad: Tensor,
     x: Tensor,
     mask: Tensor | None,
@@ -670,11 +565,42 @@ def _fake_partial_conv_backward(
     groups: int,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    transposed, output_padding = False, [0] * len(stride)
-    grad_x, _, _ = torch.ops.aten.convolution_backward(
-        dense(grad.to(x.dtype)), x, weight, None, stride, padding, dilation, transposed,
-        output_padding, groups, [*wanted[:2], False],
-    )  # fmt: skip
+    grad_raw, grad_bias = ops.partial_conv_epilogue_backward(
+        planes_of(grad.to(x.dtype)), planes_of(scale), planes_of(updated)
+    )
+    if x.is_cpu and mask is not None and bool((mask == 1).all()):
+        mask = None
+    if mask is not None and wanted[1]:  # made again rather than kept
+        x = _masked(ops, x, mask, mask_channels)
+    grad_x, grad_weight = convolution_gradients(
+        volume_of(grad_raw, grad), x, weight, stride, padding, dilation, groups, wanted
+    )
+    if wanted[0]:
+        grad_x = dense(grad_x)
+        if mask is not None:
+            ops.mask_product_(*planes_with_mask(grad_x, mask), mask_channels)
+    grad_x = x.new_empty(0) if grad_x is None else grad_x
+    grad_weight = x.new_empty(0) if grad_weight is None else grad_weight
+    return grad_x, grad_weight.contiguous(), grad_bias
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    mask_channels: list[int],
+    scale: Tensor,
+    updated: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, _ = convolution_gradients(
+        dense(grad.to(x.dtype)), x, weight, stride, padding, dilation, groups, wanted
+    )
     return (
         torch.empty_like(dense(grad_x)) if wanted[0] else x.new_empty(0),
         weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
@@ -688,93 +614,50 @@ def _fake_window(mask: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return mask.new_empty(shape, dtype=dtype), mask.new_empty(shape, dtype=dtype)
 
 
-def _setup_window(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(*output)
+def _keep_product(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {"mask": given.mask, "mask_channels": given.mask_channels}
 
 
-def _backward_window(ctx: Any, *_: Any) -> tuple[None, ...]:
-    return (None,) * 10
+def _backward_product(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    return {"x": ops.mask_product(grad, kept.mask, kept.mask_channels)}
 
 
-def _fake_product(x: Tensor, mask: Tensor, mask_channels: list[int]) -> Tensor:
-    return torch.empty_like(x)
+def _keep_epilogue(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {**vars(given), "raw": None, "bias": None} if _linear(given) else vars(given)
 
 
-def _setup_product(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, mask, ctx.mask_channels = inputs
-    ctx.save_for_backward(mask)
-    ctx.memory_format = memory_format(x)
-
-
-def _backward_product(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (mask,) = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=ctx.memory_format)
-        return call(namespace, "mask_product", grad, mask, ctx.mask_channels), None, None
-
-    return backward
-
-
-def _fake_epilogue(raw: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(raw)
+def _backward_epilogue(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    if not _linear(kept):
+        return gradients_of_reference(PARTIAL_CONV_EPILOGUE, kept, grad)
+    raw, bias = ops.partial_conv_epilogue_backward(grad, kept.scale, kept.updated)
+    return {"raw": raw, "bias": bias if "bias" in kept.needs else None}
 
 
 def _fake_epilogue_backward(grad: Tensor, scale: Tensor, updated: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad), scale.new_empty((grad.shape[1],))
 
 
-def _setup_epilogue(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    raw, scale, updated, bias, norm_weight, norm_bias, *ctx.options = inputs
-    ctx.linear = norm_weight is None and ctx.options == [1.0, False]
-    # Linear in raw and bias: neither is needed.
-    rest = () if ctx.linear else (raw, bias, norm_weight, norm_bias)
-    ctx.save_for_backward(scale, updated, *rest)
-    ctx.bias = bias is not None
-    ctx.memory_format = memory_format(raw)
-
-
-def _backward_epilogue(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        scale, updated, *rest = ctx.saved_tensors
-        if not ctx.linear:
-
-            def function(raw: Tensor, *affine: Tensor | None) -> Tensor:
-                return reference.partial_conv_epilogue(raw, scale, updated, *affine, *ctx.options)
-
-            grad_raw, *gradients = gradients_of_reference(function, rest, grad)
-            return grad_raw, None, None, *gradients, None, None
-        if differentiated():  # the gradient itself will be differentiated
-            gradient = reference.partial_conv_epilogue_backward
-        else:
-            gradient = operator(namespace, "partial_conv_epilogue_backward")
-        grad = grad.contiguous(memory_format=ctx.memory_format)
-        grad_raw, grad_bias = gradient(grad, scale, updated)
-        return grad_raw, None, None, grad_bias if ctx.bias else None, *(None,) * 4
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    key = "CompositeExplicitAutograd"
-    implement(namespace, "partial_conv", _forward(namespace), key)
-    implement(namespace, "partial_conv_backward", _backward_op(namespace), key)
-    register(
-        namespace,
-        "partial_conv",
-        _fake_partial_conv,
-        _setup_partial_conv,
-        _backward_partial_conv(namespace),
-    )
-    register(namespace, "partial_conv_backward", _fake_partial_conv_backward)
-    for name in ("mask_product_", "partial_conv_epilogue_"):
-        register(namespace, name, lambda *_: None)
-    register(namespace, "mask_window", _fake_window, _setup_window, _backward_window)
-    register(namespace, "mask_product", _fake_product, _setup_product, _backward_product(namespace))
-    register(
-        namespace,
-        "partial_conv_epilogue",
-        _fake_epilogue,
-        _setup_epilogue,
-        _backward_epilogue(namespace),
-    )
-    register(namespace, "partial_conv_epilogue_backward", _fake_epilogue_backward)
+PARTIAL_CONV = Op(name="partial_conv", fake=_fake, compose=_compose, keep=_keep, backward=_backward)
+PARTIAL_CONV_BACKWARD = Op(
+    name="partial_conv_backward", fake=_fake_backward, compose=_compose_backward
+)
+MASK_WINDOW = Op(name="mask_window", fake=_fake_window)
+MASK_PRODUCT = Op(
+    name="mask_product",
+    fake=lambda x, mask, mask_channels: torch.empty_like(x),
+    keep=_keep_product,
+    backward=_backward_product,
+    twice="backward",
+)
+MASK_PRODUCT_ = Op(name="mask_product_", fake=lambda *_: None)
+PARTIAL_CONV_EPILOGUE = Op(
+    name="partial_conv_epilogue",
+    fake=lambda raw, *_: torch.empty_like(raw),
+    keep=_keep_epilogue,
+    backward=_backward_epilogue,
+    twice="backward",
+)
+PARTIAL_CONV_EPILOGUE_ = Op(name="partial_conv_epilogue_", fake=lambda *_: None)
+PARTIAL_CONV_EPILOGUE_BACKWARD = Op(
+    name="partial_conv_epilogue_backward", fake=_fake_epilogue_backward
+)

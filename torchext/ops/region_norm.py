@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import backend, reference
+from .. import backend
 from .checks import (
     MAX_REGIONS,
     accumulate_dtype,
@@ -15,11 +15,11 @@ from .checks import (
     check_integer,
     check_parameter,
     check_positive,
+    memory_format,
     native,
 )
-from .distributed import AllReduce
 from .labels import check_mask, region_labels
-from .registration import call, differentiated, gradients_of_reference, like, operator, register
+from .op import Gradients, Op
 
 Scope = Literal["batch", "instance"]
 EpsForm = Literal["published", "plain"]
@@ -96,28 +96,17 @@ def region_norm(
     if process_group is not None and scope != "batch":
         raise ValueError(f"process_group: expected scope 'batch' with it, got {scope!r}")
 
-    chosen = backend.choose("region_norm", x)
     accumulate = accumulate_dtype(x.dtype)
     affine = [
         None if value is None else value.to(accumulate).contiguous()
         for value in (weight, bias, spatial_weight, spatial_bias)
     ]
     labels = region_labels(x, mask, num_regions)
-    options = {
-        "num_regions": num_regions,
-        "per_instance": scope == "instance",
-        "eps": float(eps),
-        "scale_eps": eps_form == "published",
-        "ignore_holes": ignore_holes,
-    }
-    if chosen is backend.REFERENCE:
-        if process_group is not None:
-            options["all_reduce"] = lambda value: AllReduce.apply(value, process_group)
-        return reference.region_norm(x, labels, *affine, **options)
-    arguments = (native(x), labels, *affine, *options.values())
+    options = (num_regions, scope == "instance", float(eps), eps_form == "published", ignore_holes)
     if process_group is not None:
-        return _SynchronizedRegionNorm.apply(chosen.namespace, process_group, *arguments)
-    return call(chosen.namespace, "region_norm", *arguments)[0]
+        ops = backend.choose("region_norm", x).ops
+        return _Synchronised.apply(ops, process_group, native(x), labels, *affine, *options)
+    return REGION_NORM(native(x), labels, *affine, *options)[0]
 
 
 def region_statistics(
@@ -144,17 +133,9 @@ def region_statistics(
     num_regions = check_integer("num_regions", num_regions, 1, MAX_REGIONS)
     check_choice("scope", scope, ("batch", "instance"))
     mask = check_mask(x, mask, num_regions, resize_mask)
-    chosen = backend.choose("region_statistics", x)
-    x = x.detach()
     labels = region_labels(x, mask, num_regions)
-    options = {
-        "num_regions": num_regions,
-        "per_instance": scope == "instance",
-        "ignore_holes": ignore_holes,
-    }
-    if chosen is backend.REFERENCE:
-        return reference.region_statistics(x, labels, **options)
-    return call(chosen.namespace, "region_statistics", native(x), labels, *options.values())
+    options = (num_regions, scope == "instance", ignore_holes)
+    return REGION_STATISTICS(native(x.detach()), labels, *options)
 
 
 def _check_pair(
@@ -176,7 +157,7 @@ def _check_pair(
 # --- statistics over processes ------------------------------------------------------------------
 
 
-class _SynchronizedRegionNorm(torch.autograd.Function):
+class _Synchronised(torch.autograd.Function):
     """Region normalisation with the statistics of all processes of a group.
 
     Two small all-reduces forward (counts with sums, then squared deviations from the common mean,
@@ -186,7 +167,7 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        namespace: str,
+        ops: Any,
         group: dist.ProcessGroup,
         x: Tensor,
         labels: Tensor,
@@ -201,7 +182,7 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
         ignore_holes: bool,
     ) -> Tensor:
         tail = (num_regions, per_instance, ignore_holes)
-        count, mean, variance = operator(namespace, "region_statistics")(x, labels, *tail)
+        count, mean, variance = ops.region_statistics(x, labels, *tail)
         local = count.double().unsqueeze(-1)
         totals = torch.cat((local, local * mean), dim=-1)
         dist.all_reduce(totals, group=group)
@@ -214,8 +195,8 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
         rstd = torch.rsqrt(squares / size + region_eps).to(mean.dtype)
         mean = common.to(mean.dtype)
         ctx.save_for_backward(x, labels, count, mean, rstd, weight, spatial_weight)
-        ctx.namespace, ctx.group, ctx.tail = namespace, group, tail
-        return operator(namespace, "region_norm_apply")(
+        ctx.ops, ctx.group, ctx.tail = ops, group, tail
+        return ops.region_norm_apply(
             x, labels, mean, rstd, weight, bias, spatial_weight, spatial_bias, *tail
         )
 
@@ -223,14 +204,14 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, labels, count, mean, rstd, weight, spatial_weight = ctx.saved_tensors
-        grad = like(grad, x)
-        sums, grad_spatial_weight, grad_spatial_bias = operator(
-            ctx.namespace, "region_norm_backward_sums"
-        )(grad, x, labels, mean, rstd, spatial_weight, *ctx.tail)
+        grad = grad.contiguous(memory_format=memory_format(x))
+        sums, grad_spatial_weight, grad_spatial_bias = ctx.ops.region_norm_backward_sums(
+            grad, x, labels, mean, rstd, spatial_weight, *ctx.tail
+        )
         grad_weight, grad_bias = _affine_gradients(sums, weight)
         total = sums.clone()
         dist.all_reduce(total, group=ctx.group)
-        grad_x = operator(ctx.namespace, "region_norm_backward_apply")(
+        grad_x = ctx.ops.region_norm_backward_apply(
             grad, x, labels, count, mean, rstd, total, weight, spatial_weight, None, None, *ctx.tail
         )
         if spatial_weight is None:
@@ -239,7 +220,7 @@ class _SynchronizedRegionNorm(torch.autograd.Function):
         return None, None, grad_x, None, *gradients, None, None, None, None, None
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
 def _affine_gradients(sums: Tensor, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -250,24 +231,16 @@ def _affine_gradients(sums: Tensor, weight: Tensor | None) -> tuple[Tensor | Non
     return total[1], total[0]
 
 
-def _statistics_shape(x: Tensor, num_regions: int, per_instance: bool) -> tuple[int, int, int]:
-    return (x.shape[0] if per_instance else 1), num_regions, x.shape[1]
-
-
-def _fake_labels(mask: Tensor, height: int, width: int, num_regions: int, check: bool) -> Tensor:
-    return mask.new_empty((mask.shape[0], 1, height, width), dtype=torch.uint8)
-
-
 def _fake_statistics(
     x: Tensor, labels: Tensor, num_regions: int, per_instance: bool, ignore_holes: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    R, K, C = _statistics_shape(x, num_regions, per_instance)
+    shape = (x.shape[0] if per_instance else 1, num_regions, x.shape[1])
     dtype = accumulate_dtype(x.dtype)
-    count = x.new_empty((R, K), dtype=torch.int64)
-    return count, x.new_empty((R, K, C), dtype=dtype), x.new_empty((R, K, C), dtype=dtype)
+    count = x.new_empty(shape[:2], dtype=torch.int64)
+    return count, x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-def _fake_norm(
+def _fake(
     x: Tensor,
     labels: Tensor,
     weight: Tensor | None,
@@ -276,15 +249,9 @@ def _fake_norm(
     spatial_bias: Tensor | None,
     num_regions: int,
     per_instance: bool,
-    eps: float,
-    scale_eps: bool,
-    ignore_holes: bool,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), *_fake_statistics(x, labels, num_regions, per_instance, False)
-
-
-def _fake_apply(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
 
 
 def _fake_sums(
@@ -294,14 +261,11 @@ def _fake_sums(
     mean: Tensor,
     rstd: Tensor,
     spatial_weight: Tensor | None,
-    num_regions: int,
-    per_instance: bool,
-    ignore_holes: bool,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (2, *_statistics_shape(x, num_regions, per_instance))
     N, _, H, W = x.shape
     pixels = (0,) if spatial_weight is None else (N, 1, H, W)
-    return mean.new_empty(shape), mean.new_empty(pixels), mean.new_empty(pixels)
+    return mean.new_empty((2, *mean.shape)), mean.new_empty(pixels), mean.new_empty(pixels)
 
 
 def _fake_backward(
@@ -313,80 +277,42 @@ def _fake_backward(
     rstd: Tensor,
     weight: Tensor | None,
     spatial_weight: Tensor | None,
-    *tail: Any,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *_fake_sums(grad, x, labels, mean, rstd, spatial_weight, *tail)
+    return torch.empty_like(x), *_fake_sums(grad, x, labels, mean, rstd, spatial_weight)
 
 
-def _fake_backward_apply(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    _, count, mean, rstd = outputs
+    return {**vars(given), "count": count, "mean": mean, "rstd": rstd}
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, labels, weight, bias, spatial_weight, spatial_bias, *options = inputs
-    _, count, mean, rstd = output
-    ctx.mark_non_differentiable(count, mean, rstd)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias)
-    ctx.options = options
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    x, sums, spatial_weight, spatial_bias = ops.region_norm_backward(
+        grad,
+        kept.x,
+        kept.labels,
+        kept.count,
+        kept.mean,
+        kept.rstd,
+        kept.weight,
+        kept.spatial_weight,
+        kept.num_regions,
+        kept.per_instance,
+        kept.ignore_holes,
+    )
+    weight, bias = _affine_gradients(sums, kept.weight)
+    gradients: Gradients = {"x": x, "weight": weight, "bias": bias}
+    if kept.spatial_weight is not None:
+        gradients |= {"spatial_weight": spatial_weight, "spatial_bias": spatial_bias}
+    return gradients
 
 
-def _backward(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        tail = (None,) * 5
-        if grad is None:
-            return (None,) * 6 + tail
-        x, labels, count, mean, rstd, weight, bias, spatial_weight, spatial_bias = ctx.saved_tensors
-        num_regions, per_instance, eps, scale_eps, ignore_holes = ctx.options
-        if differentiated():  # the gradient itself will be differentiated
-
-            def function(x: Tensor, *affine: Tensor | None) -> Tensor:
-                return reference.region_norm(
-                    x,
-                    labels,
-                    *affine,
-                    num_regions=num_regions,
-                    per_instance=per_instance,
-                    eps=eps,
-                    scale_eps=scale_eps,
-                    ignore_holes=ignore_holes,
-                )
-
-            inputs = [x, weight, bias, spatial_weight, spatial_bias]
-            grad_x, *affine_gradients = gradients_of_reference(function, inputs, grad)
-            return grad_x, None, *affine_gradients, *tail
-        grad_x, sums, grad_spatial_weight, grad_spatial_bias = operator(
-            namespace, "region_norm_backward"
-        )(
-            like(grad, x),
-            x,
-            labels,
-            count,
-            mean,
-            rstd,
-            weight,
-            spatial_weight,
-            num_regions,
-            per_instance,
-            ignore_holes,
-        )
-        if spatial_weight is None:
-            grad_spatial_weight = grad_spatial_bias = None
-        affine_gradients = (
-            *_affine_gradients(sums, weight),
-            grad_spatial_weight,
-            grad_spatial_bias,
-        )
-        return grad_x, None, *affine_gradients, *tail
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    register(namespace, "region_labels", _fake_labels)
-    register(namespace, "region_statistics", _fake_statistics)
-    register(namespace, "region_norm", _fake_norm, _setup_context, _backward(namespace))
-    register(namespace, "region_norm_apply", _fake_apply)
-    register(namespace, "region_norm_backward", _fake_backward)
-    register(namespace, "region_norm_backward_sums", _fake_sums)
-    register(namespace, "region_norm_backward_apply", _fake_backward_apply)
+REGION_STATISTICS = Op(name="region_statistics", fake=_fake_statistics)
+REGION_NORM = Op(name="region_norm", fake=_fake, keep=_keep, backward=_backward)
+REGION_NORM_APPLY = Op(name="region_norm_apply", fake=lambda x, *_: torch.empty_like(x))
+REGION_NORM_BACKWARD = Op(name="region_norm_backward", fake=_fake_backward)
+REGION_NORM_BACKWARD_SUMS = Op(name="region_norm_backward_sums", fake=_fake_sums)
+REGION_NORM_BACKWARD_APPLY = Op(
+    name="region_norm_backward_apply", fake=lambda grad, x, *_: torch.empty_like(x)
+)

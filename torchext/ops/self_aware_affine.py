@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend, reference
 from .checks import (
     accumulate_dtype,
     check_feature_map,
@@ -14,7 +13,7 @@ from .checks import (
     check_tensor,
     native,
 )
-from .registration import call, differentiated, gradients_of_reference, operator, register
+from .op import Gradients, Op
 
 MAX_KERNEL = 15
 
@@ -54,11 +53,8 @@ def self_aware_affine(
     weights = check_self_aware(
         x, conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias, threshold
     )
-    chosen = backend.choose("self_aware_maps", x)
-    if chosen is backend.REFERENCE:
-        return reference.self_aware_affine(x, *weights, float(threshold))
-    pooled, _ = call(chosen.namespace, "channel_mean_max", native(x))
-    return call(chosen.namespace, "self_aware_maps", pooled, *weights, float(threshold))
+    pooled, _ = CHANNEL_MEAN_MAX(native(x))
+    return SELF_AWARE_MAPS(pooled, *weights, float(threshold))
 
 
 def check_self_aware(
@@ -90,7 +86,7 @@ def check_self_aware(
     return [value.to(accumulate).contiguous() for value in weights]
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
 def _fake_mean_max(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,24 +95,42 @@ def _fake_mean_max(x: Tensor) -> tuple[Tensor, Tensor]:
     return pooled, x.new_empty((N, 1, H, W), dtype=torch.int32)
 
 
-def _setup_mean_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    (x,), (_, argmax) = inputs, output
-    ctx.mark_non_differentiable(argmax)
-    ctx.save_for_backward(argmax)
-    ctx.channels, ctx.dtype = x.shape[1], x.dtype
+def _keep_argmax(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {"argmax": outputs[1], "channels": given.x.shape[1], "dtype": given.x.dtype}
 
 
-def _backward_mean_max(ctx: Any, grad: Tensor, _: Any) -> Tensor:
-    (argmax,) = ctx.saved_tensors
-    share = grad[:, :1] / ctx.channels
-    channel = torch.arange(ctx.channels, device=grad.device).view(1, -1, 1, 1)
-    return (share + torch.where(argmax == channel, grad[:, 1:], 0)).to(ctx.dtype)
+def _backward_mean_max(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    share = grad[:, :1] / kept.channels
+    channel = torch.arange(kept.channels, device=grad.device).view(1, -1, 1, 1)
+    x = share + torch.where(kept.argmax == channel, grad[:, 1:], 0)
+    return {"x": x.to(kept.dtype)}
 
 
-def fake_maps(pooled: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_maps(pooled: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     N, _, H, W = pooled.shape
     maps = [pooled.new_empty((N, 1, H, W)) for _ in range(3)]
     return *maps, pooled.new_empty((N, 1, H, W), dtype=torch.uint8)
+
+
+def _keep_maps(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {**vars(given), "saliency": outputs[0]}
+
+
+def _backward_maps(ops: Any, kept: Any, *gradients: Tensor) -> Gradients:
+    return dict(
+        zip(
+            ("pooled", *WEIGHTS),
+            ops.self_aware_maps_backward(
+                *gradients,
+                kept.pooled,
+                kept.saliency,
+                kept.conv_weight,
+                kept.gamma_weight,
+                kept.beta_weight,
+            ),
+            strict=True,
+        )
+    )
 
 
 def _fake_maps_backward(
@@ -129,52 +143,32 @@ def _fake_maps_backward(
     gamma_weight: Tensor,
     beta_weight: Tensor,
 ) -> tuple[Tensor, ...]:
+    weights = fake_weight_gradients(conv_weight, gamma_weight, beta_weight)
+    return torch.empty_like(pooled), *weights
+
+
+def fake_weight_gradients(
+    conv_weight: Tensor, gamma_weight: Tensor, beta_weight: Tensor
+) -> tuple[Tensor, ...]:
+    """In the order of `WEIGHTS`."""
     return (
-        torch.empty_like(pooled),
         torch.empty_like(conv_weight),
         torch.empty_like(gamma_weight),
-        pooled.new_empty((1,)),
+        gamma_weight.new_empty((1,)),
         torch.empty_like(beta_weight),
-        pooled.new_empty((1,)),
+        beta_weight.new_empty((1,)),
     )
 
 
-def _setup_maps(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, threshold = inputs
-    saliency, _, _, labels = output
-    ctx.mark_non_differentiable(labels)
-    ctx.save_for_backward(*tensors, saliency)
-    ctx.threshold = threshold
-
-
-def _backward_maps(namespace: str) -> Any:
-    def backward(
-        ctx: Any, grad_saliency: Tensor, grad_gamma: Tensor, grad_beta: Tensor, _: Any
-    ) -> tuple[Any, ...]:
-        *inputs, saliency = ctx.saved_tensors
-        pooled, conv_weight, gamma_weight, _, beta_weight, _ = inputs
-        grads = (grad_saliency, grad_gamma, grad_beta)
-        if differentiated():  # the gradient itself will be differentiated
-
-            def function(*tensors: Tensor) -> Tensor:
-                maps = reference.self_aware_maps(*tensors, ctx.threshold)[:3]
-                return torch.cat(maps, dim=1)
-
-            return *gradients_of_reference(function, inputs, torch.cat(grads, dim=1)), None
-        gradients = operator(namespace, "self_aware_maps_backward")(
-            *(grad.contiguous() for grad in grads),
-            pooled,
-            saliency,
-            conv_weight,
-            gamma_weight,
-            beta_weight,
-        )
-        return *gradients, None
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    register(namespace, "channel_mean_max", _fake_mean_max, _setup_mean_max, _backward_mean_max)
-    register(namespace, "self_aware_maps", fake_maps, _setup_maps, _backward_maps(namespace))
-    register(namespace, "self_aware_maps_backward", _fake_maps_backward)
+WEIGHTS = ("conv_weight", "gamma_weight", "gamma_bias", "beta_weight", "beta_bias")
+CHANNEL_MEAN_MAX = Op(
+    name="channel_mean_max",
+    fake=_fake_mean_max,
+    keep=_keep_argmax,
+    backward=_backward_mean_max,
+    twice="backward",
+)
+SELF_AWARE_MAPS = Op(
+    name="self_aware_maps", fake=_fake_maps, keep=_keep_maps, backward=_backward_maps, outputs=3
+)
+SELF_AWARE_MAPS_BACKWARD = Op(name="self_aware_maps_backward", fake=_fake_maps_backward)

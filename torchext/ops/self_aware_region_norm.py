@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backend, reference
-from ..schema import implement
-from .checks import check_choice, check_positive, memory_format, native
+from .checks import check_choice, check_positive, native
+from .op import Gradients, Op
 from .region_norm import EpsForm, Scope
-from .registration import call, differentiated, gradients_of_reference, operator, register
-from .self_aware_affine import check_self_aware
+from .self_aware_affine import WEIGHTS, check_self_aware, fake_weight_gradients
 
 
 def self_aware_region_norm(
@@ -57,100 +55,15 @@ def self_aware_region_norm(
     check_choice("scope", scope, ("batch", "instance"))
     check_choice("eps_form", eps_form, ("published", "plain"))
     check_positive("eps", eps)
-    options = {
-        "threshold": float(threshold),
-        "per_instance": scope == "instance",
-        "eps": float(eps),
-        "scale_eps": eps_form == "published",
-    }
-    chosen = backend.choose("self_aware_region_norm", x)
-    if chosen is backend.REFERENCE:
-        return reference.self_aware_region_norm(x, *weights, **options)
-    arguments = (native(x), *weights, *options.values())
-    return call(chosen.namespace, "self_aware_region_norm", *arguments)[0]
+    options = (float(threshold), scope == "instance", float(eps), eps_form == "published")
+    return SELF_AWARE_REGION_NORM(native(x), *weights, *options)[0]
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
-def _forward(namespace: str) -> Any:
-    def self_aware_region_norm(
-        x: Tensor,
-        conv_weight: Tensor,
-        gamma_weight: Tensor,
-        gamma_bias: Tensor,
-        beta_weight: Tensor,
-        beta_bias: Tensor,
-        threshold: float,
-        per_instance: bool,
-        eps: float,
-        scale_eps: bool,
-    ) -> tuple[Tensor, ...]:
-        weights = (conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias)
-        pooled, argmax = operator(namespace, "channel_mean_max")(x)
-        saliency, gamma, beta, labels = operator(namespace, "self_aware_maps")(
-            pooled, *weights, threshold
-        )
-        y, count, mean, rstd = operator(namespace, "region_norm")(
-            x, labels, None, None, gamma + 1, beta, 2, per_instance, eps, scale_eps, False
-        )
-        return y, pooled, argmax, saliency, gamma, labels, count, mean, rstd
-
-    return self_aware_region_norm
-
-
-def _backward_op(namespace: str) -> Any:
-    def self_aware_region_norm_backward(
-        grad: Tensor,
-        x: Tensor,
-        pooled: Tensor,
-        argmax: Tensor,
-        saliency: Tensor,
-        gamma: Tensor,
-        labels: Tensor,
-        count: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
-        conv_weight: Tensor,
-        gamma_weight: Tensor,
-        beta_weight: Tensor,
-        per_instance: bool,
-    ) -> tuple[Tensor, ...]:
-        tail = (2, per_instance, False)
-        spatial_weight = gamma + 1
-        sums, grad_gamma, grad_beta = operator(namespace, "region_norm_backward_sums")(
-            grad, x, labels, mean, rstd, spatial_weight, *tail
-        )
-        grad_pooled, *weight_gradients = operator(namespace, "self_aware_maps_backward")(
-            torch.zeros_like(saliency),
-            grad_gamma,
-            grad_beta,
-            pooled,
-            saliency,
-            conv_weight,
-            gamma_weight,
-            beta_weight,
-        )
-        grad_x = operator(namespace, "region_norm_backward_apply")(
-            grad,
-            x,
-            labels,
-            count,
-            mean,
-            rstd,
-            sums,
-            None,
-            spatial_weight,
-            grad_pooled,
-            argmax,
-            *tail,
-        )
-        return grad_x, *weight_gradients
-
-    return self_aware_region_norm_backward
-
-
-def _fake(
+def _compose(
+    ops: Any,
     x: Tensor,
     conv_weight: Tensor,
     gamma_weight: Tensor,
@@ -162,11 +75,21 @@ def _fake(
     eps: float,
     scale_eps: bool,
 ) -> tuple[Tensor, ...]:
-    N, C, H, W = x.shape
-    groups = N if per_instance else 1
-    statistics = (groups, 2, C)
+    weights = (conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias)
+    pooled, argmax = ops.channel_mean_max(x)
+    saliency, gamma, beta, labels = ops.self_aware_maps(pooled, *weights, threshold)
+    y, count, mean, rstd = ops.region_norm(
+        x, labels, None, None, gamma + 1, beta, 2, per_instance, eps, scale_eps, False
+    )
+    return y, pooled, argmax, saliency, gamma, labels, count, mean, rstd
 
-    def new(shape: tuple[int, ...], dtype: torch.dtype = conv_weight.dtype) -> Tensor:
+
+def _fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    N, C, H, W = x.shape
+    weight, per_instance = arguments[0], arguments[6]
+    groups = N if per_instance else 1
+
+    def new(shape: tuple[int, ...], dtype: torch.dtype = weight.dtype) -> Tensor:
         return x.new_empty(shape, dtype=dtype)
 
     return (
@@ -177,69 +100,86 @@ def _fake(
         new((N, 1, H, W)),
         new((N, 1, H, W), torch.uint8),
         new((groups, 2), torch.int64),
-        new(statistics),
-        new(statistics),
+        new((groups, 2, C)),
+        new((groups, 2, C)),
     )
+
+
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {**vars(given), **dict(zip(_FOUND, outputs[1:], strict=True))}
+
+
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    x, *weights = ops.self_aware_region_norm_backward(
+        grad,
+        kept.x,
+        *(getattr(kept, name) for name in _FOUND),
+        kept.conv_weight,
+        kept.gamma_weight,
+        kept.beta_weight,
+        kept.per_instance,
+    )
+    return {"x": x, **dict(zip(WEIGHTS, weights, strict=True))}
+
+
+def _compose_backward(
+    ops: Any,
+    grad: Tensor,
+    x: Tensor,
+    pooled: Tensor,
+    argmax: Tensor,
+    saliency: Tensor,
+    gamma: Tensor,
+    labels: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    conv_weight: Tensor,
+    gamma_weight: Tensor,
+    beta_weight: Tensor,
+    per_instance: bool,
+) -> tuple[Tensor, ...]:
+    tail = (2, per_instance, False)
+    spatial_weight = gamma + 1
+    sums, grad_gamma, grad_beta = ops.region_norm_backward_sums(
+        grad, x, labels, mean, rstd, spatial_weight, *tail
+    )
+    grad_pooled, *weight_gradients = ops.self_aware_maps_backward(
+        torch.zeros_like(saliency),
+        grad_gamma,
+        grad_beta,
+        pooled,
+        saliency,
+        conv_weight,
+        gamma_weight,
+        beta_weight,
+    )
+    grad_x = ops.region_norm_backward_apply(
+        grad,
+        x,
+        labels,
+        count,
+        mean,
+        rstd,
+        sums,
+        None,
+        spatial_weight,
+        grad_pooled,
+        argmax,
+        *tail,
+    )
+    return grad_x, *weight_gradients
 
 
 def _fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    conv_weight, gamma_weight, beta_weight, _ = rest[-4:]
-    return (
-        torch.empty_like(x),
-        torch.empty_like(conv_weight),
-        torch.empty_like(gamma_weight),
-        gamma_weight.new_empty((1,)),
-        torch.empty_like(beta_weight),
-        beta_weight.new_empty((1,)),
-    )
+    return torch.empty_like(x), *fake_weight_gradients(*rest[-4:-1])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *weights, threshold, per_instance, eps, scale_eps = inputs
-    _, *saved = output
-    ctx.mark_non_differentiable(*saved)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, *weights, *saved)
-    ctx.options = {
-        "threshold": threshold,
-        "per_instance": per_instance,
-        "eps": eps,
-        "scale_eps": scale_eps,
-    }
-
-
-def _backward(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        tail = (None,) * 4
-        if grad is None:
-            return (None,) * 6 + tail
-        x, *rest = ctx.saved_tensors
-        weights, saved = rest[:5], rest[5:]
-        if differentiated():  # the gradient itself will be differentiated
-
-            def function(*tensors: Tensor) -> Tensor:
-                return reference.self_aware_region_norm(*tensors, **ctx.options)
-
-            return *gradients_of_reference(function, [x, *weights], grad), *tail
-        conv_weight, gamma_weight, _, beta_weight, _ = weights
-        grad = grad.to(x.dtype).contiguous(memory_format=memory_format(x))
-        gradients = operator(namespace, "self_aware_region_norm_backward")(
-            grad,
-            x,
-            *saved,
-            conv_weight,
-            gamma_weight,
-            beta_weight,
-            ctx.options["per_instance"],
-        )
-        return *gradients, *tail
-
-    return backward
-
-
-def register_ops(namespace: str) -> None:
-    key = "CompositeExplicitAutograd"
-    implement(namespace, "self_aware_region_norm", _forward(namespace), key)
-    implement(namespace, "self_aware_region_norm_backward", _backward_op(namespace), key)
-    register(namespace, "self_aware_region_norm", _fake, _setup_context, _backward(namespace))
-    register(namespace, "self_aware_region_norm_backward", _fake_backward)
+# The outputs behind y.
+_FOUND = ("pooled", "argmax", "saliency", "gamma", "labels", "count", "mean", "rstd")
+SELF_AWARE_REGION_NORM = Op(
+    name="self_aware_region_norm", fake=_fake, compose=_compose, keep=_keep, backward=_backward
+)
+SELF_AWARE_REGION_NORM_BACKWARD = Op(
+    name="self_aware_region_norm_backward", fake=_fake_backward, compose=_compose_backward
+)

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import backend, reference
 from .checks import (
     accumulate_dtype,
+    autocast_dtype,
     check_feature_map,
     check_parameter,
     memory_format,
     native,
 )
 from .convolution import check_odd_kernel
-from .registration import call, differentiated, gradients_of_reference, operator, register
+from .op import Gradients, Op
 
 # For a smaller image folding the weight costs more than the fewer multiplications save: both grow
 # with the channels alike. Measured on a CPU.
@@ -54,19 +54,17 @@ def upsample_conv2d(
     check_feature_map("x", x)
     check_odd_kernel(weight)
     check_parameter("weight", weight, (weight.shape[0], x.shape[1], *weight.shape[2:]), x)
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight.dtype != x.dtype and autocast_dtype(x) is None:
         raise TypeError(f"weight: expected the dtype of x, {x.dtype}, got {weight.dtype}")
     N, _, H, W = x.shape
     if bias is not None:
         check_parameter("bias", bias, (weight.shape[0],), x)
     if addend is not None:
         check_parameter("addend", addend, (N, weight.shape[0], 2 * H, 2 * W), x)
-    return by_phases(backend.choose("interleave_phases", x).namespace, x, weight, bias, addend)
+    return by_phases(x, weight, bias, addend)
 
 
-def by_phases(
-    namespace: str, x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None
-) -> Tensor:
+def by_phases(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None) -> Tensor:
     if x.shape[0] * x.shape[2] * x.shape[3] < _FEWEST_PIXELS:
         padding = [size // 2 for size in weight.shape[2:]]
         y = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, None, 1, padding)
@@ -82,9 +80,7 @@ def by_phases(
         bias = bias.to(accumulate_dtype(phases.dtype)).contiguous()
     if addend is not None:
         addend = addend.to(phases.dtype).contiguous(memory_format=memory_format(phases))
-    if not namespace:
-        return reference.interleave_phases(phases, bias, addend, offsets)
-    return call(namespace, "interleave_phases", phases, bias, addend, offsets)
+    return INTERLEAVE_PHASES(phases, bias, addend, offsets)
 
 
 def fold_weight(weight: Tensor) -> Tensor:
@@ -111,7 +107,7 @@ def _fold_taps(taps: Tensor) -> Tensor:
     return parts.flip(swapped).flatten(1, 2)
 
 
-# --- registration -------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------
 
 
 def _empty(like: Tensor, shape: tuple[Any, ...]) -> Tensor:
@@ -122,52 +118,37 @@ def _empty(like: Tensor, shape: tuple[Any, ...]) -> Tensor:
     return like.new_empty((N, H, W, C)).permute(0, 3, 1, 2)
 
 
-def _fake_interleave(
-    phases: Tensor, bias: Tensor | None, addend: Tensor | None, offsets: list[int]
-) -> Tensor:
+def _fake(phases: Tensor, bias: Tensor | None, addend: Tensor | None, offsets: list[int]) -> Tensor:
     N, channels, h, w = phases.shape
     shape = (N, channels // 4, 2 * (h - max(offsets[:2])), 2 * (w - max(offsets[2:])))
     return _empty(phases, shape)
 
 
-def _fake_interleave_backward(grad: Tensor, offsets: list[int], height: int, width: int) -> Tensor:
+def _fake_backward(grad: Tensor, offsets: list[int], height: int, width: int) -> Tensor:
     N, C = grad.shape[:2]
     return _empty(grad, (N, 4 * C, height, width))
 
 
-def _setup_interleave(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    phases, bias, addend, ctx.offsets = inputs
-    ctx.shape, ctx.memory_format = phases.shape, memory_format(phases)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.addend = addend is not None
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {
+        "offsets": given.offsets,
+        "size": given.phases.shape[2:],
+        "bias_dtype": None if given.bias is None else given.bias.dtype,
+    }
 
 
-def _backward_interleave(namespace: str) -> Any:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grad_bias = None
-        if ctx.bias_dtype is not None:
-            grad_bias = grad.sum(dim=(0, 2, 3), dtype=ctx.bias_dtype)
-        if differentiated():  # the gradient itself will be differentiated
-
-            def function(phases: Tensor) -> Tensor:  # linear: where it is taken does not matter
-                return reference.interleave_phases(phases, None, None, ctx.offsets)
-
-            (grad_phases,) = gradients_of_reference(function, [grad.new_zeros(ctx.shape)], grad)
-        else:
-            grad_phases = operator(namespace, "interleave_phases_backward")(
-                grad.contiguous(memory_format=ctx.memory_format), ctx.offsets, *ctx.shape[2:]
-            )
-        return grad_phases, grad_bias, grad if ctx.addend else None, None
-
-    return backward
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    bias = None
+    if kept.bias_dtype is not None:
+        bias = grad.sum(dim=(0, 2, 3), dtype=kept.bias_dtype)
+    return {
+        "phases": ops.interleave_phases_backward(grad, kept.offsets, *kept.size),
+        "bias": bias,
+        "addend": grad if "addend" in kept.needs else None,
+    }
 
 
-def register_ops(namespace: str) -> None:
-    register(
-        namespace,
-        "interleave_phases",
-        _fake_interleave,
-        _setup_interleave,
-        _backward_interleave(namespace),
-    )
-    register(namespace, "interleave_phases_backward", _fake_interleave_backward)
+INTERLEAVE_PHASES = Op(
+    name="interleave_phases", fake=_fake, keep=_keep, backward=_backward, twice="backward"
+)
+INTERLEAVE_PHASES_BACKWARD = Op(name="interleave_phases_backward", fake=_fake_backward)

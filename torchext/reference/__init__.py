@@ -1,12 +1,22 @@
 """The definition of every op in plain PyTorch: any dtype, any device, differentiable twice.
 
+Every function has the arguments and outputs of the schema of its name (`torchext.schema`).
 Written to read like the formulas, not to be fast. The kernels are compared with these in float64.
 """
 
-from .diversity_map import diversity_map, soft_diversity_map
-from .gabor_orientation import filter_responses, oriented_filter_max, selected_response
-from .label_conv2d import label_conv2d
-from .modulated_norm import modulated_norm
+from .diversity_map import diversity_maps, soft_diversity_map, soft_diversity_map_backward
+from .gabor_orientation import (
+    filter_responses,
+    oriented_filter_max,
+    oriented_filter_max_backward_bank,
+    oriented_filter_max_backward_image,
+)
+from .label_conv2d import label_conv2d, label_conv2d_backward
+from .modulated_norm import (
+    modulated_norm,
+    modulated_norm_backward_apply,
+    modulated_norm_backward_sums,
+)
 from .partial_conv import (
     mask_product,
     mask_window,
@@ -14,31 +24,46 @@ from .partial_conv import (
     partial_conv_epilogue,
     partial_conv_epilogue_backward,
 )
-from .region_norm import region_labels, region_norm, region_statistics
-from .self_aware_affine import channel_mean_max, self_aware_affine, self_aware_maps
+from .region_norm import (
+    region_labels,
+    region_norm,
+    region_norm_apply,
+    region_norm_backward_apply,
+    region_norm_backward_sums,
+    region_statistics,
+)
+from .self_aware_affine import channel_mean_max, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
-from .upsample_conv import interleave_phases, upsample_conv2d
+from .upsample_conv import interleave_phases, interleave_phases_backward, upsample_conv2d
 
 __all__ = [
     "channel_mean_max",
-    "diversity_map",
+    "diversity_maps",
     "filter_responses",
     "interleave_phases",
+    "interleave_phases_backward",
     "label_conv2d",
+    "label_conv2d_backward",
     "mask_product",
     "mask_window",
     "modulated_norm",
+    "modulated_norm_backward_apply",
+    "modulated_norm_backward_sums",
     "oriented_filter_max",
+    "oriented_filter_max_backward_bank",
+    "oriented_filter_max_backward_image",
     "partial_conv",
     "partial_conv_epilogue",
     "partial_conv_epilogue_backward",
     "region_labels",
     "region_norm",
+    "region_norm_apply",
+    "region_norm_backward_apply",
+    "region_norm_backward_sums",
     "region_statistics",
-    "selected_response",
-    "self_aware_affine",
     "self_aware_maps",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "soft_diversity_map_backward",
     "upsample_conv2d",
 ]

@@ -29,3 +29,25 @@ def oriented_filter_max(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Te
     strength, index = rectified.max(dim=1, keepdim=True)
     index = torch.where(strength.isnan(), 0, index)
     return responses.gather(1, index), index.to(torch.int32)
+
+
+def oriented_filter_max_backward_image(grad: Tensor, index: Tensor, bank: Tensor) -> Tensor:
+    """The image's gradient, of each pixel's filter."""
+
+    def formula(image: Tensor) -> Tensor:  # linear: where it is taken does not matter
+        return selected_response(image, bank, index)
+
+    _, pullback = torch.func.vjp(formula, torch.zeros_like(grad))
+    return pullback(grad)[0]
+
+
+def oriented_filter_max_backward_bank(
+    grad: Tensor, index: Tensor, image: Tensor, count: int, size: int
+) -> Tensor:
+    """The bank's gradient (count,size,size)."""
+
+    def formula(bank: Tensor) -> Tensor:
+        return selected_response(image, bank, index)
+
+    _, pullback = torch.func.vjp(formula, grad.new_zeros((count, size, size)))
+    return pullback(grad)[0]

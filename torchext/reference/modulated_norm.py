@@ -1,27 +1,7 @@
 """Normalise, modulate, activate: the formula that SPADE, SPDNorm, AdaIN and pixel norm share."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-
-def _identity(value: Tensor) -> Tensor:
-    return value
-
-
-def _normalised(
-    x: Tensor, statistics: str, unbiased: bool, eps: float, all_reduce: Callable[[Tensor], Tensor]
-) -> Tensor:
-    if statistics == "none":
-        return x
-    if statistics == "rms":
-        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
-    dims = {"instance": (2, 3), "batch": (0, 2, 3), "position": (1,)}[statistics]
-    count = all_reduce(torch.ones_like(x).sum(dims, keepdim=True))
-    mean = all_reduce(x.sum(dims, keepdim=True)) / count.clamp(min=1)
-    squares = all_reduce((x - mean).square().sum(dims, keepdim=True))
-    return (x - mean) * torch.rsqrt(squares / (count - int(unbiased)).clamp(min=1) + eps)
 
 
 def _per_element(value: Tensor | None) -> Tensor | None:
@@ -29,40 +9,137 @@ def _per_element(value: Tensor | None) -> Tensor | None:
     return value[:, :, None, None] if value is not None and value.dim() == 2 else value
 
 
+def _statistics(x: Tensor, statistics: str, unbiased: bool, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps), (N or 1,C) or (N,1,H,W); empty what there is none of."""
+    nothing = x.new_empty(0)
+    if statistics == "none":
+        return nothing, nothing
+    if statistics == "rms":
+        return nothing, torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
+    dims = {"instance": (2, 3), "batch": (0, 2, 3), "position": (1,)}[statistics]
+    count = torch.ones_like(x).sum(dims, keepdim=True)
+    mean = x.sum(dims, keepdim=True) / count.clamp(min=1)
+    squares = (x - mean).square().sum(dims, keepdim=True)
+    rstd = torch.rsqrt(squares / (count - int(unbiased)).clamp(min=1) + eps)
+    if statistics == "position":
+        return mean, rstd
+    return mean[:, :, 0, 0], rstd[:, :, 0, 0]
+
+
+def _normalised(x: Tensor, mean: Tensor | None, rstd: Tensor | None) -> Tensor:
+    """Without a mean, or neither, where that is None or empty."""
+    if mean is not None and mean.dim() > 1:
+        x = x - _per_element(mean)
+    if rstd is not None and rstd.dim() > 1:
+        x = x * _per_element(rstd)
+    return x
+
+
+def _modulated(
+    normal: Tensor, gamma: Tensor | None, beta: Tensor | None, weight: Tensor | None, gain: str
+) -> Tensor:
+    if gamma is None or beta is None:
+        return normal
+    scale, shift = _per_element(gamma), _per_element(beta)
+    if gain == "sigmoid":
+        scale = torch.sigmoid(scale)
+    if weight is not None:
+        scale, shift = scale * weight, shift * weight
+    return normal * (scale if gain == "plain" else 1 + scale) + shift
+
+
 def modulated_norm(
     x: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    weight: Tensor | None = None,
-    mean: Tensor | None = None,
-    rstd: Tensor | None = None,
-    *,
-    statistics: str = "instance",
-    unbiased: bool = False,
-    eps: float = 1e-5,
-    gain: str = "one_plus",
-    slope: float = 1.0,
-    all_reduce: Callable[[Tensor], Tensor] = _identity,
-) -> Tensor:
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    statistics: str,
+    unbiased: bool,
+    eps: float,
+    gain: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """y = leaky(xn * scale + beta * weight), xn = (x - mean) / sqrt(variance + eps).
 
     scale = 1 + gamma * weight ("one_plus"), gamma * weight ("plain") or 1 + sigmoid(gamma) * weight
-    ("sigmoid"). A `mean` and `rstd` (1,C) that are given are constants. `all_reduce` sums a tensor
-    over processes.
+    ("sigmoid"). A `mean` and `rstd` (1,C) that are given are constants; else those that were found
+    come with y.
     """
     dtype = x.dtype
     accumulate = torch.promote_types(dtype, torch.float32)
     x, gamma, beta, weight = (
-        None if value is None else value.to(accumulate)
-        for value in (x, _per_element(gamma), _per_element(beta), weight)
+        None if value is None else value.to(accumulate) for value in (x, gamma, beta, weight)
     )
+    found = x.new_empty(0), x.new_empty(0)
     if mean is None:
-        normal = _normalised(x, statistics, unbiased, eps, all_reduce)
-    else:
-        normal = (x - _per_element(mean)) * _per_element(rstd)
-    if gamma is not None:
-        scale = torch.sigmoid(gamma) if gain == "sigmoid" else gamma
-        if weight is not None:
-            scale, beta = scale * weight, beta * weight
-        normal = normal * (scale if gain == "plain" else 1 + scale) + beta
-    return torch.where(normal > 0, normal, slope * normal).to(dtype)
+        mean, rstd = found = _statistics(x, statistics, unbiased, eps)
+    y = _modulated(_normalised(x, mean, rstd), gamma, beta, weight, gain)
+    return torch.where(y > 0, y, slope * y).to(dtype), *found
+
+
+def modulated_norm_backward_sums(
+    grad: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    gain: str,
+    slope: float,
+    weight_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums (2,1,C) over the batch of g and g * xn, with g the gradient of xn; those of the maps."""
+    normal = _normalised(x.to(mean.dtype), mean, rstd)
+    maps = {"gamma": gamma, "beta": beta, "weight": weight}
+    there = {key: value.to(mean.dtype) for key, value in maps.items() if value is not None}
+    if gamma is not None and beta is None:  # which is not needed: y is linear in it
+        there["beta"] = torch.zeros_like(there["gamma"])
+
+    def formula(normal: Tensor, there: dict[str, Tensor]) -> Tensor:
+        return _modulated(normal, *(there.get(key) for key in maps), gain)
+
+    _, pullback = torch.func.vjp(formula, normal, there)
+    g, gradients = pullback(_behind_activation(grad, y, slope).to(mean.dtype))
+    sums = torch.stack([value.sum((0, 2, 3)) for value in (g, g * normal)]).unsqueeze(1)
+    if not weight_gradient:
+        gradients.pop("weight", None)
+    return sums, *(
+        mean.new_empty(0)
+        if key not in gradients
+        else gradients[key].to(value.dtype if value is not None else gamma.dtype)
+        for key, value in maps.items()
+    )
+
+
+def modulated_norm_backward_apply(
+    grad: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    mean_sums: Tensor,
+    gain: str,
+    slope: float,
+) -> Tensor:
+    """x's gradient: (g - mean g - xn * mean of g xn) * rstd, g and xn as above."""
+    normal = _normalised(x.to(mean.dtype), mean, rstd)
+    maps = [None if value is None else value.to(mean.dtype) for value in (gamma, weight)]
+    shift = None if maps[0] is None else torch.zeros_like(maps[0])
+
+    def formula(normal: Tensor) -> Tensor:
+        return _modulated(normal, maps[0], shift, maps[1], gain)
+
+    _, pullback = torch.func.vjp(formula, normal)
+    (g,) = pullback(_behind_activation(grad, y, slope).to(mean.dtype))
+    first, second = (_per_element(value) for value in mean_sums)
+    return ((g - first - normal * second) * _per_element(rstd)).to(x.dtype)
+
+
+def _behind_activation(grad: Tensor, y: Tensor | None, slope: float) -> Tensor:
+    return grad if y is None else torch.where(y > 0, grad, slope * grad)

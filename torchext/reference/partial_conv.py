@@ -62,11 +62,11 @@ def partial_conv_epilogue(
     raw: Tensor,
     scale: Tensor,
     updated: Tensor,
-    bias: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    negative_slope: float = 1.0,
-    mask_output: bool = False,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    negative_slope: float,
+    mask_output: bool,
 ) -> Tensor:
     """raw * scale + bias * updated, 0 where updated is 0; then norm_weight * y + norm_bias and
     a leaky ReLU of that slope (1: none), then once more * updated if mask_output."""
@@ -99,39 +99,25 @@ def partial_conv_epilogue_backward(
 def partial_conv(
     x: Tensor,
     mask: Tensor | None,
+    mask_channels: Sequence[int],
+    scale: Tensor,
+    updated: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    negative_slope: float,
+    mask_output: bool,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    mask_channels: Sequence[int],
-    ratio: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """A zero-padded partial convolution (N,Ci,H,W) or (N,Ci,D,H,W), and its updated mask."""
-    kernel_size = weight.shape[2:]
-    output_size = [
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, p, d, k, s in zip(
-            x.shape[2:], padding, dilation, kernel_size, stride, strict=True
-        )
-    ]
-    known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
-    scale, updated = mask_window(
-        known,
-        mask_channels,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        output_size,
-        ratio,
-        bias is not None,
-        eps,
-    )
+) -> Tensor:
+    """The zero-padded convolution of x * mask and its epilogue, of (N,Ci,H,W) or (N,Ci,D,H,W)."""
     if mask is not None:
-        x = mask_product(x, mask.to(x.dtype), mask_channels)
-    convolve = F.conv3d if len(kernel_size) == 3 else F.conv2d
+        x = mask_product(x, mask, mask_channels)
+    convolve = F.conv3d if x.dim() == 5 else F.conv2d
     raw = convolve(x, weight, None, list(stride), list(padding), list(dilation), groups)
-    return partial_conv_epilogue(raw, scale, updated, bias), updated
+    return partial_conv_epilogue(
+        raw, scale, updated, bias, norm_weight, norm_bias, negative_slope, mask_output
+    )

@@ -27,19 +27,3 @@ def self_aware_maps(
     gamma = F.conv2d(saliency, gamma_weight, gamma_bias, padding=padding)
     beta = F.conv2d(saliency, beta_weight, beta_bias, padding=padding)
     return saliency, gamma, beta, (saliency >= threshold).to(torch.uint8)
-
-
-def self_aware_affine(
-    x: Tensor,
-    conv_weight: Tensor,
-    gamma_weight: Tensor,
-    gamma_bias: Tensor,
-    beta_weight: Tensor,
-    beta_bias: Tensor,
-    threshold: float = 0.8,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The maps of `self_aware_maps`, from a feature map (N,C,H,W)."""
-    pooled, _ = channel_mean_max(x)
-    return self_aware_maps(
-        pooled, conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias, threshold
-    )

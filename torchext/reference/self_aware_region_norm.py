@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .region_norm import region_norm
-from .self_aware_affine import self_aware_affine
+from .self_aware_affine import channel_mean_max, self_aware_maps
 
 
 def self_aware_region_norm(
@@ -13,22 +13,17 @@ def self_aware_region_norm(
     gamma_bias: Tensor,
     beta_weight: Tensor,
     beta_bias: Tensor,
-    *,
-    threshold: float = 0.8,
-    per_instance: bool = False,
-    eps: float = 1e-5,
-    scale_eps: bool = True,
-) -> Tensor:
-    """y = region_norm(x, saliency >= threshold) * (1 + gamma) + beta."""
-    _, gamma, beta, labels = self_aware_affine(
-        x, conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias, threshold
+    threshold: float,
+    per_instance: bool,
+    eps: float,
+    scale_eps: bool,
+) -> tuple[Tensor, ...]:
+    """y = region_norm(x, saliency >= threshold) * (1 + gamma) + beta, and what it is made of."""
+    pooled, argmax = channel_mean_max(x)
+    saliency, gamma, beta, labels = self_aware_maps(
+        pooled, conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias, threshold
     )
-    return region_norm(
-        x,
-        labels,
-        spatial_weight=1 + gamma,
-        spatial_bias=beta,
-        per_instance=per_instance,
-        eps=eps,
-        scale_eps=scale_eps,
+    y, count, mean, rstd = region_norm(
+        x, labels, None, None, 1 + gamma, beta, 2, per_instance, eps, scale_eps, False
     )
+    return y, pooled, argmax, saliency, gamma, labels, count, mean, rstd

@@ -41,3 +41,14 @@ def interleave_phases(
     if addend is not None:
         y = y + addend
     return y.to(phases.dtype)
+
+
+def interleave_phases_backward(grad: Tensor, offsets: list[int], height: int, width: int) -> Tensor:
+    """The gradient of the phases (N,4*C,height,width)."""
+    N, C = grad.shape[:2]
+
+    def formula(phases: Tensor) -> Tensor:  # linear: where it is taken does not matter
+        return interleave_phases(phases, None, None, offsets)
+
+    _, pullback = torch.func.vjp(formula, grad.new_zeros((N, 4 * C, height, width)))
+    return pullback(grad)[0]
