@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ __all__ = [
     "save",
 ]
 
-NAMES = ("partial_convolutions", "region_normalization", "pd_gan")
+NAMES = ("partial_convolutions", "region_normalization", "pd_gan", "dagan")
 _added: dict[str, Paper] = {}
 
 
@@ -72,20 +72,42 @@ def _keys(name: str) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(network.state_dict()) for network in networks.values())
 
 
-def looks_like(keys: Iterable[str]) -> str | None:
+def looks_like(state: Mapping[str, Any]) -> str | None:
     """The paper whose networks' keys most of a file's keys are; None where fewer than half are.
 
-    A network's name in front of its keys counts for nothing.
+    A network's name in front of its keys counts for nothing. Of papers that share a network the one
+    is meant to whose networks the shapes fit, with the fewest options changed.
     """
-    keys = set(keys)
-    bare = [keys, {key.split(".", 1)[-1] for key in keys}]
+    bare = [dict(state), {key.split(".", 1)[-1]: value for key, value in state.items()}]
     scores = {
-        name: max(len(given & own) / len(given) for given in bare for own in _with_all(name))
+        name: max(len(given.keys() & own) / len(given) for given in bare for own in _with_all(name))
         for name in names()
-        if keys
+        if state
     }
-    best = max(scores, key=scores.__getitem__, default=None)
-    return best if best is not None and scores[best] > 0.5 else None
+    most = max(scores.values(), default=0)
+    if most <= 0.5:
+        return None
+    best = [name for name, score in scores.items() if score == most]
+    if len(best) == 1:
+        return best[0]
+    return max(best, key=lambda name: max(_fit(find(name), given) for given in bare))
+
+
+def _fit(paper: Paper, state: Mapping[str, Any]) -> tuple[int, int]:
+    """How well a state fits a paper under the options that its shapes tell; more is better.
+
+    The number of entries whose shapes are the paper's, and minus that of options to be changed.
+    """
+    told = paper.options(state)
+    published = dict(options_of(paper.config()))
+    changed = sum(value != published[name] for name, value in told.items())
+    try:
+        with torch.device("meta"):
+            networks = paper.networks(configure(paper.config, told))
+    except ValueError:  # there are no such networks
+        return 0, -changed
+    own = {(k, v.shape) for network in networks.values() for k, v in network.state_dict().items()}
+    return sum((k, getattr(v, "shape", None)) in own for k, v in state.items()), -changed
 
 
 def _with_all(name: str) -> list[frozenset[str]]:
@@ -159,7 +181,7 @@ def _published(paper: Paper, content: Mapping[str, Any], config: Any, path: Path
     except checkpoint.MisfitError as error:
         several = bool(content) and content.keys() <= paper.files.keys()
         states = [checkpoint.weights(part) for part in (content.values() if several else [content])]
-        guess = looks_like([key for state in states for key in state])
+        guess = looks_like({key: value for state in states for key, value in state.items()})
         if guess not in (None, paper.name):
             raise ValueError(f"{error}; it looks like a checkpoint of {guess}") from None
         told = {name: value for state in states for name, value in paper.options(state).items()}

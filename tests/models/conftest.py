@@ -13,31 +13,38 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six crops of real photographs, 96 pixels wide."""
+    """Six crops of real photographs, 96 pixels wide; beside them maps of five shades."""
+    from support.training import labels_of  # needs Pillow and safetensors
+
     folder = tmp_path_factory.mktemp("photos")
+    labels_of(folder).mkdir()
     for name in ("astronaut", "chelsea", "coffee"):
         picture = Image.fromarray(getattr(skimage, name)())
         for i, left in enumerate((40, 200)):
-            picture.crop((left, 20, left + 192, 212)).resize((96, 96)).save(
-                folder / f"{name}-{i}.png"
-            )
+            crop = picture.crop((left, 20, left + 192, 212)).resize((96, 96))
+            crop.save(folder / f"{name}-{i}.png")
+            shades = crop.convert("L").point(lambda value: 5 * value // 256)
+            shades.save(labels_of(folder) / f"{name}-{i}.png")
     return folder
 
 
 @pytest.fixture(scope="session")
-def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seeded weights of VGG-16 in torchvision's format, a classifier's entries among them."""
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Seeded weights of VGGs in torchvision's format, a classifier's entries among them."""
     from torchext.models.vgg import VGGFeatures  # needs safetensors
 
-    torch.manual_seed(3)
-    state = VGGFeatures(16, ("relu5_3",)).state_dict()
-    for value in state.values():
-        if value.dim() == 4:  # of a scale that survives 13 layers, as trained weights' does
-            torch.nn.init.kaiming_normal_(value)
-    state["classifier.6.bias"] = torch.zeros(1000)
-    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
-    torch.save(state, path)
-    return path
+    folder = tmp_path_factory.mktemp("vgg")
+    files = {}
+    for depth, last in ((16, "relu5_3"), (19, "relu5_1")):
+        torch.manual_seed(3)
+        state = VGGFeatures(depth, (last,)).state_dict()
+        for value in state.values():
+            if value.dim() == 4:  # of a scale that survives the layers, as trained weights' does
+                torch.nn.init.kaiming_normal_(value)
+        state["classifier.6.bias"] = torch.zeros(1000)
+        files[f"vgg{depth}"] = folder / f"vgg{depth}.pth"
+        torch.save(state, files[f"vgg{depth}"])
+    return files
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -21,14 +22,21 @@ from torchext.models.partial_convolutions import classifiers
 from torchext.models.pd_gan import first_stage
 from torchext.models.vgg import VGGFeatures
 
-RN, PCONV, PDGAN = (
-    papers.find(name) for name in ("region_normalization", "partial_convolutions", "pd_gan")
-)
+# Reduced networks of every paper.
 CONFIGS = {
-    "region_normalization": configure(RN.config, {"width": 4, "residual_blocks": 2}),
-    "partial_convolutions": configure(PCONV.config, {"width": 4, "layers": 5}),
-    "pd_gan": configure(PDGAN.config, {"width": 2, "size": 128}),
+    name: configure(papers.find(name).config, options)
+    for name, options in {
+        "region_normalization": {"width": 4, "residual_blocks": 2},
+        "partial_convolutions": {"width": 4, "layers": 5},
+        "pd_gan": {"width": 2, "size": 128},
+        "dagan": {"width": 2, "labels": 5, "dont_care": False, "first_label": 0, "size": 64},
+    }.items()
 }
+PAPERS = [papers.find(name) for name in CONFIGS]
+RN, PCONV, PDGAN, DAGAN = (
+    papers.find(name)
+    for name in ("region_normalization", "partial_convolutions", "pd_gan", "dagan")
+)
 
 
 def states(paper: papers.Paper, seed: int = 1) -> dict[str, dict[str, torch.Tensor]]:
@@ -138,7 +146,11 @@ def test_classifiers(name):
         classifiers.load_published(network, {"state_dict": part})
 
 
-@pytest.mark.parametrize("paper", [RN, PCONV, PDGAN], ids=lambda paper: paper.name)
+def test_every_paper_is_tried():
+    assert CONFIGS.keys() == set(papers.NAMES)
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_own_format(paper, tmp_path):
     path = tmp_path / "networks.safetensors"
     config = CONFIGS[paper.name]
@@ -153,12 +165,13 @@ def test_own_format(paper, tmp_path):
     assert list(tmp_path.iterdir()) == [path]  # nothing unfinished
 
 
-@pytest.mark.parametrize("theirs", [RN, PCONV, PDGAN], ids=lambda paper: paper.name)
-@pytest.mark.parametrize("ours", [RN, PCONV, PDGAN], ids=lambda paper: paper.name)
-def test_checkpoint_of_another_paper_is_recognised(ours, theirs, tmp_path):
-    if ours is theirs:
-        pytest.skip("the same paper")
-    content = next(iter(states(theirs).values()))
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [pytest.param(a, b, id=f"{a.name}-{b.name}") for a, b in itertools.permutations(PAPERS, 2)],
+)
+@pytest.mark.parametrize("which", [0, -1])
+def test_checkpoint_of_another_paper_is_recognised(ours, theirs, which, tmp_path):
+    content = list(states(theirs).values())[which]
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=f"it looks like a checkpoint of {theirs.name}"):
         papers.load(tmp_path / "file.pth", ours, CONFIGS[ours.name])
@@ -285,7 +298,7 @@ def test_wrappers_are_opened(wrapper, legacy, tmp_path):
     assert_loaded(PCONV, path, {"generator": wanted})
 
 
-@pytest.mark.parametrize("paper", [RN, PDGAN], ids=lambda paper: paper.name)
+@pytest.mark.parametrize("paper", [RN, PDGAN, DAGAN], ids=lambda paper: paper.name)
 def test_networks_side_by_side(paper, tmp_path):
     wanted = states(paper)
     content = {name: prefixed(state, "module.") for name, state in wanted.items()}
@@ -430,11 +443,29 @@ def test_the_options_of_a_first_stage_are_told(tmp_path):
 def test_a_file_of_another_paper_is_named_by_its_keys():
     for name in papers.NAMES:
         for network, state in states(papers.find(name)).items():
-            if network != "discriminator":  # of which some papers share theirs
-                assert papers.looks_like(state) == name
-                assert papers.looks_like(prefixed(state, f"{network}.")) == name
-    assert papers.looks_like(["conv1.weight", "fc.weight", "some.other.key"]) is None
-    assert papers.looks_like([]) is None
+            assert papers.looks_like(state) == name
+            assert papers.looks_like(prefixed(state, f"{network}.")) == name
+    others = ("conv1.weight", "fc.weight", "some.other.key")
+    assert papers.looks_like(dict.fromkeys(others, torch.zeros(2))) is None
+    assert papers.looks_like({}) is None
+
+
+@pytest.mark.parametrize(
+    "paper, options",
+    [
+        (DAGAN, {}),
+        (DAGAN, {"width": 16}),
+        (DAGAN, {"labels": 19, "dont_care": False, "first_label": 0}),
+        (PDGAN, {}),
+        (PDGAN, {"width": 16}),
+    ],
+)
+def test_discriminators_of_one_make_are_told_apart_by_their_shapes(paper, options):
+    with torch.device("meta"):
+        networks = paper.networks(configure(paper.config, options), ["discriminator"])
+    state = networks["discriminator"].state_dict()
+    assert papers.looks_like(state) == paper.name
+    assert papers.looks_like(prefixed(state, "discriminator.")) == paper.name
 
 
 def test_files_of_before_the_options_had_parts(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.training import SMALL
+from support.training import FILLING, KINDS, SMALL
 from torch import Tensor, nn
 
 from torchext.models import checks, papers
@@ -123,7 +123,8 @@ BAD: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], type, str]] = 
 
 
 def test_every_paper_is_tried():
-    assert FILLS.keys() == set(papers.NAMES)
+    assert KINDS.keys() == set(papers.NAMES)
+    assert FILLS.keys() == set(FILLING)
 
 
 @pytest.mark.parametrize("bad", BAD)

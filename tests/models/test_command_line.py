@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from support.training import SMALL
+from support.training import FILLING, KINDS, SMALL, write_mask, write_photo
 
 from torchext.models import papers, pictures
 from torchext.models.__main__ import main
@@ -24,6 +24,7 @@ PARAMETERS = {
         "generator": 186_007_263,
         "discriminator": 5_533_826,
     },
+    "dagan": {"generator": 96_578_709, "discriminator": 5_836_930},
 }
 
 # Convolutions and matrix products of one image in GFLOP, mask convolutions left out; the U-Net's
@@ -31,24 +32,18 @@ PARAMETERS = {
 OPERATIONS = {
     "partial_convolutions": {"generator": 15.1},
     "pd_gan": {"encoder": 4.6, "generator": 128.2, "discriminator": 9.3},
+    "dagan": {"generator": 372.0},
 }
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    values = np.random.default_rng(0).integers(0, 256, (75, 90, 3), np.uint8)
-    Image.fromarray(values).save(path)
-    return path
+    return write_photo(tmp_path)
 
 
 @pytest.fixture
 def mask(tmp_path: Path) -> Path:
-    path = tmp_path / "mask.png"
-    values = np.zeros((75, 90), np.uint8)
-    values[20:40, 30:70] = 255
-    Image.fromarray(values).save(path)
-    return path
+    return write_mask(tmp_path)
 
 
 def small_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
@@ -61,16 +56,13 @@ def small_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("name", papers.NAMES)
-def test_edit_fills_the_hole_of_a_photo_of_any_size(name, photo, mask, tmp_path, capsys):
+def test_edit_takes_pictures_of_any_size(name, tmp_path, capsys):
     checkpoint = small_checkpoint(name, tmp_path)
     output = tmp_path / "out.png"
-    command = [name, "edit", str(photo), str(mask), "-o", str(output)]
+    command = [name, "edit", *KINDS[name].edit(tmp_path), "-o", str(output)]
     assert main([*command, "--checkpoint", str(checkpoint)]) == 0
     assert f"wrote {output}" in capsys.readouterr().out
-    before, after = (np.asarray(Image.open(path)) for path in (photo, output))
-    hole = np.asarray(Image.open(mask)) > 0
-    assert np.array_equal(before[~hole], after[~hole])
-    assert (before[hole] != after[hole]).mean() > 0.5
+    KINDS[name].check(tmp_path, output)
 
 
 def test_edit_writes_several_samples(photo, mask, tmp_path):
@@ -83,7 +75,7 @@ def test_edit_writes_several_samples(photo, mask, tmp_path):
 
 
 def test_edit_does_not_read_the_hole(photo, mask, tmp_path):
-    for name in papers.NAMES:
+    for name in FILLING:
         checkpoint = small_checkpoint(name, tmp_path)
         results = []
         for value in (0, 200):
@@ -120,10 +112,12 @@ def test_info_of_a_smaller_network(capsys):
     assert "generator:" not in text
 
 
-def train_command(name: str, photos: Path, vgg_file: Path, output: Path) -> list[str]:
+def train_command(name: str, photos: Path, pretrained: dict[str, Path], output: Path) -> list[str]:
     """Of the last stage, behind one that needs no other."""
-    command = [name, "train", str(photos), "-o", str(output), "--vgg", str(vgg_file)]
-    if papers.find(name).stage().needs:
+    stage = papers.find(name).stage()
+    command = [name, "train", *KINDS[name].train(photos), "-o", str(output)]
+    command += [f"--pretrained={weights}={pretrained[weights]}" for weights in stage.pretrained]
+    if stage.needs:
         command += ["--checkpoint", str(small_checkpoint(name, output.parent))]
     command += ["--device", "cpu", "--workers", "0", "--batch", "1"]
     for option, value in SMALL[name].items():
@@ -132,22 +126,21 @@ def train_command(name: str, photos: Path, vgg_file: Path, output: Path) -> list
 
 
 @pytest.mark.parametrize("name", papers.NAMES)
-def test_train_writes_what_edit_reads(name, photos, vgg_file, photo, mask, tmp_path, capsys):
-    command = train_command(name, photos, vgg_file, tmp_path / "run")
+def test_train_writes_what_edit_reads(name, photos, pretrained, tmp_path, capsys):
+    command = train_command(name, photos, pretrained, tmp_path / "run")
     assert main([*command, "--iterations", "2"]) == 0
     assert "2 iterations" in capsys.readouterr().out
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*.safetensors")
-    command = [name, "edit", str(photo), str(mask), "-o", str(tmp_path / "out.png")]
+    output = tmp_path / "out.png"
+    command = [name, "edit", *KINDS[name].edit(tmp_path), "-o", str(output)]
     assert main([*command, "--checkpoint", str(checkpoint)]) == 0
-    before, after = (np.asarray(Image.open(path)) for path in (photo, tmp_path / "out.png"))
-    hole = np.asarray(Image.open(mask)) > 0
-    assert np.array_equal(before[~hole], after[~hole])
-    assert not np.array_equal(before[hole], after[hole])
+    KINDS[name].check(tmp_path, output)
 
 
-def test_train_and_resume(photos, vgg_file, tmp_path, capsys):
+def test_train_and_resume(photos, pretrained, tmp_path, capsys):
     command = ["partial_convolutions", "train", str(photos), "-o", str(tmp_path / "run")]
-    command += ["--vgg", str(vgg_file), "--device", "cpu", "--workers", "0", "--batch", "2"]
+    command += ["--vgg", str(pretrained["vgg16"]), "--device", "cpu", "--workers", "0"]
+    command += ["--batch", "2"]
     for name, value in SMALL["partial_convolutions"].items():
         command += ["--set", f"{name}={value}"]
     assert main([*command, "--iterations", "1"]) == 0
@@ -466,13 +459,13 @@ def test_more_processes_than_devices_are_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.parametrize("what", ["photos", "masks"])
 def test_folders_without_a_readable_file_are_named_at_once(
-    what, photos, vgg_file, tmp_path, capsys
+    what, photos, pretrained, tmp_path, capsys
 ):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
     given = tmp_path / "broken" if what == "photos" else photos
-    command = train_command("region_normalization", given, vgg_file, tmp_path / "run")
-    command += ["--iterations", "1", "--workers", "2"]
+    command = train_command("region_normalization", given, pretrained, tmp_path / "run")
+    command += ["--iterations", "1", "--workers", "2", "--vgg", str(pretrained["vgg16"])]
     command += ["--masks", str(tmp_path / "broken")] if what == "masks" else []
     assert main(command) == 1
     error = capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,7 +39,6 @@ from torchext.models.discriminators import MultiscaleDiscriminator
 from torchext.models.loop import Loop
 from torchext.models.paper import configure
 from torchext.models.training import checkpoints
-from torchext.models.vgg import VGGFeatures
 
 SMALL = {"width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "margin": 8}
 
@@ -512,29 +510,9 @@ def test_photos_are_stretched_to_the_option(changes, size, stretched, flip, pair
 # --- training -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def vgg19(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seeded weights of VGG-19 in torchvision's format."""
-    torch.manual_seed(3)
-    state = VGGFeatures(19, ("relu5_1",)).state_dict()
-    for value in state.values():
-        if value.dim() == 4:  # of a scale that survives the layers, as trained weights' does
-            nn.init.kaiming_normal_(value)
-    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def added() -> Iterator[None]:
-    if PAPER.name in papers.names():
-        yield
-        return
-    papers.add(PAPER)
-    try:
-        yield
-    finally:
-        del papers._added[PAPER.name]
+@pytest.fixture
+def vgg19(pretrained: dict[str, Path]) -> Path:
+    return pretrained["vgg19"]
 
 
 def recipe(config: Config, vgg19: Path) -> DualAttention:

@@ -2,16 +2,19 @@
 
 import argparse
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchext.models import papers
-from torchext.models.data import MaskedImages, Place, Sample
+from torchext.models.data import Place, Sample
 from torchext.models.masks import GeneratedMasks, MaskSource
 from torchext.models.training import Options, Trainer
 
@@ -25,7 +28,87 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "pd_gan": {"width": 4, "size": 128, "noise": 16, "rate_2": 4e-3},
     "pd_gan stage 1": {"width": 4, "size": 128, "rate_1": 1e-2},
+    "dagan": {
+        "width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "margin": 8,
+        "rate": 4e-3,
+    },
 }  # fmt: skip
+
+
+# --- what the commands of a paper read ------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """Of papers that read the same.
+
+    Attributes:
+        train: arguments of `train`, for a folder of photos.
+        edit: writes what `edit` reads into a folder; its arguments.
+        check: fails if a picture is not what `edit` makes of the files in that folder.
+    """
+
+    train: Callable[[Path], list[str]]
+    edit: Callable[[Path], list[str]]
+    check: Callable[[Path, Path], None]
+
+
+def labels_of(photos: Path) -> Path:
+    """The folder of the photos' label maps, of five classes."""
+    return photos.with_name(f"{photos.name}-labels")
+
+
+def write_photo(folder: Path) -> Path:
+    values = np.random.default_rng(0).integers(0, 256, (75, 90, 3), np.uint8)
+    Image.fromarray(values).save(folder / "photo.png")
+    return folder / "photo.png"
+
+
+def write_mask(folder: Path) -> Path:
+    values = np.zeros((75, 90), np.uint8)
+    values[20:40, 30:70] = 255
+    Image.fromarray(values).save(folder / "mask.png")
+    return folder / "mask.png"
+
+
+def write_label_map(folder: Path) -> Path:
+    values = np.arange(30, dtype=np.uint8).reshape(5, 6).repeat(15, 0).repeat(15, 1) % 5
+    Image.fromarray(values).save(folder / "labels.png")
+    return folder / "labels.png"
+
+
+def check_that_the_hole_alone_changed(folder: Path, output: Path) -> None:
+    files = (folder / "photo.png", folder / "mask.png", output)
+    before, mask, after = (np.asarray(Image.open(path)) for path in files)
+    assert np.array_equal(before[mask == 0], after[mask == 0])
+    assert (before[mask > 0] != after[mask > 0]).mean() > 0.5
+
+
+def check_that_a_photo_was_made(folder: Path, output: Path) -> None:
+    photo = np.asarray(Image.open(output))
+    assert photo.shape == (64, 64, 3)
+    assert photo.std() > 0
+
+
+INPAINTING = Kind(
+    lambda photos: [str(photos)],
+    lambda folder: [str(write_photo(folder)), str(write_mask(folder))],
+    check_that_the_hole_alone_changed,
+)
+FROM_LABELS = Kind(
+    lambda photos: [str(photos), "--labels", str(labels_of(photos))],
+    lambda folder: [str(write_label_map(folder))],
+    check_that_a_photo_was_made,
+)
+KINDS = {
+    "partial_convolutions": INPAINTING,
+    "region_normalization": INPAINTING,
+    "pd_gan": INPAINTING,
+    "dagan": FROM_LABELS,
+}
+FILLING = [name for name, kind in KINDS.items() if kind is INPAINTING]
+
+
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def centre_box(height: int, width: int, random: np.random.Generator) -> np.ndarray:
@@ -38,7 +121,7 @@ def centre_box(height: int, width: int, random: np.random.Generator) -> np.ndarr
 class InDouble(Dataset):
     """Samples in float64, in which rounding does not hide what differs."""
 
-    def __init__(self, samples: MaskedImages) -> None:
+    def __init__(self, samples: Dataset) -> None:
         self.samples = samples
 
     def __len__(self) -> int:
@@ -46,7 +129,10 @@ class InDouble(Dataset):
 
     def __getitem__(self, place: Place) -> Sample:
         sample = self.samples[place]
-        return {k: v.double() if isinstance(v, Tensor) else v for k, v in sample.items()}
+        return {
+            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in sample.items()
+        }
 
 
 def trainer(
@@ -54,7 +140,7 @@ def trainer(
     photos: Path,
     output: Path,
     *,
-    vgg: Path | None = None,
+    pretrained: Mapping[str, Path] = MappingProxyType({}),
     settings: dict[str, Any] | None = None,
     masks: MaskSource | None = None,
     double: bool = False,
@@ -65,10 +151,11 @@ def trainer(
     stage = paper.stage(name.partition(" stage ")[2] or None)
     config = papers.configure(paper.config, {**SMALL[name], **(settings or {})})
     torch.manual_seed(0)
-    pretrained = {} if vgg is None else {"vgg16": vgg}
     recipe = stage.recipe(paper.networks(config, stage.networks), config, pretrained=pretrained)
-    source = masks or GeneratedMasks("boxes", (0.2, 0.2))
-    given = argparse.Namespace(images=photos, masks=source, seed=0)
+    parser = argparse.ArgumentParser()
+    paper.train_arguments(parser)
+    given = parser.parse_args(KINDS[paper.name].train(photos))
+    given.masks, given.seed = masks or GeneratedMasks("boxes", (0.2, 0.2)), 0
     dataset = paper.dataset(given, config, stage)
     if double:
         recipe, dataset = recipe.double(), InDouble(dataset)
