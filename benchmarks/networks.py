@@ -26,17 +26,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchext.models import masks, papers
+from torchext.models.blocks import iterated
+from torchext.models.dagan import SPADEGenerator
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan import Sampler, SPDNormGenerator
 from torchext.models.pd_gan.first_stage import restore
 from torchext.models.region_normalization import G_Net
 
+from . import label_maps
 from .baselines import networks as published
 from .harness import computes_bfloat16, cores
 
 Call = Callable[[], object]
 DIRECTIONS = ("inference", "training step")
-NETWORKS = ("PConv U-Net L=7", "RN generator", "PD-GAN generator")
+NETWORKS = ("PConv U-Net L=7", "RN generator", "PD-GAN generator", "DAGAN generator")
 TITLES = f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}"
 
 
@@ -147,7 +150,15 @@ def pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, nn.Mo
     latent = size // 64
     diverse = SPDNormGenerator(latent_sh=latent, latent_sw=latent).to(dtype)
     prior, noise = torch.rand(1, 3, size, size, dtype=dtype) * 2 - 1, torch.randn(1, 256).to(dtype)
-    yield f"{NETWORKS[2]} {size}", published.PDGAN(diverse), diverse, (noise, prior, known)
+    yield (
+        f"{NETWORKS[2]} {size}",
+        published.PDGAN(diverse).to(dtype),
+        diverse,
+        (noise, prior, known),
+    )
+    spade = iterated(SPADEGenerator(semantic_nc=151, crop_size=size)).to(dtype)
+    labels = torch.from_numpy(label_maps.segmented(size, size, spade.semantic_nc))[None, None]
+    yield f"{NETWORKS[3]} {size}", published.DAGAN(spade).to(dtype), spade, (labels,)
 
 
 @torch.no_grad()
@@ -215,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dtypes.append(torch.bfloat16)
     print(TITLES)
     rows = []
-    with tqdm(total=6 * len(dtypes) + (not options.no_samples), leave=False) as bar:
+    rows_of_each = len(NETWORKS) * len(DIRECTIONS)
+    with tqdm(total=rows_of_each * len(dtypes) + (not options.no_samples), leave=False) as bar:
         for dtype in dtypes:
             for measured in measure(options.size, dtype, options.rounds):
                 rows.append(measured())

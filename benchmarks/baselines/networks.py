@@ -1,18 +1,19 @@
 """Whole networks with the published operation sequences, in pure PyTorch.
 
 The U-Net of partial convolutions carries masks of all channels and sums them by dense convolutions
-of ones; the generators of region normalisation and of PD-GAN have the published layers in place of
-ours.
+of ones; the generators of region normalisation, of PD-GAN and of DAGAN have the published layers in
+place of ours, DAGAN's on one-hot label maps.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchext.models.dagan import ChannelAttention, SPADEGenerator, SpatialAttention
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan.networks import SPDNormGenerator
 from torchext.models.region_normalization import G_Net
-from torchext.nn import RN_B, RN_L, SPDNormResnetBlock
+from torchext.nn import RN_B, RN_L, SPADEResnetBlock, SPDNormResnetBlock
 
 from . import modulated_layers, region_norm
 from .partial_conv import PartialConv
@@ -128,4 +129,79 @@ class PDGAN(nn.Module):
         x = self.fc(z).unflatten(1, (-1, *self.latent))
         for block, up in zip(self.blocks, self.ups, strict=True):
             x = up(block(x, prior, mask))
+        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))
+
+
+class SPADEBlock(nn.Module):
+    """SPADE's residual block with the published layers, on the weights of ours."""
+
+    def __init__(self, ours: SPADEResnetBlock) -> None:
+        super().__init__()
+        self.learned_shortcut = ours.learned_shortcut
+        ends = ("0", "1", "s") if self.learned_shortcut else ("0", "1")
+        for end in ends:
+            self.add_module(f"conv_{end}", getattr(ours, f"conv_{end}"))
+            layer = getattr(ours, f"norm_{end}")
+            norm = modulated_layers.SPADE("batch", layer.mlp_gamma.out_channels, layer.label_nc)
+            norm.load_state_dict(layer.state_dict())
+            self.add_module(f"norm_{end}", norm)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        shortcut = self.conv_s(self.norm_s(x, labels)) if self.learned_shortcut else x
+        main = self.conv_0(F.leaky_relu(self.norm_0(x, labels), 0.2))
+        main = self.conv_1(F.leaky_relu(self.norm_1(main, labels), 0.2))
+        return shortcut + main
+
+
+class ChannelAttentionAsPublished(nn.Module):
+    """high, low (N,C,H,W): delta * low + high, from the averages of both side by side."""
+
+    def __init__(self, ours: ChannelAttention) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = ours.conv1, ours.conv2
+
+    def forward(self, high: Tensor, low: Tensor) -> Tensor:
+        averages = F.adaptive_avg_pool2d(torch.cat((high, low), dim=1), 1)
+        delta = torch.sigmoid(self.conv2(F.relu(self.conv1(averages))))
+        return delta * low + high
+
+
+class SpatialAttentionAsPublished(nn.Module):
+    """x (N,C,H,W), weighted at each pixel by its channels' mean and maximum."""
+
+    def __init__(self, ours: SpatialAttention) -> None:
+        super().__init__()
+        self.conv = ours.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, largest = x.mean(dim=1, keepdim=True), x.max(dim=1, keepdim=True).values
+        return x * torch.sigmoid(self.conv(torch.cat((mean, largest), dim=1)))
+
+
+class DAGAN(nn.Module):
+    """The generator with the published layers, on the weights of ours.
+
+    Integer label maps (N,1,H,W) become one-hot in every call, as users have them from files.
+    """
+
+    def __init__(self, ours: SPADEGenerator) -> None:
+        super().__init__()
+        self.start, self.classes, self.more = ours.start, ours.semantic_nc, ours.more
+        self.fc = ours.fc
+        names = ("head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3")
+        self.blocks = nn.ModuleList(SPADEBlock(ours.get_submodule(name)) for name in names)
+        self.conv_64, self.conv_img = ours.conv_64, ours.conv_img
+        self.cab = ChannelAttentionAsPublished(ours.cab)
+        self.spatialAtt = SpatialAttentionAsPublished(ours.spatialAtt)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        N, _, H, W = labels.shape
+        one_hot = self.conv_img.weight.new_zeros((N, self.classes, H, W))
+        one_hot = one_hot.scatter_(1, labels, 1.0)
+        x = self.fc(F.interpolate(one_hot, size=self.start))
+        for i, block in enumerate(self.blocks):
+            if i > 0 and (i != 2 or self.more):
+                x = F.interpolate(x, scale_factor=2)
+            wide, x = x, block(x, one_hot)
+        x = self.cab(self.conv_64(wide), x) + self.spatialAtt(x)
         return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))

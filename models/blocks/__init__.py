@@ -2,6 +2,14 @@
 
 from .initialise import initialise
 from .residual import ResidualBlock, instance_norm
-from .spectral import folded, is_spectral, spectral
+from .spectral import folded, is_spectral, iterated, spectral
 
-__all__ = ["ResidualBlock", "folded", "initialise", "instance_norm", "is_spectral", "spectral"]
+__all__ = [
+    "ResidualBlock",
+    "folded",
+    "initialise",
+    "instance_norm",
+    "is_spectral",
+    "iterated",
+    "spectral",
+]

@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import nn
 from torch.nn.utils import remove_spectral_norm, spectral_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -17,6 +18,20 @@ def spectral(module: nn.Module, enabled: bool = True) -> nn.Module:
 
 def is_spectral(module: nn.Module) -> bool:
     return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+
+
+@torch.no_grad()
+def iterated(network: nn.Module, times: int = 10) -> nn.Module:
+    """The network itself after power iterations of its spectral norms, without a forward.
+
+    The vectors of new weights are random: evaluation would divide by far less than the norms.
+    """
+    for module in network.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                for _ in range(times):
+                    hook.compute_weight(module, do_power_iteration=True)
+    return network
 
 
 def folded(network: nn.Module) -> nn.Module:
