@@ -148,7 +148,7 @@ class Loss:
     Attributes:
         adversarial: form of the GAN loss.
         matching_weight: of the discriminator's features.
-        vgg_weight: of VGG-19's features.
+        vgg_weight: of VGG-19's features; with 0 its file is not needed.
         kld_weight: of the code's divergence from a normal distribution.
     """
 

@@ -27,7 +27,8 @@ class DualAttention(AdversarialRecipe):
         networks: "generator", "discriminator" and, with the option vae, "encoder", which is
             trained with the generator.
         config: its options.
-        pretrained: "vgg19"; see `vgg.VGGFeatures.load`. It sees images in [-1,1] as they are.
+        pretrained: "vgg19"; see `vgg.VGGFeatures.load`. It sees images in [-1,1] as they are, and
+            is not needed where its loss has the weight 0.
         initialise: names of the networks whose weights are filled as the published script does:
             Xavier-normal times 0.02, biases 0.
     """
@@ -39,7 +40,9 @@ class DualAttention(AdversarialRecipe):
     def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
         super().__init__(networks, config, **options)
         self.adversarial = AdversarialLoss(config.loss.adversarial)
-        self.vgg = VGGFeatures(19, TAPS).load(self.pretrained.get("vgg19"))
+        self.vgg = None
+        if config.loss.vgg_weight:
+            self.vgg = VGGFeatures(19, TAPS).load(self.pretrained.get("vgg19"))
         for name, network in networks.items():
             if name in self.fresh:
                 fill_weights(network, lambda weight: nn.init.xavier_normal_(weight, 0.02))
@@ -84,13 +87,14 @@ class DualAttention(AdversarialRecipe):
         given = self.config.loss
         fake, *code = fakes if isinstance(fakes, tuple) else (fakes,)
         of_fake, of_real = self._scores(fake, batch)
-        with torch.no_grad():
-            wanted = self.vgg(batch["image"] * 2 - 1)
         terms = {
             "adversarial": self.adversarial.generator([scale[-1] for scale in of_fake]),
             "matching": given.matching_weight * feature_matching(of_fake, of_real),
-            "vgg": given.vgg_weight * perceptual(self.vgg(fake), wanted, TAPS),
         }
+        if self.vgg is not None:
+            with torch.no_grad():
+                wanted = self.vgg(batch["image"] * 2 - 1)
+            terms["vgg"] = given.vgg_weight * perceptual(self.vgg(fake), wanted, TAPS)
         if code:
             terms["kld"] = given.kld_weight * kl_divergence(*code)
         return terms

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchext.models import checkpoint, papers
 from torchext.models.__main__ import main
-from torchext.models.blocks import folded, spectral
+from torchext.models.blocks import folded, iterated, spectral
 from torchext.models.checkpoint import MisfitError
 from torchext.models.dagan import (
     DATA_SETS,
@@ -257,6 +257,13 @@ def test_bad_label_maps(labels, z, error, message):
 def test_bad_maps(maps, message):
     with pytest.raises(ValueError, match=message):
         ChannelAttention(8, 4).double()(maps)
+
+
+def test_power_iterations_without_a_forward():
+    layer = iterated(spectral(nn.Conv2d(6, 8, 3)), 100).eval()
+    norm = torch.linalg.matrix_norm(layer.weight_orig.flatten(1), 2)
+    layer(torch.zeros(1, 6, 3, 3))
+    torch.testing.assert_close(layer.weight * norm, layer.weight_orig)
 
 
 def test_one_graph_for_compilers():
@@ -580,6 +587,16 @@ def test_terms_and_their_order(vgg19):
         torch.testing.assert_close(terms[name], value, rtol=0.05, atol=1e-3)
     terms = trained.discriminator_loss(given, fake.detach())
     assert sum(terms.values()).item() == pytest.approx(2, abs=0.1)  # hinges of scores about 0
+
+
+def test_vgg_of_no_weight_is_not_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="vgg19: "):
+        DualAttention(networks(small()), small())
+    config = small(vgg_weight=0)
+    loop = Loop(DualAttention(networks(config), config))
+    losses = loop.step([batch(config)], epoch=0)
+    assert [*losses] == ["adversarial", "matching", "discriminator_fake", "discriminator_real"]
 
 
 def test_steps_of_both(vgg19):
