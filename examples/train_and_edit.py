@@ -21,8 +21,9 @@ from torch import Tensor
 
 from benchmarks.demo import Fill, measured
 from torchext.models import pictures
-from torchext.models.__main__ import main as command_line
 from torchext.models.masks import irregular_hole
+
+from .commands import run, train_for
 
 PAPER = "region_normalization"
 SIDE = 256  # the longer one of each photo
@@ -42,7 +43,6 @@ SETTINGS = {
     "decay": 0.85,
 }
 FOR_TRAINING = 0.85  # of the seconds; the rest is for the pictures and the sheet
-FIRST, STRETCHES = 20, 5  # iterations whose time tells how many follow, and runs in all
 
 
 def photograph(name: str) -> Image.Image:
@@ -65,37 +65,13 @@ def write_tiles(folder: Path) -> int:
     return count
 
 
-def run(*arguments: object) -> None:
-    """`python -m torchext.models region_normalization ...`, in this process."""
-    words = [PAPER, *map(str, arguments)]
-    print(f"$ python -m torchext.models {' '.join(words)}", flush=True)
-    if command_line(words) != 0:
-        raise SystemExit("the command above failed")
-
-
 def train(photos: Path, folder: Path, iterations: int) -> None:
     """Train until there have been so many iterations; continues what is in the folder."""
     run(
-        *("train", photos, "-o", folder, "--iterations", iterations, "--batch", BATCH),
+        *(PAPER, "train", photos, "-o", folder, "--iterations", iterations, "--batch", BATCH),
         *("--workers", 0, "--share", 0.1, 0.3, "--log-every", 50, "--keep", 1, "--resume"),
         *(f"--set={name}={value}" for name, value in SETTINGS.items()),
     )
-
-
-def train_for(seconds: float, photos: Path, folder: Path) -> int:
-    """Train in stretches, as many iterations as the seconds allow; returns how many."""
-    end = time.perf_counter() + seconds
-    iterations, more = 0, FIRST
-    for stretches_left in reversed(range(STRETCHES)):
-        begin = time.perf_counter()
-        iterations += more
-        train(photos, folder, iterations)
-        now = time.perf_counter()
-        if stretches_left == 0 or now >= end:
-            break
-        # As many a second as just before: others may use the machine too.
-        more = max(1, int((end - now) / stretches_left * more / (now - begin)))
-    return iterations
 
 
 def tensor(path: Path) -> Tensor:
@@ -150,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         iterations = options.iterations
         if iterations is None:
             print(f"this takes about {options.seconds:.0f} s", flush=True)
-            iterations = train_for(FOR_TRAINING * options.seconds, photos, folder)
+            iterations = train_for(
+                FOR_TRAINING * options.seconds, lambda count: train(photos, folder, count)
+            )
         else:
             train(photos, folder, iterations)
         seconds = time.perf_counter() - begin_training
@@ -162,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     picture.save(photo)
     hole = irregular_hole(picture.height, picture.width, share=0.2, seed=4)
     Image.fromarray(hole.astype(np.uint8) * 255).save(mask)  # white is the hole
-    run("edit", photo, mask, "-o", filled, "--checkpoint", checkpoint)
+    run(PAPER, "edit", photo, mask, "-o", filled, "--checkpoint", checkpoint)
 
     image, known = tensor(photo), torch.from_numpy(~hole)[None, None].float()
     mean = (image * known).sum((2, 3), keepdim=True) / known.sum()

@@ -1,6 +1,4 @@
-"""The example that trains and edits, in two iterations."""
-
-from pathlib import Path
+"""The examples that train and edit, in two iterations."""
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
-from examples import train_and_edit
+from examples import commands, dagan_edit, train_and_edit
 from torchext.models import papers
 
 
@@ -36,27 +34,58 @@ def test_training_and_editing_meet(tmp_path, capsys):
     assert networks["generator"].encoder_conv1.out_channels == train_and_edit.SETTINGS["width"]
 
 
-def test_the_photo_to_edit_is_not_learnt_from(tmp_path):
-    count = train_and_edit.write_tiles(tmp_path / "photos")
-    names = [path.name for path in (tmp_path / "photos").iterdir()]
+def test_label_maps_become_photos(tmp_path, capsys):
+    output = tmp_path / "output"
+    assert dagan_edit.main(["--iterations", "2", "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("$ python -m torchext.models dagan train") == 1
+    assert text.count("$ python -m torchext.models dagan edit") == 3
+    assert "2 iterations of a quarter of the paper's width" in text
+    assert "without trained weights" in text
+    pictures = {path.stem: np.asarray(Image.open(path)) for path in output.glob("*.png")}
+    assert pictures["random"].shape == (256, 256, 3)  # the paper's size
+    assert pictures["photo-of-map"].shape == (dagan_edit.SIZE, dagan_edit.SIZE, 3)
+    maps = pictures["map"], pictures["changed"]
+    assert 0.05 < (maps[0] != maps[1]).mean() < 0.15
+    assert not np.array_equal(pictures["photo-of-map"], pictures["photo-of-changed"])
+    assert pictures["sheet"].std() > 10
+    networks, config = papers.load(output / "network.safetensors", papers.find("dagan"))
+    assert networks["generator"].conv_img.in_channels == dagan_edit.SETTINGS["width"]
+    assert config.network.labels == dagan_edit.CLASSES
+
+
+@pytest.mark.parametrize(
+    "name, most", [("astronaut", 0.4), ("coffee", 0.4), (dagan_edit.EDITED, 0.8)]
+)
+def test_classes_are_colours_of_segments(name, most):
+    labels, photo = dagan_edit.label_map(name), dagan_edit.photograph(name).astype(float)
+    assert len(np.unique(labels)) > 5
+    assert labels.max() < dagan_edit.CLASSES
+    distance = np.abs(dagan_edit.class_colours()[labels] - photo).mean()
+    assert distance < most * np.abs(photo.mean((0, 1)) - photo).mean()
+
+
+@pytest.mark.parametrize("example", [train_and_edit, dagan_edit])
+def test_the_photo_to_edit_is_not_learnt_from(example, tmp_path):
+    count = example.write_tiles(tmp_path / "photos")
+    names = {path.name for path in tmp_path.rglob("*.png")}
     assert len(names) == count > 100
-    assert not any(train_and_edit.EDITED in name for name in names)
-    assert {name.split("-")[0] for name in names} == set(train_and_edit.LEARNT)
+    assert not any(example.EDITED in name for name in names)
+    assert {name.split("-")[0] for name in names} == set(example.LEARNT)
 
 
 @pytest.mark.parametrize("seconds, expected", [(100, [20, 38, 56, 75, 94]), (8, [20])])
-def test_training_fills_the_seconds_in_stretches(seconds, expected, tmp_path, monkeypatch):
+def test_training_fills_the_seconds_in_stretches(seconds, expected, monkeypatch):
     now, trained = 0.0, [0]
 
-    def train(photos: Path, folder: Path, iterations: int) -> None:
+    def train(iterations: int) -> None:
         """A second for each iteration and one for every start."""
         nonlocal now
         now += 1 + iterations - trained[-1]
         trained.append(iterations)
 
-    monkeypatch.setattr(train_and_edit, "train", train)
-    monkeypatch.setattr(train_and_edit.time, "perf_counter", lambda: now)
-    assert train_and_edit.train_for(seconds, tmp_path, tmp_path) == expected[-1]
+    monkeypatch.setattr(commands.time, "perf_counter", lambda: now)
+    assert commands.train_for(seconds, train) == expected[-1]
     assert trained[1:] == expected
     assert now <= max(seconds, 21)
 
@@ -69,11 +98,12 @@ def test_training_fills_the_seconds_in_stretches(seconds, expected, tmp_path, mo
     ],
 )
 def test_refusals(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        train_and_edit.main(arguments)
-    assert message in capsys.readouterr().err
+    for example in (train_and_edit, dagan_edit):
+        with pytest.raises(SystemExit):
+            example.main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_a_command_that_fails_ends_the_example(tmp_path):
     with pytest.raises(SystemExit, match="the command above failed"):
-        train_and_edit.run("edit", tmp_path, tmp_path, "-o", "x.png", "--checkpoint", tmp_path)
+        commands.run("dagan", "edit", tmp_path, "-o", "x.png", "--checkpoint", tmp_path)
