@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("photo, not in the training", photograph(EDITED)),
         ("its label map", colours[maps["map"]]),
         ("trained: photo of the map", made["photo-of-map"]),
-        ("published size, random weights, contrast stretched", stretched(made["random"])),
+        ("published size, random weights", stretched(made["random"])),
         ("the label map, painted over", colours[maps["changed"]]),
         ("trained: photo of that map", made["photo-of-changed"]),
     ]
