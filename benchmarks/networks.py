@@ -2,8 +2,9 @@
 
 Published is the network with the published operation sequences in pure PyTorch, on the same
 weights; cap is its time over that of its bare convolutions in the same run: the most that fusing
-everything else could give. PD-GAN's row compares eight samples of one photo with eight separate
-passes.
+everything else could give. What convolves less goes past it: up-sampling by phases, holes that are
+skipped, DAGAN's labels that are looked up instead of convolved as one-hot maps. PD-GAN's row
+compares eight samples of one photo with eight separate passes.
 """
 
 from .environment import restart_with_settled_heap
