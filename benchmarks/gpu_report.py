@@ -255,12 +255,24 @@ def _modulated_norm_cases() -> dict[str, tuple[Callable[[], Any], int]]:
 
     def norm(statistics: str, unbiased: bool) -> Any:
         return ops.modulated_norm(
-            x, gamma, beta, weight, None, None, statistics, unbiased, 1e-5, "one_plus", 0.2
+            x, gamma, beta, weight, None, None, None, statistics, unbiased, 1e-5, "one_plus", 0.2
+        )
+
+    # Rows that a block has in its cache count once.
+    index = torch.randint(64, (N, H // 4, W), generator=generator, dtype=torch.int32)
+    index = index.repeat_interleave(4, dim=1)
+    table = torch.randn(2, C, 64, generator=generator)
+
+    def of_table() -> Any:
+        rows = (table[0].t(), table[1].t())
+        return ops.modulated_norm(
+            x, *rows, None, None, None, index, "instance", False, 1e-5, "one_plus", 0.2
         )
 
     return {
         "modulated_norm position": (lambda: norm("position", True), 4 * T + maps),
         "modulated_norm instance": (lambda: norm("instance", False), 5 * T + maps),
+        "modulated_norm of a table": (of_table, 3 * T + index.nbytes + table.nbytes),
         "label_conv2d": (
             lambda: ops.label_conv2d(labels, taps, None, torch.float32, False),
             T + labels.nbytes + taps.nbytes,

@@ -36,8 +36,10 @@ from .common import (
 )
 from .region_norm import region_statistics
 
-ABSENT, ELEMENT, PIXEL, CHANNEL = range(4)  # which elements one value of a map belongs to
-_ELEMENT, _PIXEL, _CHANNEL = (tl.constexpr(value) for value in (ELEMENT, PIXEL, CHANNEL))
+ABSENT, ELEMENT, PIXEL, CHANNEL, TABLE = range(5)  # which elements one value of a map belongs to
+_ELEMENT, _PIXEL, _CHANNEL, _TABLE = (
+    tl.constexpr(value) for value in (ELEMENT, PIXEL, CHANNEL, TABLE)
+)
 MAX_SPLITS = 64
 PROGRAMS_WANTED = 1024
 
@@ -45,8 +47,11 @@ _SIZES = ("splits", "tiles", "tiles_per_split")
 
 
 @triton.jit
-def _map(values, image, c, p, offsets, C, P, mask, absent, EXTENT: tl.constexpr):
-    """A map's values at a tile of elements; `absent` where there is no map."""
+def _map(values, index, rows, image, c, p, offsets, C, P, mask, absent, EXTENT: tl.constexpr):
+    """A map's values at a tile of elements; `absent` where there is no map.
+
+    Of a table (C,rows) those of the rows in `index`.
+    """
     result = tl.full((1, 1), absent, tl.float32)
     if EXTENT == _ELEMENT:
         result = accumulated(tl.load(values + offsets, mask=mask, other=0.0))
@@ -54,15 +59,19 @@ def _map(values, image, c, p, offsets, C, P, mask, absent, EXTENT: tl.constexpr)
         result = tl.load(values + image * P + p, mask=p < P, other=0.0)
     elif EXTENT == _CHANNEL:
         result = tl.load(values + image * C + c, mask=c < C, other=0.0)
+    elif EXTENT == _TABLE:
+        row = tl.load(index + image * P + p, mask=p < P, other=0)
+        result = tl.load(values + c.to(tl.int64) * rows + row, mask=mask, other=0.0)
     return result
 
 
 @triton.jit
 def _gamma(
-    gamma, image, c, p, offsets, C, P, mask, EXTENT: tl.constexpr, SIGMOID: tl.constexpr
+    gamma, index, rows, image, c, p, offsets, C, P, mask,
+    EXTENT: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
     """What gamma stands for in the scale."""
-    value = _map(gamma, image, c, p, offsets, C, P, mask, 0.0, EXTENT)
+    value = _map(gamma, index, rows, image, c, p, offsets, C, P, mask, 0.0, EXTENT)
     if SIGMOID:
         value = 1.0 / (1.0 + tl.exp(-value))
     return value
@@ -70,19 +79,19 @@ def _gamma(
 
 @triton.jit
 def _modulated(
-    xn, gamma, beta, weight, image, c, p, offsets, C, P, mask, slope,
+    xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
     BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip
-    t = _gamma(gamma, image, c, p, offsets, C, P, mask, MAPS, SIGMOID)
-    b = _map(beta, image, c, p, offsets, C, P, mask, 0.0, MAPS)
-    w = _map(weight, image, c, p, offsets, C, P, mask, 1.0, WEIGHT)
+    t = _gamma(gamma, index, rows, image, c, p, offsets, C, P, mask, MAPS, SIGMOID)
+    b = _map(beta, index, rows, image, c, p, offsets, C, P, mask, 0.0, MAPS)
+    w = _map(weight, index, rows, image, c, p, offsets, C, P, mask, 1.0, WEIGHT)
     z = xn * (BASE + t * w) + b * w
     return tl.where(z > 0, z, z * slope)
 
 
 @triton.jit
 def _gradients(
-    grad, y, xn, gamma, weight, image, c, p, offsets, C, P, mask, slope,
+    grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
     BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """The gradient behind the activation, gamma's value, the weight, and gn."""
@@ -90,15 +99,15 @@ def _gradients(
     if y is not None:  # y has the sign of what was activated
         sign = accumulated(tl.load(y + offsets, mask=mask, other=0.0))
         g = tl.where(sign > 0, g, g * slope)
-    t = _gamma(gamma, image, c, p, offsets, C, P, mask, MAPS, SIGMOID)
-    w = _map(weight, image, c, p, offsets, C, P, mask, 1.0, WEIGHT)
+    t = _gamma(gamma, index, rows, image, c, p, offsets, C, P, mask, MAPS, SIGMOID)
+    w = _map(weight, index, rows, image, c, p, offsets, C, P, mask, 1.0, WEIGHT)
     return g, t, w, g * (BASE + t * w)
 
 
 @triton.jit
 def _map_gradients(
-    g, t, w, xn, beta, grad_gamma, grad_beta, grad_weight, image, c, p, offsets, C, P, mask,
-    SIGMOID: tl.constexpr, MAPS: tl.constexpr,
+    g, t, w, xn, beta, index, rows, grad_gamma, grad_beta, grad_weight, image, c, p, offsets, C, P,
+    mask, SIGMOID: tl.constexpr, MAPS: tl.constexpr,
 ):  # fmt: skip
     """The elements' gradients of gamma, beta and weight, stored where there is a place for them."""
     of_beta = tl.where(mask, g * w, 0.0)
@@ -110,7 +119,7 @@ def _map_gradients(
         tl.store(grad_gamma + offsets, of_gamma.to(grad_gamma.dtype.element_ty), mask=mask)
         tl.store(grad_beta + offsets, of_beta.to(grad_beta.dtype.element_ty), mask=mask)
     if beta is not None:
-        b = _map(beta, image, c, p, offsets, C, P, mask, 0.0, MAPS)
+        b = _map(beta, index, rows, image, c, p, offsets, C, P, mask, 0.0, MAPS)
         of_weight = tl.where(mask, g * (xn * t + b), 0.0)
         if grad_weight is not None:
             tl.store(grad_weight + offsets, of_weight.to(grad_weight.dtype.element_ty), mask=mask)
@@ -139,8 +148,9 @@ def _of_channels(table, group, c, C, absent):
 
 @triton.jit(do_not_specialize=("slope", "correction", "group_stride", *_SIZES))
 def modulated_norm_apply_kernel(
-    x, y, mean, spread, rstd, gamma, beta, weight, slope, correction, group_stride, C, P,
-    splits, tiles, tiles_per_split, EPS: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
+    x, y, mean, spread, rstd, gamma, beta, weight, index, rows, slope, correction, group_stride,
+    C, P, splits, tiles, tiles_per_split,
+    EPS: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
     MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +169,7 @@ def modulated_norm_apply_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         z = _modulated(
-            xn, gamma, beta, weight, image, c, p, offsets, C, P, mask, slope,
+            xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
             BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         tl.store(y + offsets, z.to(y.dtype.element_ty), mask=mask)
@@ -167,8 +177,8 @@ def modulated_norm_apply_kernel(
 
 @triton.jit(do_not_specialize=("slope", "group_stride", *_SIZES))
 def modulated_norm_backward_sums_kernel(
-    grad, y, x, mean, rstd, gamma, beta, weight, grad_gamma, grad_beta, grad_weight, partials,
-    slope, group_stride, C, P, splits, tiles, tiles_per_split,
+    grad, y, x, mean, rstd, gamma, beta, weight, index, rows, grad_gamma, grad_beta, grad_weight,
+    partials, slope, group_stride, C, P, splits, tiles, tiles_per_split,
     BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -185,12 +195,12 @@ def modulated_norm_backward_sums_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         g, t, w, gn = _gradients(
-            grad, y, xn, gamma, weight, image, c, p, offsets, C, P, mask, slope,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
             BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         of_gamma, of_beta, _ = _map_gradients(
-            g, t, w, xn, beta, grad_gamma, grad_beta, grad_weight, image, c, p, offsets, C, P,
-            mask, SIGMOID, MAPS,
+            g, t, w, xn, beta, index, rows, grad_gamma, grad_beta, grad_weight, image, c, p,
+            offsets, C, P, mask, SIGMOID, MAPS,
         )  # fmt: skip
         gn = tl.where(mask, gn, 0.0)
         sum0 += tl.sum(gn, axis=1, keep_dims=True)
@@ -206,7 +216,7 @@ def modulated_norm_backward_sums_kernel(
 
 @triton.jit(do_not_specialize=("slope", "group_stride", *_SIZES))
 def modulated_norm_backward_apply_kernel(
-    grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, grad_x,
+    grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x,
     slope, group_stride, C, P, splits, tiles, tiles_per_split,
     BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -223,7 +233,7 @@ def modulated_norm_backward_apply_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         _, _, _, gn = _gradients(
-            grad, y, xn, gamma, weight, image, c, p, offsets, C, P, mask, slope,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
             BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         out = scale * (gn - level - xn * tilt)
@@ -243,7 +253,7 @@ def _pixels(program, P, BLOCK_P: tl.constexpr):
 
 @triton.jit(do_not_specialize=("slope", "count"))
 def modulated_norm_pixel_kernel(
-    x, y, mean, rstd, gamma, beta, weight, slope, count, C, P, EPS: tl.constexpr,
+    x, y, mean, rstd, gamma, beta, weight, index, rows, slope, count, C, P, EPS: tl.constexpr,
     BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -281,7 +291,7 @@ def modulated_norm_pixel_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         z = _modulated(
-            xn, gamma, beta, weight, image, c, p, offsets, C, P, mask, slope,
+            xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
             BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         tl.store(y + offsets, z.to(y.dtype.element_ty), mask=mask)
@@ -289,8 +299,8 @@ def modulated_norm_pixel_kernel(
 
 @triton.jit(do_not_specialize=("slope", "count"))
 def modulated_norm_pixel_backward_kernel(
-    grad, y, x, mean, rstd, gamma, beta, weight, grad_x, grad_gamma, grad_beta, grad_weight,
-    gamma_pixels, beta_pixels, weight_pixels, slope, count, C, P,
+    grad, y, x, mean, rstd, gamma, beta, weight, index, rows, grad_x, grad_gamma, grad_beta,
+    grad_weight, gamma_pixels, beta_pixels, weight_pixels, slope, count, C, P,
     BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -309,12 +319,12 @@ def modulated_norm_pixel_backward_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         g, t, w, gn = _gradients(
-            grad, y, xn, gamma, weight, image, c, p, offsets, C, P, mask, slope,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
             BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         of_gamma, of_beta, of_weight = _map_gradients(
-            g, t, w, xn, beta, grad_gamma, grad_beta, grad_weight, image, c, p, offsets, C, P,
-            mask, SIGMOID, MAPS,
+            g, t, w, xn, beta, index, rows, grad_gamma, grad_beta, grad_weight, image, c, p,
+            offsets, C, P, mask, SIGMOID, MAPS,
         )  # fmt: skip
         gn = tl.where(mask, gn, 0.0)
         sum0 += tl.sum(gn, axis=0, keep_dims=True)
@@ -335,30 +345,76 @@ def modulated_norm_pixel_backward_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         _, _, _, gn = _gradients(
-            grad, y, xn, gamma, weight, image, c, p, offsets, C, P, mask, slope,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
             BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         out = scale * (gn - level - xn * tilt)
         tl.store(grad_x + offsets, out.to(grad_x.dtype.element_ty), mask=mask)
 
 
+# ---- rows of a table ----------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=("channel_blocks",))
+def segmented_sum_kernel(
+    values, order, offsets, sums, C, P, channel_blocks, CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Sums over the pixels of a row, which stand in `order` from offsets[row] on."""
+    row = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    c = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
+    first, end = tl.load(offsets + row), tl.load(offsets + row + 1)
+    total = tl.zeros((BLOCK_C, 1), sums.dtype.element_ty)
+    for start in range(first, end, BLOCK_P):
+        i = start + tl.arange(0, BLOCK_P)[None, :]
+        place = tl.load(order + i, mask=i < end, other=0)
+        image = (place // P).to(tl.int64)
+        places = element_offsets(image, c, place % P, C, P, CHANNELS_LAST)
+        value = accumulated(tl.load(values + places, mask=(i < end) & (c < C), other=0.0))
+        total += tl.sum(value, axis=1, keep_dims=True)
+    tl.store(sums + row * C + c, total, mask=c < C)
+
+
+def segmented_sum(values, index, order, offsets, rows):
+    """Sums (rows,C) of the values whose pixel has that index."""
+    _, C, H, W = values.shape
+    sums = torch.empty((rows, C), dtype=accumulate_dtype(values), device=values.device)
+    block_c = min(triton.next_power_of_2(C), 32)
+    channel_blocks = triton.cdiv(C, block_c)
+    launch(
+        segmented_sum_kernel, rows * channel_blocks, values, order, offsets, sums, C, H * W,
+        channel_blocks, CHANNELS_LAST=is_channels_last(values), BLOCK_C=block_c, BLOCK_P=32,
+    )  # fmt: skip
+    return sums
+
+
 # ---- launchers ----------------------------------------------------------------------------------
 
 
-def _extent(value, x) -> int:
+def _extent(value, x, index=None) -> int:
     if value is None:
         return ABSENT
+    if index is not None:
+        return TABLE
     if value.dim() == 2:
         return CHANNEL
     return ELEMENT if value.shape == x.shape else PIXEL
 
 
-def _forms(x, gamma, weight, gain) -> dict:
+def _rows(index, *tables) -> tuple:
+    """The tables with a channel's rows side by side, the index and the number of rows."""
+    if index is None:
+        return *tables, None, 0
+    turned = [None if table is None else table.t().contiguous() for table in tables]
+    return *turned, index, turned[0].shape[1]
+
+
+def _forms(x, gamma, weight, index, gain) -> dict:
     """What decides which variant of a kernel runs."""
     return {
         "BASE": 0 if gain == "plain" and gamma is not None else 1,
         "SIGMOID": gain == "sigmoid" and gamma is not None,
-        "MAPS": _extent(gamma, x),
+        "MAPS": _extent(gamma, x, index),
         "WEIGHT": _extent(weight, x),
         "CHANNELS_LAST": is_channels_last(x),
     }
@@ -408,13 +464,14 @@ def _count(x, statistics: str, unbiased: bool) -> int:
 
 
 def modulated_norm(
-    x, gamma, beta, weight, mean, rstd, statistics, unbiased, eps, gain, slope
+    x, gamma, beta, weight, mean, rstd, index, statistics, unbiased, eps, gain, slope
 ):  # fmt: skip
     """y, and the mean and rstd that backward needs (empty where there are none)."""
     N, C, H, W = x.shape
     y = torch.empty_like(x)
     A = {"dtype": accumulate_dtype(x), "device": x.device}
-    forms = _forms(x, gamma, weight, gain)
+    forms = _forms(x, gamma, weight, index, gain)
+    gamma, beta, index, rows = _rows(index, gamma, beta)
     count = _count(x, statistics, unbiased)
     if _per_pixel(statistics):
         new_mean = torch.empty((N, 1, H, W) if statistics == "position" else (0,), **A)
@@ -423,7 +480,7 @@ def modulated_norm(
         launch(
             modulated_norm_pixel_kernel, programs,
             x, y, new_mean if statistics == "position" else None, new_rstd, gamma, beta, weight,
-            slope, count, C, H * W, EPS=eps, **forms, **blocks,
+            index, rows, slope, count, C, H * W, EPS=eps, **forms, **blocks,
         )  # fmt: skip
         return y, new_mean, new_rstd
     group_stride, correction, spread = 0, 1.0, rstd
@@ -440,8 +497,8 @@ def modulated_norm(
     programs, _, sizes, blocks = _sweep(x)
     launch(
         modulated_norm_apply_kernel, programs,
-        x, y, mean, spread, new_rstd if taken else None, gamma, beta, weight, slope, correction,
-        group_stride, *sizes, EPS=eps if taken else None, **forms, **blocks,
+        x, y, mean, spread, new_rstd if taken else None, gamma, beta, weight, index, rows, slope,
+        correction, group_stride, *sizes, EPS=eps if taken else None, **forms, **blocks,
     )  # fmt: skip
     return y, new_mean, new_rstd
 
@@ -449,7 +506,9 @@ def modulated_norm(
 class _Gradient:
     """A map's gradient: the tensor to return, and where a kernel writes elements or pixels."""
 
-    def __init__(self, x, value, wanted: bool, in_walk: int) -> None:
+    def __init__(self, x, value, wanted: bool, in_walk: int, index=None) -> None:
+        if index is not None and value is not None:
+            value = x  # of a table every element's share of its row
         extent = _extent(value, x)
         self.elements = self.pixels = None
         self.extent, self.in_walk = extent, in_walk
@@ -475,19 +534,19 @@ class _Gradient:
 
 
 def _backward(
-    grad, y, x, gamma, beta, weight, mean, rstd, statistics, given, unbiased, gain, slope,
+    grad, y, x, gamma, beta, weight, mean, rstd, index, statistics, given, unbiased, gain, slope,
     weight_gradient, wants_grad_x,
 ):  # fmt: skip
     N, C, H, W = x.shape
-    forms = _forms(x, gamma, weight, gain)
+    forms = _forms(x, gamma, weight, index, gain)
     in_walk = PIXEL if _per_pixel(statistics) else CHANNEL
     gradients = [
-        _Gradient(x, gamma, True, in_walk),
-        _Gradient(x, gamma, True, in_walk),
+        _Gradient(x, gamma, True, in_walk, index),
+        _Gradient(x, gamma, True, in_walk, index),
         _Gradient(x, weight, weight_gradient, in_walk),
     ]
     elements = [gradient.elements for gradient in gradients]
-    kept_beta = beta if weight_gradient else None
+    gamma, kept_beta, index, rows = _rows(index, gamma, beta if weight_gradient else None)
     grad_x = torch.empty_like(x)
     count = _count(x, statistics, unbiased)
     if _per_pixel(statistics):
@@ -495,7 +554,8 @@ def _backward(
         launch(
             modulated_norm_pixel_backward_kernel, programs,
             grad, y, x, mean if statistics == "position" else None, rstd, gamma, kept_beta, weight,
-            grad_x, *elements, *(gradient.pixels for gradient in gradients), slope, count, C, H * W,
+            index, rows, grad_x, *elements, *(gradient.pixels for gradient in gradients), slope,
+            count, C, H * W,
             **forms, **blocks,
         )  # fmt: skip
         return grad_x, None, [gradient.finish() for gradient in gradients]
@@ -505,7 +565,7 @@ def _backward(
     partials = torch.empty((N, splits, 4, C), dtype=accumulate_dtype(x), device=x.device)
     launch(
         modulated_norm_backward_sums_kernel, programs,
-        grad, y, x, mean, rstd, gamma, kept_beta, weight, *elements, partials,
+        grad, y, x, mean, rstd, gamma, kept_beta, weight, index, rows, *elements, partials,
         slope, group_stride, *sizes, **forms, **blocks,
     )  # fmt: skip
     per_image = partials.sum(1)  # (N,4,C)
@@ -520,53 +580,69 @@ def _backward(
         group_pixels = H * W * (1 if group_stride else N)
         means = groups[:, 0] / max(group_pixels, 1), groups[:, 1] / count
     _apply_gradient(
-        grad, y, x, mean, rstd, *means, gamma, weight, grad_x, slope, group_stride, forms
+        grad,
+        y,
+        x,
+        mean,
+        rstd,
+        *means,
+        gamma,
+        weight,
+        index,
+        rows,
+        grad_x,
+        slope,
+        group_stride,
+        forms,
     )
     return grad_x, None, maps
 
 
 def _apply_gradient(
-    grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, grad_x, slope, group_stride,
-    forms,
+    grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x, slope,
+    group_stride, forms,
 ) -> None:  # fmt: skip
     programs, _, sizes, blocks = _sweep(x)
     launch(
         modulated_norm_backward_apply_kernel, programs,
-        grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, grad_x,
+        grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x,
         slope, group_stride, *sizes, **forms, **blocks,
     )  # fmt: skip
 
 
 def modulated_norm_backward(
-    grad, y, x, gamma, beta, weight, mean, rstd, statistics, given, unbiased, gain, slope,
+    grad, y, x, gamma, beta, weight, mean, rstd, index, statistics, given, unbiased, gain, slope,
     weight_gradient,
 ):  # fmt: skip
     """grad_x, and the gradients of gamma, beta and weight (empty without them)."""
     grad_x, _, maps = _backward(
-        grad, y, x, gamma, beta, weight, mean, rstd, statistics, given, unbiased, gain, slope,
-        weight_gradient, True,
+        grad, y, x, gamma, beta, weight, mean, rstd, index, statistics, given, unbiased, gain,
+        slope, weight_gradient, True,
     )  # fmt: skip
     return grad_x, *maps
 
 
 def modulated_norm_backward_sums(
-    grad, y, x, gamma, beta, weight, mean, rstd, gain, slope, weight_gradient
+    grad, y, x, gamma, beta, weight, mean, rstd, index, gain, slope, weight_gradient
 ):
     """sums (2,1,C) of gn and gn * xn over the batch, and the gradients of the maps."""
     _, sums, maps = _backward(
-        grad, y, x, gamma, beta, weight, mean, rstd, "batch", False, False, gain, slope,
+        grad, y, x, gamma, beta, weight, mean, rstd, index, "batch", False, False, gain, slope,
         weight_gradient, False,
     )  # fmt: skip
     return sums, *maps
 
 
 def modulated_norm_backward_apply(
-    grad, y, x, gamma, weight, mean, rstd, mean_sums, gain, slope
+    grad, y, x, gamma, weight, mean, rstd, index, mean_sums, gain, slope
 ):  # fmt: skip
     """grad_x from the means (2,1,C) of gn and gn * xn."""
     grad_x = torch.empty_like(x)
-    forms = _forms(x, gamma, weight, gain)
-    _apply_gradient(grad, y, x, mean, rstd, *mean_sums, gamma, weight, grad_x, slope, 0, forms)
+    forms = _forms(x, gamma, weight, index, gain)
+    gamma, index, rows = _rows(index, gamma)
+    _apply_gradient(
+        grad, y, x, mean, rstd, *mean_sums, gamma, weight, index, rows, grad_x, slope, 0, forms
+    )
     return grad_x
 
 
@@ -587,6 +663,7 @@ def _all_launches(x) -> None:
     N, C, H, W = x.shape
     pixel = torch.empty((N, 1, H, W), dtype=accumulate_dtype(x), device=x.device)
     channel = torch.empty((N, C), dtype=accumulate_dtype(x), device=x.device)
+    table = torch.empty((50, C), dtype=accumulate_dtype(x), device=x.device)
     published = (
         ("position", x, pixel, "one_plus"),  # SPDNorm with the hard map, then the soft one
         ("position", x, x, "one_plus"),
@@ -597,15 +674,20 @@ def _all_launches(x) -> None:
         ("instance", channel, None, "plain"),  # AdaIN
         ("rms", None, None, "one_plus"),  # pixel norm
         ("instance", pixel, None, "one_plus"),
+        ("batch", table, None, "one_plus"),  # SPADE with its maps in a table
+        ("instance", table, None, "one_plus"),
     )
+    pixels = torch.empty((N, H, W), dtype=torch.int32, device=x.device)
+    segmented_sum(x, pixels, pixels.view(-1), pixels.view(-1)[: len(table) + 1], len(table))
     for statistics, maps, weight, gain in published:
+        index = pixels if maps is table else None
         for activated in (False, True):
             options = (gain, 0.2 if activated else 1.0)
             y, mean, rstd = modulated_norm(
-                x, maps, maps, weight, None, None, statistics, False, 1e-5, *options
+                x, maps, maps, weight, None, None, index, statistics, False, 1e-5, *options
             )
             mean = None if statistics == "rms" else mean
             modulated_norm_backward(
-                x, y if activated else None, x, maps, maps, weight, mean, rstd, statistics,
+                x, y if activated else None, x, maps, maps, weight, mean, rstd, index, statistics,
                 False, False, *options, weight is not None and weight.shape == x.shape,
             )  # fmt: skip

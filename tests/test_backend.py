@@ -98,7 +98,13 @@ def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
         assert word in text
     assert "FAILED" not in text
     for name in torchext.ops.__all__:  # every public function of tensors
-        pure = ("install", "gabor_bank", "difference_of_gaussians_bank", "orientation_")
+        pure = (
+            "LabelWindows",
+            "install",
+            "gabor_bank",
+            "difference_of_gaussians_bank",
+            "orientation_",
+        )
         assert name.startswith(pure) or f"{name} on cpu" in text or f"{name}, " in text, name
 
 

@@ -29,11 +29,13 @@ from . import backend, nn, reference
 from ._load import build_info
 from .accelerate import accelerate, restore
 from .ops import (
+    LabelWindows,
     difference_of_gaussians_bank,
     diversity_map,
     gabor_bank,
     gabor_orientation,
     label_conv2d,
+    label_windows,
     mask_window,
     modulated_norm,
     orientation_angle,
@@ -47,10 +49,12 @@ from .ops import (
     self_aware_affine,
     self_aware_region_norm,
     soft_diversity_map,
+    spade_modulation_table,
     upsample_conv2d,
 )
 
 __all__ = [
+    "LabelWindows",
     "__version__",
     "accelerate",
     "backend",
@@ -60,6 +64,7 @@ __all__ = [
     "gabor_bank",
     "gabor_orientation",
     "label_conv2d",
+    "label_windows",
     "mask_window",
     "modulated_norm",
     "nn",
@@ -76,5 +81,6 @@ __all__ = [
     "self_aware_affine",
     "self_aware_region_norm",
     "soft_diversity_map",
+    "spade_modulation_table",
     "upsample_conv2d",
 ]

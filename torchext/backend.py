@@ -104,6 +104,11 @@ def has_tiles(ops: Any) -> bool:
     return ops is _backends["cpu"].ops
 
 
+def sums_in_order(ops: Any, x: torch.Tensor) -> bool:
+    """Whether kernels that sum rows want their pixels in order: many threads take one row."""
+    return ops is not reference and not (has_tiles(ops) and x.is_cpu)
+
+
 def names() -> list[str]:
     """The backends, in the order in which they are tried."""
     return list(_backends)

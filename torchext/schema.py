@@ -113,23 +113,41 @@ SCHEMAS = {
     ),
     "modulated_norm": (
         "(Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight, Tensor? mean, Tensor? rstd,"
-        " str statistics, bool unbiased, float eps, str gain, float slope)"
+        " Tensor? index, str statistics, bool unbiased, float eps, str gain, float slope)"
         " -> (Tensor y, Tensor mean, Tensor rstd)"
     ),
     "modulated_norm_backward": (
         "(Tensor grad, Tensor? y, Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight,"
-        " Tensor? mean, Tensor? rstd, str statistics, bool given, bool unbiased, str gain,"
-        " float slope, bool weight_gradient)"
+        " Tensor? mean, Tensor? rstd, Tensor? index, str statistics, bool given, bool unbiased,"
+        " str gain, float slope, bool weight_gradient)"
         " -> (Tensor grad_x, Tensor grad_gamma, Tensor grad_beta, Tensor grad_weight)"
     ),
     "modulated_norm_backward_sums": (
         "(Tensor grad, Tensor? y, Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight,"
-        " Tensor mean, Tensor rstd, str gain, float slope, bool weight_gradient)"
+        " Tensor mean, Tensor rstd, Tensor? index, str gain, float slope, bool weight_gradient)"
         " -> (Tensor sums, Tensor grad_gamma, Tensor grad_beta, Tensor grad_weight)"
     ),
     "modulated_norm_backward_apply": (
         "(Tensor grad, Tensor? y, Tensor x, Tensor? gamma, Tensor? weight, Tensor mean,"
-        " Tensor rstd, Tensor mean_sums, str gain, float slope) -> Tensor"
+        " Tensor rstd, Tensor? index, Tensor mean_sums, str gain, float slope) -> Tensor"
+    ),
+    "segmented_sum": (
+        "(Tensor values, Tensor index, Tensor? order, Tensor? offsets, int rows) -> Tensor"
+    ),
+    "number_windows": (
+        "(Tensor values, int kernel_size) -> (Tensor index, Tensor windows, Tensor count)"
+    ),
+    "label_windows": (
+        "(Tensor values, int kernel_size) -> (Tensor index, Tensor windows, Tensor count)"
+    ),
+    "spade_modulation_table": (
+        "(Tensor? vectors, Tensor windows, Tensor wide_windows, Tensor weight, Tensor? bias,"
+        " Tensor modulation_weight, Tensor? modulation_bias) -> (Tensor table, Tensor hidden)"
+    ),
+    "spade_modulation_table_backward": (
+        "(Tensor grad, Tensor hidden, Tensor? vectors, Tensor windows, Tensor wide_windows,"
+        " Tensor weight, Tensor modulation_weight) -> (Tensor grad_weight, Tensor grad_bias,"
+        " Tensor grad_modulation_weight, Tensor grad_modulation_bias)"
     ),
     "diversity_maps": (
         "(Tensor labels, int[] steps, int[] windows, SymInt[] heights, SymInt[] widths,"
@@ -155,8 +173,9 @@ SCHEMAS = {
     ),
 }
 
-# The tiles of a partial convolution that are not all hole: no other backend looks at a mask.
-CPU_ONLY = ("gather_tiles", "scatter_tiles")
+# The tiles of a partial convolution that are not all hole, as no other backend looks at a mask;
+# and windows by a hash table, which others number by sorting.
+CPU_ONLY = ("gather_tiles", "scatter_tiles", "number_windows")
 
 
 def arguments(name: str) -> tuple[str, ...]:

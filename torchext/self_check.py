@@ -31,6 +31,7 @@ def inputs(device: str) -> Inputs:
         "kernel_3d": normal(3, 4, 3, 3, 3),
         "wide_kernel": normal(6, 20, 3, 3),
         "affine": normal(2, 16),
+        "rows": normal(5, 16),
         "pooling": 0.1 * normal(1, 2, 7, 7),
         "filter": 0.1 * normal(1, 1, 7, 7),
         "one": 0.1 * normal(1),
@@ -39,6 +40,17 @@ def inputs(device: str) -> Inputs:
 
 def _self_aware(t: Inputs) -> tuple[Tensor, ...]:
     return t["pooling"], t["filter"], t["one"], t["filter"], t["one"]
+
+
+def _rows_of_windows(t: Inputs) -> tuple[Tensor, Tensor]:
+    """Each pixel's labels around it, and SPADE's maps of them."""
+    windows = torchext.label_windows(t["labels"])
+    table = torchext.spade_modulation_table(
+        windows, t["kernel"][:, :5], None, t["kernel"][:, :6], None
+    )
+    places = windows.index.long()
+    inner = windows.windows[0][windows.windows[1].clamp(min=0).long()]
+    return inner[places].to(t["x"].dtype), table[places]
 
 
 def _up(mask: Tensor) -> Tensor:
@@ -78,6 +90,11 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
         f"modulated_norm, {statistics}": _modulated(statistics)
         for statistics in ("instance", "batch", "position", "rms", "none")
     },
+    "label_windows": lambda t: _rows_of_windows(t)[0],
+    "spade_modulation_table": lambda t: _rows_of_windows(t)[1],
+    "modulated_norm, rows of a table": lambda t: torchext.modulated_norm(
+        t["x"], t["rows"], t["rows"], index=t["labels"].int(), statistics="batch"
+    ),
     "diversity_map": lambda t: torchext.diversity_map(t["mask"], 3, 5),
     "soft_diversity_map": lambda t: torchext.soft_diversity_map(t["x"], t["mask"]),
     "label_conv2d": lambda t: torchext.label_conv2d(t["labels"], t["kernel"]),

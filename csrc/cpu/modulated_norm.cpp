@@ -89,7 +89,7 @@ Problem describe(const Tensor& x, const std::string& statistics, bool given) {
 }
 
 // Which elements one value of a map belongs to.
-enum class Extent { kAbsent, kElement, kPixel, kChannel, kGroupChannel };
+enum class Extent { kAbsent, kElement, kPixel, kChannel, kGroupChannel, kTable };
 
 // The elements of one row: the first one's image, channel and pixel, and where it lies. `local` is
 // the pixel within the range that is being worked on.
@@ -103,6 +103,9 @@ struct Map {
   Extent extent = Extent::kAbsent;
   const T* elements = nullptr;
   const A* values = nullptr;
+  // Of a table: each pixel's row, and the distances of rows and of columns.
+  const int32_t* index = nullptr;
+  int64_t row_stride = 0, column_stride = 0;
 
   RowInput<T> row(const Problem& problem, const Place& at) const {
     RowInput<T> input;
@@ -124,6 +127,18 @@ struct Map {
         input.values = values + problem.group(at.image) * problem.channels + at.channel;
         input.along = problem.channels_last;
         break;
+      case Extent::kTable: {
+        const int32_t* rows = index + at.image * problem.pixels + at.pixel;
+        input.values = values + at.channel * column_stride;
+        if (problem.channels_last) {
+          input.values += *rows * row_stride;
+          input.along = true;
+        } else {
+          input.index = rows;
+          input.stride = row_stride;
+        }
+        break;
+      }
     }
     return input;
   }
@@ -146,9 +161,28 @@ Map<T> values_of(Extent extent, const accumulate_t<T>* values) {
 }
 
 template <class T>
+Map<T> table_of(const Problem& problem, const Tensor& x, const Tensor& table, const Tensor& index,
+                const char* message) {
+  expects(table.dim() == 2 && table.size(0) > 0 && table.size(1) == problem.channels &&
+              table.scalar_type() == accumulate_type(x) &&
+              (!problem.channels_last || problem.channels == 1 || table.stride(1) == 1),
+          message);
+  expects_plain(index, ScalarType::Int, problem.images * problem.pixels,
+                "index: expected contiguous int32 (N, H, W)");
+  Map<T> map;
+  map.extent = Extent::kTable;
+  map.values = data<accumulate_t<T>>(table);
+  map.index = data<int32_t>(index);
+  map.row_stride = table.stride(0);
+  map.column_stride = table.stride(1);
+  return map;
+}
+
+template <class T>
 Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor,
-              const char* message) {
+              const MaybeTensor& index, const char* message) {
   if (!tensor.has_value()) return {};
+  if (index.has_value()) return table_of<T>(problem, x, *tensor, *index, message);
   const ScalarType accumulate = accumulate_type(x);
   if (tensor->dim() == 2) {
     expects_plain(*tensor, accumulate, problem.images * problem.channels, message);
@@ -164,8 +198,8 @@ Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor
   return values_of<T>(Extent::kPixel, data<accumulate_t<T>>(*tensor));
 }
 
-// A map that is being written. Maps per pixel are added up in place; maps per channel in `values`
-// (C) of the range that is being worked on.
+// A map that is being written; of a table every element's share of its row. Maps per pixel are
+// added up in place; maps per channel in `values` (C) of the range that is being worked on.
 template <class T>
 struct OutputMap {
   using A = accumulate_t<T>;
@@ -175,7 +209,7 @@ struct OutputMap {
 
   RowOutput<T> row(const Problem& problem, const Place& at) const {
     RowOutput<T> output;
-    if (extent == Extent::kElement) {
+    if (extent == Extent::kElement || extent == Extent::kTable) {
       output.elements = elements + at.offset;
     } else if (extent == Extent::kPixel) {
       output.values = values + at.image * problem.pixels + at.pixel;
@@ -353,13 +387,16 @@ struct Operands {
 
 template <class T>
 Operands<T> operands_of(const Problem& problem, const Tensor& x, const MaybeTensor& gamma,
-                        const MaybeTensor& beta, const MaybeTensor& weight, const std::string& gain,
-                        double slope) {
+                        const MaybeTensor& beta, const MaybeTensor& weight,
+                        const MaybeTensor& index, const std::string& gain, double slope) {
   Operands<T> operands;
   operands.x = elements_of(data<T>(x));
-  operands.gamma = map_of<T>(problem, x, gamma, "gamma: expected (N, C), (N, 1, H, W) or x's form");
-  operands.beta = map_of<T>(problem, x, beta, "beta: expected (N, C), (N, 1, H, W) or x's form");
-  operands.weight = map_of<T>(problem, x, weight, "weight: expected (N, 1, H, W) or x's form");
+  operands.gamma =
+      map_of<T>(problem, x, gamma, index, "gamma: expected (N, C), (N, 1, H, W), x's form or rows");
+  operands.beta =
+      map_of<T>(problem, x, beta, index, "beta: expected (N, C), (N, 1, H, W), x's form or rows");
+  operands.weight =
+      map_of<T>(problem, x, weight, std::nullopt, "weight: expected (N, 1, H, W) or x's form");
   operands.gain = gain_of(gain);
   operands.slope = static_cast<accumulate_t<T>>(slope);
   return operands;
@@ -449,8 +486,9 @@ void forward_by_ranges(const Problem& problem, const Operands<T>& o, T* y) {
 
 std::tuple<Tensor, Tensor, Tensor> modulated_norm_cpu(
     const Tensor& x, const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& weight,
-    const MaybeTensor& mean, const MaybeTensor& rstd, const std::string& statistics, bool unbiased,
-    double eps, const std::string& gain, double slope) {
+    const MaybeTensor& mean, const MaybeTensor& rstd, const MaybeTensor& index,
+    const std::string& statistics, bool unbiased, double eps, const std::string& gain,
+    double slope) {
   const Problem problem = describe(x, statistics, mean.has_value());
   const ScalarType type = accumulate_type(x);
   const int64_t C = problem.channels;
@@ -470,7 +508,7 @@ std::tuple<Tensor, Tensor, Tensor> modulated_norm_cpu(
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    Operands<T> o = operands_of<T>(problem, x, gamma, beta, weight, gain, slope);
+    Operands<T> o = operands_of<T>(problem, x, gamma, beta, weight, index, gain, slope);
     A* m = mutable_data<A>(means);
     A* r = mutable_data<A>(rstds);
     T* out = mutable_data<T>(y);
@@ -689,7 +727,7 @@ struct BackwardTensors {
   Tensor grad;
   MaybeTensor y;
   Tensor x;
-  MaybeTensor gamma, beta, weight, mean, rstd, mean_sums;
+  MaybeTensor gamma, beta, weight, mean, rstd, index, mean_sums;
 };
 
 struct BackwardOptions {
@@ -727,8 +765,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
     return map.has_value() && options.wants_maps && wanted ? torch::stable::empty_like(*map)
                                                            : nothing();
   };
-  Tensor grad_gamma = gradient_of(t.gamma, true);
-  Tensor grad_beta = gradient_of(t.gamma, true);
+  const MaybeTensor& of_maps =
+      t.index.has_value() && t.gamma.has_value() ? MaybeTensor(t.x) : t.gamma;
+  Tensor grad_gamma = gradient_of(of_maps, true);
+  Tensor grad_beta = gradient_of(of_maps, true);
   Tensor grad_weight = gradient_of(t.weight, options.weight_gradient);
   Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing();
   Tensor sums =
@@ -740,8 +780,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
     Gradient<T> g;
     g.grad = data<T>(t.grad);
     g.y = data<T>(t.y);
-    g.operands =
-        operands_of<T>(problem, t.x, t.gamma, t.beta, t.weight, options.gain, options.slope);
+    g.operands = operands_of<T>(problem, t.x, t.gamma, t.beta, t.weight, t.index, options.gain,
+                                options.slope);
     const Extent extent = problem.per_pixel() ? Extent::kPixel : Extent::kGroupChannel;
     if (centred) g.operands.mean = values_of<T>(extent, data<A>(t.mean));
     if (normalised) g.operands.rstd = values_of<T>(extent, data<A>(t.rstd));
@@ -801,10 +841,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_cpu(
     const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
     const MaybeTensor& beta, const MaybeTensor& weight, const MaybeTensor& mean,
-    const MaybeTensor& rstd, const std::string& statistics, bool given, bool unbiased,
-    const std::string& gain, double slope, bool weight_gradient) {
+    const MaybeTensor& rstd, const MaybeTensor& index, const std::string& statistics, bool given,
+    bool unbiased, const std::string& gain, double slope, bool weight_gradient) {
   auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
-      backward({grad, y, x, gamma, beta, weight, mean, rstd, std::nullopt},
+      backward({grad, y, x, gamma, beta, weight, mean, rstd, index, std::nullopt},
                {statistics, given, unbiased, gain, slope, weight_gradient, true, true});
   return {grad_x, grad_gamma, grad_beta, grad_weight};
 }
@@ -812,9 +852,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_cpu(
 std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_sums_cpu(
     const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
     const MaybeTensor& beta, const MaybeTensor& weight, const Tensor& mean, const Tensor& rstd,
-    const std::string& gain, double slope, bool weight_gradient) {
+    const MaybeTensor& index, const std::string& gain, double slope, bool weight_gradient) {
   auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
-      backward({grad, y, x, gamma, beta, weight, mean, rstd, std::nullopt},
+      backward({grad, y, x, gamma, beta, weight, mean, rstd, index, std::nullopt},
                {"batch", false, false, gain, slope, weight_gradient, true, false});
   return {sums, grad_gamma, grad_beta, grad_weight};
 }
@@ -822,10 +862,63 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_sums_cpu(
 Tensor modulated_norm_backward_apply_cpu(const Tensor& grad, const MaybeTensor& y, const Tensor& x,
                                          const MaybeTensor& gamma, const MaybeTensor& weight,
                                          const Tensor& mean, const Tensor& rstd,
-                                         const Tensor& mean_sums, const std::string& gain,
-                                         double slope) {
-  return std::get<0>(backward({grad, y, x, gamma, std::nullopt, weight, mean, rstd, mean_sums},
-                              {"batch", false, false, gain, slope, false, false, true}));
+                                         const MaybeTensor& index, const Tensor& mean_sums,
+                                         const std::string& gain, double slope) {
+  return std::get<0>(
+      backward({grad, y, x, gamma, std::nullopt, weight, mean, rstd, index, mean_sums},
+               {"batch", false, false, gain, slope, false, false, true}));
+}
+
+// --- rows of a table ----------------------------------------------------------------------------
+
+// The sums (rows, C) of the values whose pixel has that index: a thread takes some channels, and
+// walks the pixels in order. The order of the pixels by index is for the GPUs.
+Tensor segmented_sum_cpu(const Tensor& values, const Tensor& index, const MaybeTensor&,
+                         const MaybeTensor&, int64_t rows) {
+  const bool channels_last = is_channels_last(values);
+  const int64_t N = values.size(0), C = values.size(1), P = values.size(2) * values.size(3);
+  expects_plain(index, ScalarType::Int, N * P, "index: expected contiguous int32 (N, H, W)");
+  expects(rows > 0, "rows: expected at least 1");
+  Tensor sums = empty(values, {rows, C}, accumulate_type(values));
+  const int32_t* row_of = data<int32_t>(index);
+  constexpr int64_t kTogether = 8;  // channels
+  const Tensor wide = values.scalar_type() == sums.scalar_type()
+                          ? values
+                          : torch::stable::to(values, sums.scalar_type());
+  dispatch_floating(sums.scalar_type(), [&](auto zero) {
+    using A = accumulate_t<decltype(zero)>;
+    const A* from = data<A>(wide);
+    A* to = mutable_data<A>(sums);
+    const int64_t blocks = (C + kTogether - 1) / kTogether;
+    parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      std::vector<double> total(rows * kTogether);
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * kTogether, width = std::min(kTogether, C - first);
+        std::fill(total.begin(), total.end(), 0.0);
+        for (int64_t n = 0; n < N; ++n) {
+          const int32_t* rows_of = row_of + n * P;
+          if (channels_last) {
+            for (int64_t p = 0; p < P; ++p) {
+              if (rows_of[p] < 0) continue;
+              double* into = total.data() + rows_of[p] * kTogether;
+              const A* at = from + (n * P + p) * C + first;
+              for (int64_t j = 0; j < width; ++j) into[j] += at[j];
+            }
+          } else {
+            for (int64_t j = 0; j < width; ++j) {
+              const A* plane = from + (n * C + first + j) * P;
+              for (int64_t p = 0; p < P; ++p)
+                if (rows_of[p] >= 0) total[rows_of[p] * kTogether + j] += plane[p];
+            }
+          }
+        }
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t j = 0; j < width; ++j)
+            to[r * C + first + j] = static_cast<A>(total[r * kTogether + j]);
+      }
+    });
+  });
+  return sums;
 }
 
 }  // namespace
@@ -835,6 +928,7 @@ STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
   m.impl("modulated_norm_backward", TORCH_BOX(&modulated_norm_backward_cpu));
   m.impl("modulated_norm_backward_sums", TORCH_BOX(&modulated_norm_backward_sums_cpu));
   m.impl("modulated_norm_backward_apply", TORCH_BOX(&modulated_norm_backward_apply_cpu));
+  m.impl("segmented_sum", TORCH_BOX(&segmented_sum_cpu));
 }
 
 }  // namespace torchext

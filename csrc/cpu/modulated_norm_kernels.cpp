@@ -38,6 +38,15 @@ class Operand {
   Operand(const RowInput<T>& input, A absent, int64_t count) {
     if (input.elements != nullptr) {
       along_ = tile_(input.elements, count);
+    } else if (input.index != nullptr) {
+      along_ = gathered_;
+      const A* __restrict from = input.values;
+      const int32_t* __restrict rows = input.index;
+      const int64_t stride = input.stride;
+      if (stride == 1)
+        for (int64_t i = 0; i < count; ++i) gathered_[i] = from[rows[i]];
+      else
+        for (int64_t i = 0; i < count; ++i) gathered_[i] = from[rows[i] * stride];
     } else if (input.along) {
       along_ = input.values;
     } else {
@@ -56,6 +65,7 @@ class Operand {
 
  private:
   InputTile<T> tile_;
+  A gathered_[kTile];
   const A* along_ = nullptr;
   A constant_ = 0;
 };

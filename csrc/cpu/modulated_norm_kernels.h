@@ -15,7 +15,9 @@ template <class T>
 struct RowInput {
   const T* elements = nullptr;
   const accumulate_t<T>* values = nullptr;
-  bool along = false;  // of `values`
+  bool along = false;              // of `values`
+  const int32_t* index = nullptr;  // then element i is values[index[i] * stride]
+  int64_t stride = 1;
 
   bool absent() const { return elements == nullptr && values == nullptr; }
 };

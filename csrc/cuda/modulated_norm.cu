@@ -34,7 +34,7 @@ constexpr int kThreads = 256;
 // ---- maps ---------------------------------------------------------------------------------------
 
 // Which elements one value of a map belongs to.
-enum class Extent { kAbsent, kElement, kPixel, kChannel };
+enum class Extent { kAbsent, kElement, kPixel, kChannel, kTable };
 
 // Where V neighbouring elements are: the first one's channel, its pixel within the batch, and the
 // offset in memory.
@@ -42,11 +42,17 @@ struct At {
   int64_t image, channel, index, offset;
 };
 
-template <typename T>
+// kTables: whether it may be rows of a table, whose code costs registers.
+template <typename T, bool kTables>
 struct Map {
   Extent extent = Extent::kAbsent;
   const T* elements = nullptr;
   const accumulate_t<T>* values = nullptr;
+  // Of a table: each pixel's row, and the distances of rows and of columns.
+  const int32_t* index = nullptr;
+  int64_t row_stride = 0, column_stride = 0;
+
+  Map<T, false> without_tables() const { return {extent, elements, values}; }
 
   template <int V, bool kChannelsLast>
   __device__ __forceinline__ Vec<accumulate_t<T>, V> read(const At& at, int64_t channels,
@@ -59,6 +65,19 @@ struct Map {
       for (int j = 0; j < V; ++j) result[j] = to_accumulate(narrow[j]);
     } else if (extent == (kChannelsLast ? Extent::kChannel : Extent::kPixel)) {
       result = load<V>(values + (kChannelsLast ? at.image * channels + at.channel : at.index));
+    } else if (kTables && extent == Extent::kTable) {
+      if (kChannelsLast) {
+        result = load<V>(values + load(index + at.index) * row_stride + at.channel);
+      } else {
+        const A* column = values + at.channel * column_stride;
+        constexpr int kRows = V > 4 ? 2 : V;  // more at a time spill
+#pragma unroll
+        for (int j = 0; j < V; j += kRows) {
+          const Vec<int32_t, kRows> rows = load<kRows>(index + at.index + j);
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) result[j + i] = load(column + rows[i] * row_stride);
+        }
+      }
     } else {
       A value = absent;
       if (extent == Extent::kPixel) value = load(values + at.index);
@@ -72,12 +91,17 @@ struct Map {
 
 enum class Gain { kOnePlus, kPlain, kSigmoid };
 
-template <typename T>
+template <typename T, bool kTables = true>
 struct Modulation {
   using A = accumulate_t<T>;
-  Map<T> gamma, beta, weight;
+  Map<T, kTables> gamma, beta;
+  Map<T, false> weight;
   Gain gain;
   A slope;
+
+  Modulation<T, false> without_tables() const {
+    return {gamma.without_tables(), beta.without_tables(), weight, gain, slope};
+  }
 
   __device__ __forceinline__ A base() const {
     return gain == Gain::kPlain && gamma.extent != Extent::kAbsent ? A(0) : A(1);
@@ -122,9 +146,9 @@ struct Elements {
   Vec<A, V> gn, xn, gamma, beta, weight;
 };
 
-template <typename T, int V, bool kChannelsLast>
+template <typename T, int V, bool kChannelsLast, bool kTables>
 __device__ __forceinline__ Elements<accumulate_t<T>, V> gradient_elements(
-    const T* grad, const T* y, const T* x, const Modulation<T>& modulation, const At& at,
+    const T* grad, const T* y, const T* x, const Modulation<T, kTables>& modulation, const At& at,
     int64_t channels, const Vec<accumulate_t<T>, V>& mean, const Vec<accumulate_t<T>, V>& rstd,
     bool weight_gradient) {
   using A = accumulate_t<T>;
@@ -162,10 +186,10 @@ __device__ __forceinline__ Elements<accumulate_t<T>, V> gradient_elements(
   return result;
 }
 
-template <typename T, int V, bool kChannelsLast>
-__device__ __forceinline__ void modulate(const Vec<T, V>& x, const Modulation<T>& modulation,
-                                         const At& at, int64_t channels,
-                                         const Vec<accumulate_t<T>, V>& mean,
+template <typename T, int V, bool kChannelsLast, bool kTables>
+__device__ __forceinline__ void modulate(const Vec<T, V>& x,
+                                         const Modulation<T, kTables>& modulation, const At& at,
+                                         int64_t channels, const Vec<accumulate_t<T>, V>& mean,
                                          const Vec<accumulate_t<T>, V>& rstd, T* y) {
   using A = accumulate_t<T>;
   const Vec<A, V> t = modulation.template gammas<V, kChannelsLast>(at, channels);
@@ -280,7 +304,7 @@ struct MapGradients {
 // Gradients of the maps, and partial sums per channel: planes (2, ...) of gn and gn * xn, and of
 // the gradients of gamma and beta where these are per channel.
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 && kChannelsLast ? 1 : 2)
     modulated_norm_backward_sums_kernel(RegionView view, Slicing slicing, GradientInputs<T> in,
                                         Modulation<T> modulation, MapGradients<T> out,
                                         Partials<accumulate_t<T>> sums,
@@ -506,7 +530,7 @@ __device__ __forceinline__ void store_pixels(A* map, const PixelPlace<V, kChanne
 template <typename T, int V, bool kChannelsLast, bool kKeep>
 __global__ void __launch_bounds__(kThreads, 3)
     modulated_norm_pixel_kernel(PixelTiling tiling, const T* x, accumulate_t<T>* mean,
-                                accumulate_t<T>* rstd, Modulation<T> modulation, T* y) {
+                                accumulate_t<T>* rstd, Modulation<T, false> modulation, T* y) {
   using A = accumulate_t<T>;
   constexpr int kOwn = kChannelsLast ? 1 : V;
   DYNAMIC_SHARED(A, shared);  // 2 * kOwn * kThreads of scratch, then V per thread and channel
@@ -578,7 +602,8 @@ __global__ void __launch_bounds__(kThreads, 3)
 template <typename T, int V, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 1 : 2)
     modulated_norm_pixel_backward_kernel(PixelTiling tiling, GradientInputs<T> in,
-                                         Modulation<T> modulation, MapGradients<T> out, T* grad_x) {
+                                         Modulation<T, false> modulation, MapGradients<T> out,
+                                         T* grad_x) {
   using A = accumulate_t<T>;
   constexpr int kOwn = kChannelsLast ? 1 : V;
   DYNAMIC_SHARED(A, shared);  // 5 * kOwn * kThreads
@@ -730,12 +755,26 @@ Problem describe(const Tensor& x, const std::string& statistics, bool given) {
 }
 
 template <typename T>
-Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor,
-              const char* message) {
-  Map<T> map;
+Map<T, true> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor,
+                    const MaybeTensor& index, const char* message) {
+  Map<T, true> map;
   if (!tensor.has_value()) return map;
   using A = accumulate_t<T>;
   const RegionView& view = problem.view;
+  if (index.has_value()) {
+    expects(!problem.per_pixel() && tensor->dim() == 2 && tensor->size(0) > 0 &&
+                tensor->size(1) == view.channels && tensor->scalar_type() == accumulate_type(x) &&
+                (!problem.channels_last || tensor->is_contiguous()),
+            message);
+    expects_plain(*index, ScalarType::Int, view.images * view.pixels,
+                  "index: expected contiguous int32 (N, H, W)");
+    map.extent = Extent::kTable;
+    map.values = data<const A>(*tensor);
+    map.index = data<const int32_t>(*index);
+    map.row_stride = tensor->stride(0);
+    map.column_stride = tensor->stride(1);
+    return map;
+  }
   if (tensor->dim() == 2) {
     expects_plain(*tensor, accumulate_type(x), view.images * view.channels, message);
     map.extent = Extent::kChannel;
@@ -757,11 +796,13 @@ Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor
 template <typename T>
 Modulation<T> modulation_of(const Problem& problem, const Tensor& x, const MaybeTensor& gamma,
                             const MaybeTensor& beta, const MaybeTensor& weight,
-                            const std::string& gain, double slope) {
-  return {map_of<T>(problem, x, gamma, "gamma: expected (N, C), (N, 1, H, W) or x's form"),
-          map_of<T>(problem, x, beta, "beta: expected (N, C), (N, 1, H, W) or x's form"),
-          map_of<T>(problem, x, weight, "weight: expected (N, 1, H, W) or x's form"), gain_of(gain),
-          static_cast<accumulate_t<T>>(slope)};
+                            const MaybeTensor& index, const std::string& gain, double slope) {
+  return {
+      map_of<T>(problem, x, gamma, index, "gamma: expected (N, C), (N, 1, H, W), x's form or rows"),
+      map_of<T>(problem, x, beta, index, "beta: expected (N, C), (N, 1, H, W), x's form or rows"),
+      map_of<T>(problem, x, weight, std::nullopt, "weight: expected (N, 1, H, W) or x's form")
+          .without_tables(),
+      gain_of(gain), static_cast<accumulate_t<T>>(slope)};
 }
 
 // Whether every tensor can be read and written in accesses of 128 bits of x's elements.
@@ -769,7 +810,7 @@ template <typename T, typename... Others>
 bool is_wide(const Problem& problem, const Modulation<T>& m, const T* x, const Others*... others) {
   const int64_t run = problem.channels_last ? problem.view.channels : problem.view.pixels;
   return vector_width(run, x, m.gamma.elements, m.gamma.values, m.beta.elements, m.beta.values,
-                      m.weight.elements, m.weight.values,
+                      m.weight.elements, m.weight.values, m.gamma.index,
                       others...) == kMaxAccessBytes / static_cast<int>(sizeof(T));
 }
 
@@ -811,8 +852,9 @@ dim3 grid_of_tiles(const Problem& problem, const PixelTiling& tiling) {
 
 std::tuple<Tensor, Tensor, Tensor> modulated_norm_cuda(
     const Tensor& x, const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& weight,
-    const MaybeTensor& mean, const MaybeTensor& rstd, const std::string& statistics, bool unbiased,
-    double eps, const std::string& gain, double slope) {
+    const MaybeTensor& mean, const MaybeTensor& rstd, const MaybeTensor& index,
+    const std::string& statistics, bool unbiased, double eps, const std::string& gain,
+    double slope) {
   const DeviceGuard guard(x);
   const Problem problem = describe(x, statistics, mean.has_value());
   const RegionView& view = problem.view;
@@ -834,7 +876,7 @@ std::tuple<Tensor, Tensor, Tensor> modulated_norm_cuda(
   dispatch_floating(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    const auto modulation = modulation_of<T>(problem, x, gamma, beta, weight, gain, slope);
+    const auto modulation = modulation_of<T>(problem, x, gamma, beta, weight, index, gain, slope);
     const T* in = data<const T>(x);
     T* out = data<T>(y);
     const bool wide =
@@ -852,7 +894,8 @@ std::tuple<Tensor, Tensor, Tensor> modulated_norm_cuda(
           constexpr bool kKeep = decltype(keep)::value;
           launch(modulated_norm_pixel_kernel<T, V, kChannelsLast, kKeep>,
                  grid_of_tiles(problem, tiling), dim3(kThreads), scratch + (kKeep ? kept : 0),
-                 current_stream(x), tiling, in, data<A>(means), data<A>(rstds), modulation, out);
+                 current_stream(x), tiling, in, data<A>(means), data<A>(rstds),
+                 modulation.without_tables(), out);
         };
         if (scratch + kept <= 48 * 1024) {
           run(std::true_type{});
@@ -885,7 +928,7 @@ struct BackwardTensors {
   Tensor grad;
   MaybeTensor y;
   Tensor x;
-  MaybeTensor gamma, beta, weight, mean, rstd, mean_sums;
+  MaybeTensor gamma, beta, weight, mean, rstd, index, mean_sums;
 };
 
 struct BackwardOptions {
@@ -905,13 +948,14 @@ struct PendingGradient {
   Extent extent = Extent::kAbsent;
 
   // in_walk: the extent whose sums the walk forms itself.
-  PendingGradient(const Tensor& x, const Map<T>& map, const Tensor& gradient, bool wanted,
+  template <bool kTables>
+  PendingGradient(const Tensor& x, const Map<T, kTables>& map, const Tensor& gradient, bool wanted,
                   Extent in_walk)
       : elements(gradient) {
     using A = accumulate_t<T>;
     if (!wanted || map.extent == Extent::kAbsent) return;
-    if (map.extent == Extent::kElement) {
-      to.elements = data<T>(gradient);
+    if (map.extent == Extent::kElement || map.extent == Extent::kTable) {
+      to.elements = data<T>(gradient);  // of a table every element's share of its row
     } else if (map.extent != in_walk) {
       extent = map.extent;
       elements = new_tensor(x, {x.numel()}, accumulate_type(x));
@@ -980,8 +1024,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
     return map.has_value() && options.wants_maps && wanted ? torch::stable::empty_like(*map)
                                                            : nothing();
   };
-  Tensor grad_gamma = gradient_of(t.gamma, true);
-  Tensor grad_beta = gradient_of(t.gamma, true);
+  const MaybeTensor of_maps = t.index.has_value() && t.gamma.has_value() ? t.x : t.gamma;
+  Tensor grad_gamma = gradient_of(of_maps, true);
+  Tensor grad_beta = gradient_of(of_maps, true);
   Tensor grad_weight = gradient_of(t.weight, options.weight_gradient);
   Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing();
   const bool wants_sums = problem.per_channel() && options.wants_maps && !options.wants_grad_x;
@@ -993,8 +1038,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
   dispatch_floating(t.x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    const auto modulation =
-        modulation_of<T>(problem, t.x, t.gamma, t.beta, t.weight, options.gain, options.slope);
+    const auto modulation = modulation_of<T>(problem, t.x, t.gamma, t.beta, t.weight, t.index,
+                                             options.gain, options.slope);
     const GradientInputs<T> in{data<const T>(t.grad), data<const T>(t.y), data<const T>(t.x),
                                centred ? data<const A>(t.mean) : nullptr,
                                normalised ? data<const A>(t.rstd) : nullptr};
@@ -1020,7 +1065,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
         launch(modulated_norm_pixel_backward_kernel<T, V, kChannelsLast>,
                grid_of_tiles(problem, tiling), dim3(kThreads),
                sizeof(A) * 5 * (kChannelsLast ? 1 : V) * kThreads, current_stream(t.x), tiling, in,
-               modulation, out, to);
+               modulation.without_tables(), out, to);
         return;
       }
       using Shape = Threading<T, V, kChannelsLast>;
@@ -1069,10 +1114,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_cuda(
     const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
     const MaybeTensor& beta, const MaybeTensor& weight, const MaybeTensor& mean,
-    const MaybeTensor& rstd, const std::string& statistics, bool given, bool unbiased,
-    const std::string& gain, double slope, bool weight_gradient) {
+    const MaybeTensor& rstd, const MaybeTensor& index, const std::string& statistics, bool given,
+    bool unbiased, const std::string& gain, double slope, bool weight_gradient) {
   auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
-      backward({grad, y, x, gamma, beta, weight, mean, rstd, std::nullopt},
+      backward({grad, y, x, gamma, beta, weight, mean, rstd, index, std::nullopt},
                {statistics, given, unbiased, gain, slope, weight_gradient, true, true});
   return {grad_x, grad_gamma, grad_beta, grad_weight};
 }
@@ -1080,9 +1125,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_cuda(
 std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_sums_cuda(
     const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
     const MaybeTensor& beta, const MaybeTensor& weight, const Tensor& mean, const Tensor& rstd,
-    const std::string& gain, double slope, bool weight_gradient) {
+    const MaybeTensor& index, const std::string& gain, double slope, bool weight_gradient) {
   auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
-      backward({grad, y, x, gamma, beta, weight, mean, rstd, std::nullopt},
+      backward({grad, y, x, gamma, beta, weight, mean, rstd, index, std::nullopt},
                {"batch", false, false, gain, slope, weight_gradient, true, false});
   return {sums, grad_gamma, grad_beta, grad_weight};
 }
@@ -1090,10 +1135,91 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_sums_cuda(
 Tensor modulated_norm_backward_apply_cuda(const Tensor& grad, const MaybeTensor& y, const Tensor& x,
                                           const MaybeTensor& gamma, const MaybeTensor& weight,
                                           const Tensor& mean, const Tensor& rstd,
-                                          const Tensor& mean_sums, const std::string& gain,
-                                          double slope) {
-  return std::get<0>(backward({grad, y, x, gamma, std::nullopt, weight, mean, rstd, mean_sums},
-                              {"batch", false, false, gain, slope, false, false, true}));
+                                          const MaybeTensor& index, const Tensor& mean_sums,
+                                          const std::string& gain, double slope) {
+  return std::get<0>(
+      backward({grad, y, x, gamma, std::nullopt, weight, mean, rstd, index, mean_sums},
+               {"batch", false, false, gain, slope, false, false, true}));
+}
+
+// ---- rows of a table ----------------------------------------------------------------------------
+
+constexpr int kSegmentWarps = kThreads / kWarpSize;
+
+// Sums of the values of each row's pixels, which stand in `order` from offsets[row] on. Contiguous:
+// a warp takes a row of one channel, its lanes the pixels.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    segmented_sum_kernel(const T* values, const int32_t* order, const int32_t* offsets,
+                         int64_t results, int64_t channels, int64_t pixels, accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  const int64_t result = static_cast<int64_t>(blockIdx.x) * kSegmentWarps + threadIdx.x / kWarpSize;
+  if (result >= results) return;
+  const int64_t row = result / channels, channel = result % channels;
+  const int32_t end = load(offsets + row + 1);
+  A sum = 0;
+  for (int32_t i = load(offsets + row) + threadIdx.x % kWarpSize; i < end; i += kWarpSize) {
+    const int64_t place = load(order + i);
+    const int64_t image = place / pixels;
+    sum += to_accumulate(
+        load(values + (image * channels + channel) * pixels + (place - image * pixels)));
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarpSize == 0) store(sums + result, sum);
+}
+
+// Channels last: a block takes a row of 32 channels, its lanes the channels, its warps the pixels.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    segmented_sum_channels_last_kernel(const T* values, const int32_t* order,
+                                       const int32_t* offsets, int64_t tiles, int64_t channels,
+                                       accumulate_t<T>* sums) {
+  using A = accumulate_t<T>;
+  __shared__ A parts[kThreads];
+  const int64_t row = blockIdx.x / tiles;
+  const int64_t channel = blockIdx.x % tiles * kWarpSize + threadIdx.x % kWarpSize;
+  const int32_t end = load(offsets + row + 1);
+  A sum = 0;
+  if (channel < channels) {
+    for (int32_t i = load(offsets + row) + threadIdx.x / kWarpSize; i < end; i += kSegmentWarps)
+      sum += to_accumulate(load(values + load(order + i) * channels + channel));
+  }
+  parts[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x >= kWarpSize || channel >= channels) return;
+  for (int warp = 1; warp < kSegmentWarps; ++warp) sum += parts[warp * kWarpSize + threadIdx.x];
+  store(sums + row * channels + channel, sum);
+}
+
+Tensor segmented_sum_cuda(const Tensor& values, const Tensor& index, const MaybeTensor& order,
+                          const MaybeTensor& offsets, int64_t rows) {
+  const DeviceGuard guard(values);
+  const bool channels_last = is_channels_last(values);
+  const int64_t C = values.size(1), P = values.size(2) * values.size(3);
+  const int64_t all = values.size(0) * P;
+  expects_plain(index, ScalarType::Int, all, "index: expected contiguous int32 (N, H, W)");
+  expects(rows > 0 && all < (int64_t{1} << 31), "rows: expected at least 1, of 2^31 pixels");
+  expects(order.has_value() && offsets.has_value(), "order, offsets: expected the sorted pixels");
+  expects_plain(order, ScalarType::Int, all, "order: expected contiguous int32 (N * H * W)");
+  expects_plain(offsets, ScalarType::Int, rows + 1,
+                "offsets: expected contiguous int32 (rows + 1)");
+  Tensor sums = new_tensor(values, {rows, C}, accumulate_type(values));
+  dispatch_floating(values.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = accumulate_t<T>;
+    const int32_t* sorted = data<const int32_t>(*order);
+    const int32_t* first = data<const int32_t>(*offsets);
+    if (channels_last) {
+      const int64_t tiles = (C + kWarpSize - 1) / kWarpSize;
+      launch(segmented_sum_channels_last_kernel<T>, grid_of(rows * tiles), dim3(kThreads), 0,
+             current_stream(values), data<const T>(values), sorted, first, tiles, C, data<A>(sums));
+    } else {
+      launch(segmented_sum_kernel<T>, grid_of((rows * C + kSegmentWarps - 1) / kSegmentWarps),
+             dim3(kThreads), 0, current_stream(values), data<const T>(values), sorted, first,
+             rows * C, C, P, data<A>(sums));
+    }
+  });
+  return sums;
 }
 
 }  // namespace
@@ -1103,6 +1229,7 @@ TORCHEXT_LIBRARY_IMPL(m) {
   m.impl("modulated_norm_backward", TORCH_BOX(&modulated_norm_backward_cuda));
   m.impl("modulated_norm_backward_sums", TORCH_BOX(&modulated_norm_backward_sums_cuda));
   m.impl("modulated_norm_backward_apply", TORCH_BOX(&modulated_norm_backward_apply_cuda));
+  m.impl("segmented_sum", TORCH_BOX(&segmented_sum_cuda));
 }
 
 }  // namespace torchext::cuda

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from support.backends import emulator, parameters, running
 from support.tolerance import assert_close
 
 import torchext
-from torchext import reference
+from torchext import backend, reference
 from torchext.ops.checks import memory_format
+from torchext.ops.modulated_norm import sorted_by
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NAMES = ("x", "gamma", "beta", "weight")
@@ -146,7 +148,7 @@ def expect(case: Case, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     maps = [leaves.get(key) for key in NAMES]
     options = (case.statistics, case.unbiased, 1e-5, case.gain, slope)
     y, _, _ = reference.modulated_norm(
-        *maps, constants.get("mean"), constants.get("rstd"), *options
+        *maps, constants.get("mean"), constants.get("rstd"), None, *options
     )
     y.backward(data["grad"].double())
     return {"y": y, **{key: leaf.grad for key, leaf in leaves.items()}}
@@ -266,9 +268,9 @@ def test_opcheck(case: Case) -> None:
     slope = {None: 1.0, "relu": 0.0}.get(case.activation, case.activation)
     options = (case.statistics, case.unbiased, 1e-5, case.gain, slope)
     leaves = [data[key].requires_grad_() if key in data else None for key in NAMES]
-    torch.library.opcheck(op, (*leaves, mean, rstd, *options))
+    torch.library.opcheck(op, (*leaves, mean, rstd, None, *options))
     x, gamma, beta, weight = (None if leaf is None else leaf.detach() for leaf in leaves)
-    y, *statistics = op(x, gamma, beta, weight, mean, rstd, *options)
+    y, *statistics = op(x, gamma, beta, weight, mean, rstd, None, *options)
     if case.running:
         statistics = [mean, rstd]
     elif case.statistics == "none":
@@ -278,19 +280,19 @@ def test_opcheck(case: Case) -> None:
     arguments = (data["grad"], y, x, gamma, beta, weight)
     torch.library.opcheck(
         torch.ops.torchext.modulated_norm_backward,
-        (*arguments, *statistics, case.statistics, case.running, case.unbiased, case.gain, slope,
-         weight is not None),
+        (*arguments, *statistics, None, case.statistics, case.running, case.unbiased, case.gain,
+         slope, weight is not None),
     )  # fmt: skip
     if case.statistics == "batch" and not case.running:
         tail = (case.gain, slope)
         torch.library.opcheck(
             torch.ops.torchext.modulated_norm_backward_sums,
-            (*arguments, *statistics, *tail, weight is not None),
+            (*arguments, *statistics, None, *tail, weight is not None),
         )
         means = torch.randn(2, 1, x.shape[1])
         torch.library.opcheck(
             torch.ops.torchext.modulated_norm_backward_apply,
-            (data["grad"], y, x, gamma, weight, *statistics, means, *tail),
+            (data["grad"], y, x, gamma, weight, *statistics, None, means, *tail),
         )
 
 
@@ -340,7 +342,127 @@ def test_any_shape(name: str, data: st.DataObject) -> None:
     check(case, name, torch.float32)
 
 
+ROWS = 7
+
+
+def table_problem(
+    dtype: torch.dtype, device: str, last: bool, shape: tuple = (2, 5, 9, 12)
+) -> dict[str, torch.Tensor]:
+    """x, rows of gamma and beta, an index in runs, the weight map and the incoming gradient."""
+    generator = torch.Generator().manual_seed(5)
+    N, C, H, W = shape
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    layout = torch.channels_last if last else torch.contiguous_format
+    index = torch.randint(ROWS - 1, (N, H, W // 3 + 1), generator=generator)  # the last of none
+    index = index.repeat_interleave(3, dim=2)[:, :, :W].to(torch.int32)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    return {
+        "x": normal(*shape).to(dtype).to(memory_format=layout).to(device),
+        "gamma": normal(ROWS, C).to(accumulate).to(device),
+        "beta": normal(ROWS, C).to(accumulate).to(device),
+        "weight": normal(N, 1, H, W).to(accumulate).to(device),
+        "index": index.contiguous().to(device),
+        "grad": normal(*shape).to(dtype).to(device),
+    }
+
+
+def evaluate_table(data: dict[str, torch.Tensor], **options: Any) -> list[torch.Tensor]:
+    """y and the gradients of x, gamma, beta and weight."""
+    leaves = {key: data[key].clone().requires_grad_() for key in NAMES}
+    y = torchext.modulated_norm(**leaves, index=data["index"], **options)
+    return [y, *torch.autograd.grad(y, list(leaves.values()), data["grad"])]
+
+
+@pytest.mark.parametrize("name", parameters())
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_rows_of_a_table(statistics: str, dtype: torch.dtype, last: bool, name: str) -> None:
+    if name == "triton-interpreted" and dtype != torch.float32 and statistics != "batch":
+        pytest.skip("the interpreter runs one kind of statistics of the other dtypes")
+    options = {"statistics": statistics, "activation": 0.2, "gain": "sigmoid"}
+    with running(name) as device:
+        data = table_problem(dtype, device, last)
+        got = evaluate_table(data, **options)
+    exact = {k: v.double().cpu() if v.is_floating_point() else v.cpu() for k, v in data.items()}
+    with running("reference"):
+        expected = evaluate_table(exact, **options)
+    assert got[0].dtype == dtype
+    assert got[0].stride() == data["x"].stride()
+    for key, value, wanted in zip(("y", *NAMES), got, expected, strict=True):
+        scale = max(wanted.abs().max().item(), 216**0.5) if key in NAMES[1:] else None
+        rounding = dtype if dtype in (torch.float16, torch.bfloat16) else None
+        assert_close(key, value, wanted, length=216 * 5, scale=scale, dtype=rounding, condition=10)
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_rows_of_a_table_equal_their_maps(last: bool, name: str) -> None:
+    """Bit for bit, with sizes that allow wide accesses."""
+    with running(name) as device:
+        data = table_problem(torch.float32, device, last, (2, 8, 12, 16))
+        options = {"statistics": "batch", "activation": "relu"}
+        y = torchext.modulated_norm(
+            data["x"], data["gamma"], data["beta"], index=data["index"], **options
+        )
+        layout = torch.channels_last if last else torch.contiguous_format
+        maps = [
+            data[key][data["index"].long()].permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            for key in ("gamma", "beta")
+        ]
+        assert torch.equal(y, torchext.modulated_norm(data["x"], *maps, **options))
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated"))
+def test_gradcheck_of_a_table(name: str) -> None:
+    with running(name) as device:
+        data = table_problem(torch.float64, device, False, (2, 2, 3, 4))
+        leaves = [data[key].requires_grad_() for key in ("x", "gamma", "beta")]
+
+        def function(*leaves: torch.Tensor) -> torch.Tensor:
+            return torchext.modulated_norm(*leaves, index=data["index"], statistics="batch")
+
+        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_segmented_sum(last: bool, name: str) -> None:
+    """Rows of none, pixels of none, more channels than a block takes."""
+    with running(name) as device:
+        data = table_problem(torch.float32, device, last, (2, 37, 9, 12))
+        index = data["index"].clone()
+        index[:, 3] = -1
+        ops = backend.choose("segmented_sum", data["x"]).ops
+        order = sorted_by(ops, index, ROWS)
+        sums = ops.segmented_sum(data["x"], index, *order, ROWS)
+    expected = reference.segmented_sum(data["x"].double().cpu(), index.cpu(), None, None, ROWS)
+    assert_close("sums", sums, expected, length=216, scale=216**0.5)
+    assert not sums[ROWS - 1].any()
+
+
+def test_opcheck_of_a_table() -> None:
+    data = table_problem(torch.float32, "cpu", False)
+    index, ops = data["index"], torch.ops.torchext
+    tables = [data[key].t().contiguous().t() for key in ("gamma", "beta")]
+    arguments = (data["x"], *tables, None, None, None, index, "batch", False, 1e-5, "one_plus", 0.2)
+    torch.library.opcheck(ops.modulated_norm, arguments)
+    y, mean, rstd = ops.modulated_norm(*arguments)
+    tail = ("batch", False, False, "one_plus", 0.2, False)
+    torch.library.opcheck(
+        ops.modulated_norm_backward,
+        (data["grad"], y, data["x"], *tables, None, mean, rstd, index, *tail),
+    )
+    torch.library.opcheck(ops.segmented_sum, (data["grad"], index, None, None, ROWS))
+
+
 X = torch.zeros(2, 3, 4, 5)
+INDEX = torch.zeros(2, 4, 5, dtype=torch.int32)
+ROW = torch.zeros(6, 3)
 MAP = torch.zeros(2, 3, 4, 5)
 C3 = torch.zeros(3)
 
@@ -354,6 +476,32 @@ C3 = torch.zeros(3)
             "x: expected float32, float64, float16 or bfloat16, got torch.int32",
         ),
         ({"gamma": MAP}, ValueError, "gamma, beta: expected both or none"),
+        ({"index": INDEX}, ValueError, "index: expected gamma and beta with it"),
+        (
+            {"index": INDEX, "gamma": MAP, "beta": MAP},
+            ValueError,
+            "gamma: expected the shape (rows, 3), got (2, 3, 4, 5)",
+        ),
+        (
+            {"index": INDEX.long(), "gamma": ROW, "beta": ROW},
+            TypeError,
+            "index: expected int32, got torch.int64",
+        ),
+        (
+            {"index": INDEX[:1], "gamma": ROW, "beta": ROW},
+            ValueError,
+            "index: expected the shape (2, 4, 5), got (1, 4, 5)",
+        ),
+        (
+            {"index": INDEX + 6, "gamma": ROW, "beta": ROW},
+            ValueError,
+            "index: expected 0 to 5, got 6",
+        ),
+        (
+            {"index": INDEX - 1, "gamma": ROW, "beta": ROW},
+            ValueError,
+            "index: expected 0 to 5, got -1",
+        ),
         ({"weight": MAP}, ValueError, "weight: expected gamma and beta with it"),
         (
             {"gamma": MAP[:1], "beta": MAP[:1]},

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from ..ops.checks import check_feature_map
 from ..ops.diversity_map import diversity_map, soft_diversity_map
 from ..ops.label_conv2d import label_conv2d
+from ..ops.label_windows import LabelWindows
 from ..ops.modulated_norm import Statistics, modulated_norm
+from ..ops.spade_modulation_table import spade_modulation_table
+from .label_windows import windows_of
 from .plain import plain
 
 _HIDDEN = 128  # channels between the condition and its maps, in all published layers
@@ -454,6 +457,11 @@ class SPADE(nn.Module):
     or an integer map (N,1,h,w) or (N,h,w) of classes, which gives the same as its one-hot form and
     takes much less time. It is resized by nearest neighbour. -> (N,C,H,W).
 
+    A convolution depends on the labels under its window alone. Where few windows of the map differ,
+    as on painted maps and photographs' segmentations, gamma and beta are computed once for each of
+    them and looked up (`torchext.label_windows`): equal to rounding. All layers that are given the
+    same segmap share its windows. In eager mode on the CPU, which may look at the map.
+
     Raises:
         ValueError: config_text has another form; what `torchext.modulated_norm` and, for classes,
             `torchext.label_conv2d` raise.
@@ -486,8 +494,35 @@ class SPADE(nn.Module):
 
     def forward(self, x: Tensor, segmap: Tensor, activation: float | None = None) -> Tensor:
         check_feature_map("x", x)
-        gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, self._hidden(x, segmap))
-        return _modulate(self.param_free_norm, x, gamma, beta, activation=activation)
+        windows = self._windows(x, segmap)
+        if windows is None:
+            gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, self._hidden(x, segmap))
+            return _modulate(self.param_free_norm, x, gamma, beta, activation=activation)
+        first, second = self.mlp_shared[0], (self.mlp_gamma, self.mlp_beta)
+        table = spade_modulation_table(
+            windows,
+            first.weight,
+            first.bias,
+            torch.cat([layer.weight for layer in second]),
+            torch.cat([layer.bias for layer in second]),
+        )
+        gamma, beta = table.chunk(2, dim=1)
+        index = windows.index
+        return _modulate(self.param_free_norm, x, gamma, beta, index=index, activation=activation)
+
+    def _windows(self, x: Tensor, segmap: Tensor) -> LabelWindows | None:
+        """Those of the segmap at x's size where a table of them pays, else None."""
+        layers = (self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
+        if not (
+            plain(self.mlp_shared, nn.Sequential)
+            and all(map(plain, self.mlp_shared, (nn.Conv2d, nn.ReLU)))
+            and plain(self.mlp_gamma, nn.Conv2d)
+            and plain(self.mlp_beta, nn.Conv2d)
+            and plain(self.param_free_norm, _ParameterFreeNorm, _ParameterFreeBatchNorm)
+            and all(layer.bias is not None for layer in layers)
+        ):
+            return None
+        return windows_of(segmap, x, layers[0].weight, layers[1].weight)
 
     def _hidden(self, x: Tensor, segmap: Tensor) -> Tensor:
         classes = not segmap.is_floating_point() and (segmap.dim() == 3 or segmap.shape[1] == 1)

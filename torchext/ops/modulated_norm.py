@@ -47,6 +47,7 @@ def modulated_norm(
     training: bool = True,
     momentum: float = 0.1,
     process_group: "dist.ProcessGroup | None" = None,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Normalise a feature map, scale and shift it by maps, and activate it.
 
@@ -60,8 +61,9 @@ def modulated_norm(
         x: (N,C,H,W), float32, float64, float16 or bfloat16; contiguous or channels_last (other
             strides are copied). Statistics of the halves are taken in float32.
         gamma, beta: both or none, of one shape: (N,C,H,W), a value for each element; (N,1,H,W),
-            for each pixel; or (N,C), for each channel. Maps of x's shape are taken in x's dtype,
-            the others in that of the statistics. None is y = activation(xn).
+            for each pixel; or (N,C), for each channel; with an index (rows,C). Maps of x's shape
+            are taken in x's dtype, the others in that of the statistics. None is
+            y = activation(xn).
         weight: (N,1,H,W) or (N,C,H,W), how much the modulation counts (SPDNorm's diversity map D).
         statistics: what mean and variance are taken over: "instance" (H,W), "batch" (N,H,W),
             "position" (C, at each pixel); "rms" is x / sqrt(mean of x^2 over C + eps), pixel norm;
@@ -76,6 +78,10 @@ def modulated_norm(
         momentum: of the running statistics, 0 to 1.
         process_group: take the batch's statistics over all processes of the group, each holding
             part of the batch. Gradients of gamma and beta stay local. Differentiable once.
+        index: int32 (N,H,W), each pixel's row of gamma and beta, such as
+            `torchext.label_windows` finds them. The maps of x's size are never made; a backward to
+            gamma and beta makes their gradients. (With statistics "position" and "rms" they are
+            made.)
 
     Returns:
         y, with x's shape, dtype and memory format. A channel of one pixel (or a pixel of one
@@ -92,7 +98,10 @@ def modulated_norm(
     check_choice("statistics", statistics, _STATISTICS)
     check_choice("gain", gain, _GAINS)
     check_positive("eps", eps)
-    _check_maps(x, gamma, beta, weight)
+    if index is None:
+        _check_maps(x, gamma, beta, weight)
+    else:
+        _check_table(x, gamma, beta, weight, index)
     slope = _slope(activation)
     _check_unbiased(x, statistics, unbiased)
     _check_running(
@@ -100,8 +109,16 @@ def modulated_norm(
     )
 
     x = native(x)
-    maps = [_prepared(value, x) for value in (gamma, beta, weight)]
-    options = (statistics, unbiased, float(eps), gain, slope)
+    if index is not None and statistics in ("position", "rms"):
+        rows = index.long()
+        gamma, beta = (table[rows].permute(0, 3, 1, 2) for table in (gamma, beta))
+        index = None
+    if index is None:
+        maps = [_prepared(value, x) for value in (gamma, beta, weight)]
+    else:
+        maps = [_rows(gamma, x), _rows(beta, x), _prepared(weight, x)]
+        index = index.contiguous()
+    options = (index, statistics, unbiased, float(eps), gain, slope)
     if running_mean is not None and not training:
         accumulate = accumulate_dtype(x.dtype)
         mean = running_mean.to(accumulate)[None]
@@ -134,6 +151,32 @@ def _check_maps(
         check_parameter("beta", beta, tuple(gamma.shape), x)
     if weight is not None:
         _check_map("weight", weight, [(N, C, H, W), (N, 1, H, W)], x)
+
+
+def _check_table(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, weight: Tensor | None, index: Tensor
+) -> None:
+    N, C, H, W = x.shape
+    if gamma is None or beta is None:
+        raise ValueError("index: expected gamma and beta with it")
+    check_tensor("gamma", gamma)
+    if gamma.dim() != 2 or gamma.shape[0] == 0 or gamma.shape[1] != C:
+        raise ValueError(f"gamma: expected the shape (rows, {C}), got {tuple(gamma.shape)}")
+    check_parameter("gamma", gamma, tuple(gamma.shape), x)
+    check_parameter("beta", beta, tuple(gamma.shape), x)
+    check_tensor("index", index)
+    if index.dtype != torch.int32:
+        raise TypeError(f"index: expected int32, got {index.dtype}")
+    if tuple(index.shape) != (N, H, W):
+        raise ValueError(f"index: expected the shape {(N, H, W)}, got {tuple(index.shape)}")
+    check_device("index", index, x)
+    if weight is not None:
+        _check_map("weight", weight, [(N, C, H, W), (N, 1, H, W)], x)
+    if index.numel() and backend.readable(index):
+        low, high = (bound.item() for bound in torch.aminmax(index))
+        if low < 0 or high >= gamma.shape[0]:
+            wrong = low if low < 0 else high
+            raise ValueError(f"index: expected 0 to {gamma.shape[0] - 1}, got {wrong}")
 
 
 def _check_map(name: str, value: Tensor, shapes: list[tuple[int, ...]], x: Tensor) -> None:
@@ -210,6 +253,14 @@ def _prepared(value: Tensor | None, x: Tensor) -> Tensor | None:
     return value.to(accumulate_dtype(x.dtype)).contiguous()
 
 
+def _rows(table: Tensor, x: Tensor) -> Tensor:
+    """As the kernels read it: for a contiguous x a channel's rows side by side."""
+    table = table.to(accumulate_dtype(x.dtype))
+    if memory_format(x) == torch.contiguous_format:
+        return table.t().contiguous().t()
+    return table.contiguous()
+
+
 # --- statistics of the batch --------------------------------------------------------------------
 
 
@@ -225,6 +276,7 @@ class _Synchronised(torch.autograd.Function):
         gamma: Tensor | None,
         beta: Tensor | None,
         weight: Tensor | None,
+        index: Tensor | None,
         statistics: str,
         unbiased: bool,
         eps: float,
@@ -235,34 +287,36 @@ class _Synchronised(torch.autograd.Function):
         local = ops.region_statistics(x, labels, 1, False, False)
         mean, rstd, size = merged_moments(*local, eps, group)
         y, _, _ = ops.modulated_norm(
-            x, gamma, beta, weight, mean, rstd, statistics, unbiased, eps, gain, slope
+            x, gamma, beta, weight, mean, rstd, index, statistics, unbiased, eps, gain, slope
         )
         ctx.mark_non_differentiable(mean, rstd, size)
         sign = y if slope != 1 else None
-        ctx.save_for_backward(x, gamma, beta, weight, mean, rstd, size, sign)
+        ctx.save_for_backward(x, gamma, beta, weight, mean, rstd, index, size, sign)
         ctx.ops, ctx.group, ctx.options = ops, group, (gain, slope)
         return y, mean, rstd, size
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        x, gamma, beta, weight, mean, rstd, size, y = ctx.saved_tensors
+        x, gamma, beta, weight, mean, rstd, index, size, y = ctx.saved_tensors
         grad = grad.contiguous(memory_format=memory_format(x))
         weight_gradient = weight is not None and ctx.needs_input_grad[5]
         sums, *gradients = ctx.ops.modulated_norm_backward_sums(
-            grad, y, x, gamma, beta, weight, mean, rstd, *ctx.options, weight_gradient
+            grad, y, x, gamma, beta, weight, mean, rstd, index, *ctx.options, weight_gradient
         )
         total = sums.double()
         dist.all_reduce(total, group=ctx.group)
         mean_sums = (total / size).to(sums.dtype)
         grad_x = ctx.ops.modulated_norm_backward_apply(
-            grad, y, x, gamma, weight, mean, rstd, mean_sums, *ctx.options
+            grad, y, x, gamma, weight, mean, rstd, index, mean_sums, *ctx.options
         )
         grad_gamma, grad_beta, grad_weight = gradients
         if gamma is None:
             grad_gamma = grad_beta = None
+        elif index is not None:
+            grad_gamma, grad_beta = _table_gradients(ctx.ops, gamma, index, grad_gamma, grad_beta)
         maps = (grad_gamma, grad_beta, grad_weight if weight_gradient else None)
-        return None, None, grad_x, *maps, *(None,) * 5
+        return None, None, grad_x, *maps, *(None,) * 6
 
 
 def _update_running(
@@ -306,6 +360,7 @@ def _fake(
     weight: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
+    index: Tensor | None,
     statistics: str,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -316,8 +371,15 @@ def _fake(
 
 
 def _fake_map_gradients(
-    x: Tensor, gamma: Tensor | None, weight: Tensor | None, weight_gradient: bool
+    x: Tensor,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    index: Tensor | None,
+    weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if index is not None and gamma is not None:
+        gamma = x
+
     def gradient(value: Tensor | None) -> Tensor:
         if value is None:
             return x.new_empty((0,), dtype=accumulate_dtype(x.dtype))
@@ -333,9 +395,12 @@ def _fake_backward(
     gamma: Tensor | None,
     beta: Tensor | None,
     weight: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    index: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *_fake_map_gradients(x, gamma, weight, rest[-1])
+    return torch.empty_like(x), *_fake_map_gradients(x, gamma, weight, index, rest[-1])
 
 
 def _fake_backward_sums(
@@ -346,10 +411,12 @@ def _fake_backward_sums(
     beta: Tensor | None,
     weight: Tensor | None,
     mean: Tensor,
+    rstd: Tensor,
+    index: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     sums = mean.new_empty((2, 1, x.shape[1]))
-    return sums, *_fake_map_gradients(x, gamma, weight, rest[-1])
+    return sums, *_fake_map_gradients(x, gamma, weight, index, rest[-1])
 
 
 def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
@@ -373,6 +440,7 @@ def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
         kept.weight,
         kept.mean,
         kept.rstd,
+        kept.index,
         kept.statistics,
         kept.given,
         kept.unbiased,
@@ -382,10 +450,39 @@ def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     )
     gradients: Gradients = {"x": x}
     if kept.gamma is not None:
+        if kept.index is not None:
+            gamma, beta = _table_gradients(ops, kept.gamma, kept.index, gamma, beta)
         gradients |= {"gamma": gamma, "beta": beta}
     if weight_gradient:
         gradients["weight"] = weight
     return gradients
+
+
+def _table_gradients(
+    ops: Any, table: Tensor, index: Tensor, *elements: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients (rows,C) of tables from those of every element."""
+    rows = table.shape[0]
+    order, offsets = sorted_by(ops, index, rows)
+    return tuple(ops.segmented_sum(values, index, order, offsets, rows) for values in elements)
+
+
+def sorted_by(ops: Any, index: Tensor, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """The pixels in the order of their index, and each row's first; None where kernels need none.
+
+    Of fixed sizes, so that a device need not be waited for.
+    """
+    if not backend.sums_in_order(ops, index):
+        return None, None
+    ordered, order = index.flatten().sort(stable=True)
+    borders = torch.arange(rows + 1, dtype=torch.int32, device=index.device)
+    return order.to(torch.int32), torch.searchsorted(ordered, borders, out_int32=True)
+
+
+def _fake_segmented_sum(
+    values: Tensor, index: Tensor, order: Tensor | None, offsets: Tensor | None, rows: int
+) -> Tensor:
+    return values.new_empty((rows, values.shape[1]), dtype=accumulate_dtype(values.dtype))
 
 
 def _twice(kept: Any, grad: Tensor) -> Gradients:
@@ -407,3 +504,4 @@ MODULATED_NORM_BACKWARD_SUMS = Op(name="modulated_norm_backward_sums", fake=_fak
 MODULATED_NORM_BACKWARD_APPLY = Op(
     name="modulated_norm_backward_apply", fake=lambda grad, y, x, *_: torch.empty_like(x)
 )
+SEGMENTED_SUM = Op(name="segmented_sum", fake=_fake_segmented_sum)

@@ -23,7 +23,7 @@ OPS: dict[str, "Op"] = {}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Op:
-    """An op, called with its schema's arguments in order; the backend is that of the first.
+    """An op, called with its schema's arguments in order; the backend is that of the first tensor.
 
     Attributes:
         name: in `torchext.schema.SCHEMAS`.
@@ -59,7 +59,10 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *arguments: Any) -> Any:
-        chosen = backend.choose(self.name, arguments[0])
+        x = arguments[0]
+        if x is None:
+            x = next(argument for argument in arguments if isinstance(argument, Tensor))
+        chosen = backend.choose(self.name, x)
         if chosen is backend.REFERENCE:
             return getattr(reference, self.name)(*arguments)
         if torch.compiler.is_compiling():

@@ -12,10 +12,12 @@ from .gabor_orientation import (
     oriented_filter_max_backward_image,
 )
 from .label_conv2d import label_conv2d, label_conv2d_backward
+from .label_windows import label_windows
 from .modulated_norm import (
     modulated_norm,
     modulated_norm_backward_apply,
     modulated_norm_backward_sums,
+    segmented_sum,
 )
 from .partial_conv import (
     mask_product,
@@ -34,6 +36,7 @@ from .region_norm import (
 )
 from .self_aware_affine import channel_mean_max, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
+from .spade_modulation_table import spade_modulation_table
 from .upsample_conv import interleave_phases, interleave_phases_backward, upsample_conv2d
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "interleave_phases_backward",
     "label_conv2d",
     "label_conv2d_backward",
+    "label_windows",
     "mask_product",
     "mask_window",
     "modulated_norm",
@@ -61,9 +65,11 @@ __all__ = [
     "region_norm_backward_apply",
     "region_norm_backward_sums",
     "region_statistics",
+    "segmented_sum",
     "self_aware_maps",
     "self_aware_region_norm",
     "soft_diversity_map",
     "soft_diversity_map_backward",
+    "spade_modulation_table",
     "upsample_conv2d",
 ]

@@ -35,6 +35,16 @@ def _normalised(x: Tensor, mean: Tensor | None, rstd: Tensor | None) -> Tensor:
     return x
 
 
+def _mapped(
+    gamma: Tensor | None, beta: Tensor | None, index: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Maps of every element where they are rows of a table."""
+    if index is None or gamma is None or beta is None:
+        return gamma, beta
+    gamma, beta = (table[index.long()].permute(0, 3, 1, 2) for table in (gamma, beta))
+    return gamma, beta
+
+
 def _modulated(
     normal: Tensor, gamma: Tensor | None, beta: Tensor | None, weight: Tensor | None, gain: str
 ) -> Tensor:
@@ -55,6 +65,7 @@ def modulated_norm(
     weight: Tensor | None,
     mean: Tensor | None,
     rstd: Tensor | None,
+    index: Tensor | None,
     statistics: str,
     unbiased: bool,
     eps: float,
@@ -64,14 +75,15 @@ def modulated_norm(
     """y = leaky(xn * scale + beta * weight), xn = (x - mean) / sqrt(variance + eps).
 
     scale = 1 + gamma * weight ("one_plus"), gamma * weight ("plain") or 1 + sigmoid(gamma) * weight
-    ("sigmoid"). A `mean` and `rstd` (1,C) that are given are constants; else those that were found
-    come with y.
+    ("sigmoid"); gamma and beta are rows of tables where there is an index. A `mean` and `rstd`
+    (1,C) that are given are constants; else those that were found come with y.
     """
     dtype = x.dtype
     accumulate = torch.promote_types(dtype, torch.float32)
     x, gamma, beta, weight = (
         None if value is None else value.to(accumulate) for value in (x, gamma, beta, weight)
     )
+    gamma, beta = _mapped(gamma, beta, index)
     found = x.new_empty(0), x.new_empty(0)
     if mean is None:
         mean, rstd = found = _statistics(x, statistics, unbiased, eps)
@@ -88,16 +100,21 @@ def modulated_norm_backward_sums(
     weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    index: Tensor | None,
     gain: str,
     slope: float,
     weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums (2,1,C) over the batch of g and g * xn, with g the gradient of xn; those of the maps."""
+    """Sums (2,1,C) over the batch of g and g * xn, with g the gradient of xn; those of the maps.
+
+    Of rows of a table the gradients of every element.
+    """
+    if beta is None:  # where it is not needed: y is linear in it
+        beta = gamma
+    gamma, beta = _mapped(gamma, beta, index)
     normal = _normalised(x.to(mean.dtype), mean, rstd)
     maps = {"gamma": gamma, "beta": beta, "weight": weight}
     there = {key: value.to(mean.dtype) for key, value in maps.items() if value is not None}
-    if gamma is not None and beta is None:  # which is not needed: y is linear in it
-        there["beta"] = torch.zeros_like(there["gamma"])
 
     def formula(normal: Tensor, there: dict[str, Tensor]) -> Tensor:
         return _modulated(normal, *(there.get(key) for key in maps), gain)
@@ -110,7 +127,7 @@ def modulated_norm_backward_sums(
     return sums, *(
         mean.new_empty(0)
         if key not in gradients
-        else gradients[key].to(value.dtype if value is not None else gamma.dtype)
+        else gradients[key].to(x.dtype if value.shape == x.shape else value.dtype)
         for key, value in maps.items()
     )
 
@@ -123,11 +140,13 @@ def modulated_norm_backward_apply(
     weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    index: Tensor | None,
     mean_sums: Tensor,
     gain: str,
     slope: float,
 ) -> Tensor:
     """x's gradient: (g - mean g - xn * mean of g xn) * rstd, g and xn as above."""
+    gamma, _ = _mapped(gamma, gamma, index)
     normal = _normalised(x.to(mean.dtype), mean, rstd)
     maps = [None if value is None else value.to(mean.dtype) for value in (gamma, weight)]
     shift = None if maps[0] is None else torch.zeros_like(maps[0])
@@ -143,3 +162,16 @@ def modulated_norm_backward_apply(
 
 def _behind_activation(grad: Tensor, y: Tensor | None, slope: float) -> Tensor:
     return grad if y is None else torch.where(y > 0, grad, slope * grad)
+
+
+def segmented_sum(
+    values: Tensor, index: Tensor, order: Tensor | None, offsets: Tensor | None, rows: int
+) -> Tensor:
+    """Sums (rows,C) of the values (N,C,H,W) whose pixel has that index; -1 is of none.
+
+    `order` and `offsets`, the pixels sorted by index, say the same once more.
+    """
+    flat = values.to(torch.promote_types(values.dtype, torch.float32)).movedim(1, -1).flatten(0, 2)
+    inside = index.flatten() >= 0
+    sums = flat.new_zeros((rows, values.shape[1]))
+    return sums.index_add(0, index.flatten()[inside].long(), flat[inside])
