@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -342,23 +342,20 @@ class BuildNative(build_ext):
         return [str(path) for path in outputs]
 
 
+# Whose folders stand at the top of the checkout, but whose names would pollute site-packages.
+FOLDERS = {"torchext.kernels": "kernels", "torchext.models": "models"}
+
+
+def packages() -> list[str]:
+    found = []
+    for name, folder in {"torchext": "torchext", **FOLDERS}.items():
+        found += [name, *(f"{name}.{inner}" for inner in find_packages(str(ROOT / folder)))]
+    return found
+
+
 setup(
-    packages=[
-        "torchext",
-        "torchext.accelerate",
-        "torchext.kernels",
-        "torchext.models",
-        "torchext.models.blocks",
-        "torchext.models.dagan",
-        "torchext.models.orientation",
-        "torchext.models.partial_convolutions",
-        "torchext.models.pd_gan",
-        "torchext.models.region_normalization",
-        "torchext.nn",
-        "torchext.ops",
-        "torchext.reference",
-    ],
-    package_dir={"torchext.kernels": "kernels", "torchext.models": "models"},
+    packages=packages(),
+    package_dir=FOLDERS,
     package_data={"torchext": ["py.typed"]},
     ext_modules=[Extension("torchext._C", ["csrc/bindings.cpp"], optional=True)],
     cmdclass={"build_ext": BuildNative},
