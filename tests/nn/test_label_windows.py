@@ -98,10 +98,23 @@ def test_inference_mode_keeps_nothing() -> None:
         assert torch.equal(after, layer(x, segmap.clone()))
 
 
-def test_random_labels_are_convolved() -> None:
+@pytest.mark.parametrize("form", ["random labels", "continuous", "small regions"])
+def test_maps_of_many_windows_are_convolved(form: str) -> None:
     layer = nn.SPADE("spadeinstance3x3", 32, 35)
     x, segmap = torch.randn(1, 32, 64, 64), torch.randint(35, (1, 64, 64))
+    if form == "continuous":
+        segmap = torch.randn(1, 35, 64, 64)
+    if form == "small regions":
+        segmap = segmap[:, ::3, ::3].repeat_interleave(3, 1).repeat_interleave(3, 2)[:, :64, :64]
     assert windows_of(segmap, x, layer.mlp_shared[0].weight, layer.mlp_gamma.weight) is None
+
+
+def test_labels_out_of_range_are_named() -> None:
+    layer, x = layer_of(dtype=torch.float32), torch.randn(1, CHANNELS, 48, 48)
+    with pytest.raises(ValueError, match="labels: expected classes from 0 to 5, got 9"):
+        layer(x, blobs().masked_fill(blobs() == 2, 9))
+    with pytest.raises(ValueError, match="labels: expected 0 to 2147483647, got -1"):
+        layer(x, blobs() - 1)
 
 
 def test_compiled_autocast_and_differentiable_maps_are_convolved() -> None:

@@ -118,7 +118,16 @@ LABELS = torch.zeros(1, 4, 5, dtype=torch.int64)
     ("arguments", "error", "message"),
     [
         ({"labels": [1]}, TypeError, "labels: expected a torch.Tensor, got list"),
-        ({"labels": LABELS - 1}, ValueError, "labels: expected at least 0, got -1"),
+        (
+            {"labels": LABELS - 1},
+            ValueError,
+            "labels: expected 0 to 2147483647, got -1",
+        ),
+        (
+            {"labels": LABELS + 2**31},
+            ValueError,
+            "labels: expected 0 to 2147483647, got 2147483648",
+        ),
         (
             {"labels": LABELS.float()},
             TypeError,

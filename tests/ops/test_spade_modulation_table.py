@@ -143,7 +143,7 @@ SECOND = torch.zeros(4, HIDDEN, 3, 3)
         (
             {"weight": WEIGHT[:, :2]},
             ValueError,
-            "windows: expected labels from 0 to 1, got 2",
+            "labels: expected classes from 0 to 1, got 2",
         ),
         (
             {"weight": WEIGHT[..., :1]},

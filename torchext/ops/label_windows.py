@@ -52,7 +52,7 @@ def label_windows(labels: Tensor, kernel_size: int = 3, levels: int = 2) -> Labe
     same is compared.
 
     Args:
-        labels: (N,H,W) or (N,1,H,W), integers, at least 0; or any map (N,C,H,W) of several
+        labels: (N,H,W) or (N,1,H,W), integers from 0 to 2^31 - 1; or any map (N,C,H,W) of several
             channels or floating-point values, such as a one-hot map, with an edge channel say.
         kernel_size: odd, at most 15.
         levels: of convolutions, at least 1. SPADE has 2.
@@ -64,8 +64,8 @@ def label_windows(labels: Tensor, kernel_size: int = 3, levels: int = 2) -> Labe
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a shape or range does not fit, or, in eager mode on the CPU, a label is
-            negative.
+        ValueError: a shape or range does not fit, or, in eager mode on the CPU, a label is out of
+            range.
     """
     refuse_tracing()
     check_tensor("labels", labels)
@@ -80,8 +80,11 @@ def label_windows(labels: Tensor, kernel_size: int = 3, levels: int = 2) -> Labe
     vectors = None
     if labels.dtype in LABEL_DTYPES and (labels.dim() == 3 or shape[1] == 1):
         values = labels[:, None] if labels.dim() == 3 else labels
-        if values.numel() and backend.readable(values) and int(values.min()) < 0:
-            raise ValueError(f"labels: expected at least 0, got {int(values.min())}")
+        if values.numel() and backend.readable(values):
+            low, high = (int(bound) for bound in torch.aminmax(values))
+            if low < 0 or high >= 2**31:
+                wrong = low if low < 0 else high
+                raise ValueError(f"labels: expected 0 to {2**31 - 1}, got {wrong}")
         values = values.to(torch.int32).contiguous()
     else:
         if labels.dim() == 3:

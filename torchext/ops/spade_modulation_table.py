@@ -66,7 +66,7 @@ def spade_modulation_table(
     if vectors is not None and vectors.shape[1] != K:
         raise ValueError(f"weight: expected {vectors.shape[1]} channels of the map, got {K}")
     if vectors is None and first.numel() and backend.readable(first) and int(first.max()) >= K:
-        raise ValueError(f"windows: expected labels from 0 to {K - 1}, got {int(first.max())}")
+        raise ValueError(f"labels: expected classes from 0 to {K - 1}, got {int(first.max())}")
     accumulate = accumulate_dtype(weight.dtype)
     prepared = [
         None if value is None else value.to(accumulate)
