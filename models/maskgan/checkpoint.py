@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..checkpoint import MisfitError, by_network, load_strictly
@@ -43,14 +44,15 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, or of another shape.
     """
-    built = networks(config)
-    found = {}
-    for name, state in by_network(content, built, FILES, _ENTRIES, "generator").items():
+    with torch.device("meta"):  # their keys alone: MaskVAE is large
+        known = networks(config)
+    states = by_network(content, known, FILES, _ENTRIES, "generator")
+    found = networks(config, states)
+    for name, state in states.items():
         if name == "discriminator":
             layers = config.network.discriminator_layers
             state = discriminator_state(state, config.network.discriminators, layers, source)
-        load_strictly(built[name], state, source)
-        found[name] = built[name]
+        load_strictly(found[name], state, source)
     return found
 
 

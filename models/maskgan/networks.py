@@ -15,7 +15,7 @@ from torchext.ops.labels import check_label_map
 from ..checks import check_images
 from ..discriminators import MultiscaleDiscriminator
 from ..paper import chosen
-from .mask_vae import MaskVAE
+from .mask_vae import GRID, MaskVAE
 from .parser import FaceParser
 
 # The two encoders have fixed widths, whatever the generator's.
@@ -61,19 +61,74 @@ class Network:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        step = max(2**self.downsamplings, 2**self.blender_downsamplings)
-        least = max(2 * step, 2**ENCODER_HALVINGS)
-        if self.size % step or self.size < least:
-            raise ValueError(
-                f"size: expected a multiple of {step}, at least {least}, got {self.size}"
-            )
+        halvings = max(self.downsamplings, self.blender_downsamplings)
+        step = max(GRID, 2 ** (halvings + 1))
+        if self.size % step:
+            raise ValueError(f"size: expected a multiple of {step}, got {self.size}")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the terms.
+
+    Attributes:
+        matching_weight: of the discriminator's features.
+        vgg_weight: of VGG-19's features; with 0 its file is not needed.
+        kl_weight: of the divergence of MaskVAE's codes.
+        lambda_inter: of stage 2: codes are moved by 1/lambda_inter of the way to another mask's,
+            and away from it.
+        vae_noise: stage 2 moves codes that are drawn; else their means.
+    """
+
+    matching_weight: float = 10.0
+    vgg_weight: float = 10.0
+    kl_weight: float = 1e-5
+    lambda_inter: float = 2.5
+    vae_noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lambda_inter <= 0:
+            raise ValueError(f"lambda_inter: expected above 0, got {self.lambda_inter}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. MaskVAE's rate and the epochs of each stage were not published.
+
+    Attributes:
+        rate: of Adam, for generator, blender and discriminator.
+        vae_rate: of MaskVAE.
+        parser_rate: of the face parser, whose batches were of 8.
+        beta1, beta2: of Adam; MaskVAE takes PyTorch's.
+        constant_epochs: before the rates fall; those of MaskVAE and the parser do not.
+        decay_epochs: in which they fall to 0, in equal steps.
+        batch, epochs, iterations: of training.
+    """
+
+    rate: float = 5e-5
+    vae_rate: float = 1e-4
+    parser_rate: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    constant_epochs: int = 100
+    decay_epochs: int = 100
+    batch: int = 1
+    epochs: int | None = 200
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("constant_epochs", 0), ("decay_epochs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every option, with the published values."""
+    """Every option, with the published values; the names of all differ."""
 
     network: Network = Network()
+    loss: Loss = Loss()
+    schedule: Schedule = Schedule()
 
 
 # --- layers ---------------------------------------------------------------------------------------

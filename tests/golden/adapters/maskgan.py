@@ -4,26 +4,37 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from golden.recipe import Golden
-from torchext.models import checkpoint
+from torchext.models import checkpoint, pictures
 from torchext.models.discriminators import MultiscaleDiscriminator
+from torchext.models.geometry import Field, Preparation
 from torchext.models.losses import AdversarialLoss
 from torchext.models.maskgan import (
     AlphaBlender,
+    Config,
     DenseMappingNetwork,
+    EditingSimulation,
     FaceParser,
     LabelEncoder,
     MaskVAE,
     SFTLayer,
     StyleEncoder,
+    coloured,
+    merge_parts,
+    networks,
 )
 from torchext.models.maskgan.checkpoint import discriminator_key, discriminator_state
+from torchext.models.maskgan.editing import as_bytes, label_tensor, photo_tensor
+from torchext.models.maskgan.labels import LABELS, NAMES, published_values
 from torchext.models.maskgan.losses import matching, parsing_loss
 from torchext.models.maskgan.networks import AdaIN, ResidualBlock
+from torchext.models.paper import configure
 
 from .base import Adapter
 
@@ -56,7 +67,7 @@ def number(pattern: str, golden: Golden) -> int:
 
 def labels_of(values: Tensor, golden: Golden, *, repeated: bool) -> Tensor:
     """Classes, int64, from values in [0,1)."""
-    labels = torch.floor(number(r"floor\((\d+)\*", golden) * values.detach()).long()
+    labels = torch.floor(number(r"floor\((\d+)\*(?!image)", golden) * values.detach()).long()
     if not repeated:
         return labels
     times = number(r"repeated (\d+)x", golden)
@@ -226,14 +237,18 @@ class DiscriminatorAdapter(StrictAdapter):
         return results | {"score": torch.stack([scale[-1].mean() for scale in scales]).sum()}
 
 
-class LossesAdapter(Adapter):
-    """Inputs by kind (f, b, r), scale and layer; the last layer of a scale is the score."""
+class ToolAdapter(Adapter):
+    """What has no weights."""
 
     def __init__(self) -> None:
         super().__init__(nn.Module)
 
     def build(self, golden: Golden) -> nn.Module:
         return nn.Module()
+
+
+class LossesAdapter(ToolAdapter):
+    """Inputs by kind (f, b, r), scale and layer; the last layer of a scale is the score."""
 
     def outputs(
         self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
@@ -275,13 +290,7 @@ class ParserAdapter(StrictAdapter):
         }
 
 
-class ParsingLossAdapter(Adapter):
-    def __init__(self) -> None:
-        super().__init__(nn.Module)
-
-    def build(self, golden: Golden) -> nn.Module:
-        return nn.Module()
-
+class ParsingLossAdapter(ToolAdapter):
     def outputs(
         self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -291,6 +300,169 @@ class ParsingLossAdapter(Adapter):
         labels = torch.floor(logits.shape[1] * inputs["label"]).long()
         labels[inputs["ignore"] < limit] = ignored
         return {"loss": parsing_loss(logits, labels, ignored=ignored)}
+
+
+# By the names in the files of stage 2.
+NETWORKS = {"netG": "generator", "netB": "blender", "netD": "discriminator"}
+
+
+class Stage2Adapter(Adapter):
+    """The recipe on masks decoded beforehand; keys netG, netB, netD."""
+
+    def __init__(self) -> None:
+        super().__init__(EditingSimulation)
+
+    def build(self, golden: Golden) -> nn.Module:
+        arguments = golden.config["args"]
+        assert not arguments["vgg"]
+        sizes = {
+            "width": "ngf",
+            "downsamplings": "n_downsampling",
+            "residual_blocks": "n_blocks",
+            "blender_width": "ngf_blender",
+            "blender_downsamplings": "n_downsampling_blender",
+            "blender_blocks": "n_blocks_blender",
+            "discriminator_width": "ndf",
+            "discriminator_layers": "n_layers_D",
+            "discriminators": "num_D",
+            "matching_weight": "lambda_feat",
+        }
+        options = {name: arguments[theirs] for name, theirs in sizes.items()}
+        config = configure(Config, {**options, "vgg_weight": 0})
+        return EditingSimulation(networks(config, set(NETWORKS.values())), config)
+
+    def load(self, module: EditingSimulation, state: dict[str, Tensor]) -> None:
+        given = module.config.network
+        shape = (given.discriminators, given.discriminator_layers)
+        for name, ours in NETWORKS.items():
+            part = checkpoint.part(state, name)
+            if ours == "discriminator":
+                part = discriminator_state(part, *shape, "golden file")
+            checkpoint.load_strictly(module.networks[ours], part, "golden file")
+        module.published = {
+            f"netD.{key}": f"networks.discriminator.{discriminator_key(key, *shape)}"
+            for key in checkpoint.part(state, "netD")
+        }
+
+    def parameters(self, module: EditingSimulation) -> Mapping[str, Tensor]:
+        own = dict(module.named_parameters())
+        found = {key: own[name] for key, name in module.published.items() if name in own}
+        for name, ours in NETWORKS.items():
+            if ours != "discriminator":
+                part = checkpoint.part(own, f"networks.{ours}")
+                found |= {f"{name}.{key}": value for key, value in part.items()}
+        return found
+
+    def outputs(
+        self, module: EditingSimulation, golden: Golden, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        names = {"labels": "label", "inter": "inter_1", "outer": "inter_2"}
+        batch = {
+            ours: labels_of(inputs[name], golden, repeated=False) for ours, name in names.items()
+        }
+        batch["image"] = (inputs["image"] + 1) / 2
+        fake = module.fake(batch)
+        blend, alpha, inter, outer = module.blend(batch)
+        results = {"fake_inter_1": inter, "fake": fake, "fake_inter_2": outer}
+        results |= {"blend": blend, "alpha": alpha}
+        # As in a step of the generator's: of g_all the discriminator gets no gradient.
+        discriminator = module.networks["discriminator"].requires_grad_(False)
+        for ours, picture in (("g", fake), ("gb", blend)):
+            terms = module.picture_loss(batch, picture)
+            results |= {f"{ours}_gan": terms["adversarial"], f"{ours}_feat": terms["matching"]}
+        discriminator.requires_grad_(True)
+        for name, picture in (("fake", fake), ("blend", blend)):
+            terms = module.discriminator_loss(batch, picture, name)
+            # The recipe halves both.
+            results[f"d_{name}"] = 2 * terms[f"discriminator_{name}"]
+            results["d_real"] = 2 * terms[f"discriminator_real_{name}"]
+        results["g_all"] = sum(results[name] for name in ("g_gan", "g_feat", "gb_gan", "gb_feat"))
+        results["d_all"] = sum(results[name] for name in ("d_real", "d_fake", "d_blend"))
+        return results
+
+    def objective(
+        self, golden: Golden, outputs: dict[str, Tensor], inputs: dict[str, Tensor]
+    ) -> Tensor:
+        return torch.sum((outputs["g_all"] + outputs["d_all"]) * inputs["cotangent"])
+
+
+def pictures_of(golden: Golden, inputs: dict[str, Tensor]) -> tuple[Image.Image, Image.Image]:
+    """The photo, 8 bits, and the label map, a picture of numbers."""
+    levels = number(r"image = floor\((\d+)\*image", golden)
+    photo = torch.floor(levels * inputs["image"].double()).to(torch.uint8)
+    labels = labels_of(inputs["label"].double(), golden, repeated=False)
+    return (
+        Image.fromarray(photo.cpu().numpy()),
+        Image.fromarray(labels.cpu().numpy().astype(np.int32)),
+    )
+
+
+class DemoAdapter(ToolAdapter):
+    """Photos and labels as they are prepared, and how the result is written."""
+
+    def outputs(
+        self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        arguments = golden.config["args"]
+        assert arguments["resize_or_crop"] == "scale_width"
+        photo, picture = pictures_of(golden, inputs)
+        width, height = photo.size
+        size = (arguments["loadSize"], int(arguments["loadSize"] * height / width))
+        labels = label_tensor(picture, size)
+        values = published_values(labels)
+        cut = values.long()
+        like = inputs["result"]
+        results = {
+            "image": photo_tensor(photo, size)[0].to(like) * 2 - 1,
+            "mask_float_minus_round": (values - values.round())[0].expand(3, -1, -1),
+            "label_published": cut[0].expand(3, -1, -1),
+            "label_rounded": values.round().long()[0].expand(3, -1, -1),
+            "dataset_label": labels[0],
+            "class_count_published": cut.flatten().bincount(minlength=len(NAMES)),
+            "class_count_rounded": labels.flatten().bincount(minlength=len(NAMES)),
+            "result_u8": as_bytes(inputs["result"])[0],
+        }
+        return {name: value.to(like) for name, value in results.items()}
+
+
+class PrePostAdapter(ToolAdapter):
+    """What the face parser sees, and how its labels are shown."""
+
+    def outputs(
+        self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        size = (golden.config["args"]["imsize"],) * 2
+        photo, labels = pictures_of(golden, inputs)
+        logits = inputs["logits"]
+        geometry = Preparation(size[0], "stretch").draw(photo.size, np.random.default_rng(0))
+        found = logits.argmax(dim=1)
+        shown = pictures.to_tensor(photo.resize(size, Image.Resampling.NEAREST))
+        results = {
+            "test_image": shown.to(logits) * 2 - 1,
+            "train_image": Field().tensor(photo, geometry).to(logits) * 2 - 1,
+            "train_label": LABELS.tensor(labels, geometry),
+            "pred_label": found,
+            "pred_color": coloured(found),
+        }
+        return {name: value.to(logits) for name, value in results.items()}
+
+
+class MergeAdapter(ToolAdapter):
+    """Masks of parts, 1 where the drawn one has a hole; every other one is fainter."""
+
+    def outputs(
+        self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        bright = number(r"times (\d+) for the 1st", golden)
+        faint = number(r"and (\d+) for the others", golden)
+        parts = {}
+        for i, name in enumerate(golden.config["args"]["parts_present"]):
+            part = (1 - inputs[name][0, 0]) * (faint if i % 2 else bright)
+            parts[name] = part.cpu().numpy().astype(np.uint8)
+        merged = torch.from_numpy(merge_parts(parts))
+        counts = merged.flatten().long().bincount(minlength=len(NAMES))
+        like = next(iter(inputs.values()))
+        return {"label": merged.to(like), "count": counts.to(like)}
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -306,4 +478,8 @@ ADAPTERS: dict[str, Adapter] = {
     "GANLoss + feature matching": LossesAdapter(),
     "unet": ParserAdapter(FaceParser),
     "cross_entropy2d": ParsingLossAdapter(),
+    "stage-2 forward (netG, netB, netD)": Stage2Adapter(),
+    "demo pre- and post-processing": DemoAdapter(),
+    "face parser pre- and post-processing": PrePostAdapter(),
+    "part-mask merge": MergeAdapter(),
 }
