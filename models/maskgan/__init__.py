@@ -19,6 +19,7 @@ from .networks import (
     networks,
 )
 from .parser import FaceParser
+from .strokes import Stroke, paint, read_strokes
 from .training import DenseMapping, EditingSimulation, Parsing, interpolated
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "MaskVAE",
     "Parsing",
     "SFTLayer",
+    "Stroke",
     "StyleEncoder",
     "coloured",
     "from_bisenet",
@@ -43,7 +45,9 @@ __all__ = [
     "merge_files",
     "merge_parts",
     "networks",
+    "paint",
     "parse",
+    "read_strokes",
 ]
 
 

@@ -24,10 +24,12 @@ from torchext.models.maskgan import (
     LabelEncoder,
     MaskVAE,
     SFTLayer,
+    Stroke,
     StyleEncoder,
     coloured,
     merge_parts,
     networks,
+    paint,
 )
 from torchext.models.maskgan.checkpoint import discriminator_key, discriminator_state
 from torchext.models.maskgan.editing import as_bytes, label_tensor, photo_tensor
@@ -447,6 +449,21 @@ class PrePostAdapter(ToolAdapter):
         return {name: value.to(logits) for name, value in results.items()}
 
 
+class StrokesAdapter(ToolAdapter):
+    """Strokes as (class, thickness, points), a higher class over a lower."""
+
+    def outputs(
+        self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        values = inputs["label"]
+        labels = labels_of(values.double(), golden, repeated=True)[None, None]
+        given = golden.config["args"]["strokes"]
+        strokes = [Stroke(label, points, thickness) for label, thickness, points in given]
+        painted = paint(labels, strokes, order="label")
+        changed = painted != labels
+        return {"mask": painted[0, 0].to(values), "changed": changed[0, 0].to(values)}
+
+
 class MergeAdapter(ToolAdapter):
     """Masks of parts, 1 where the drawn one has a hole; every other one is fainter."""
 
@@ -481,5 +498,6 @@ ADAPTERS: dict[str, Adapter] = {
     "stage-2 forward (netG, netB, netD)": Stage2Adapter(),
     "demo pre- and post-processing": DemoAdapter(),
     "face parser pre- and post-processing": PrePostAdapter(),
+    "demo stroke editing": StrokesAdapter(),
     "part-mask merge": MergeAdapter(),
 }
