@@ -14,7 +14,7 @@ from .. import pictures
 from ..checks import check_images
 from .labels import check_labels, published_values, read_labels
 from .networks import Config, DenseMappingNetwork, Network
-from .parser import FaceParser
+from .parser import MULTIPLE, FaceParser
 
 
 @torch.no_grad()
@@ -109,11 +109,11 @@ def working_size(source: tuple[int, int], network: Network) -> tuple[int, int]:
     """Width and height in which a picture of another width and height is edited.
 
     As published, the width is the network's and the height follows, here in whole steps of the
-    generator's halvings.
+    generator's and the face parser's halvings.
     """
-    step = 2**network.downsamplings
+    step = max(2**network.downsamplings, MULTIPLE)
     height = round(network.size * source[1] / source[0] / step) * step
-    return network.size, max(height, 2 * step, 32)
+    return network.size, max(height, 2 * step)
 
 
 def photo_tensor(picture: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -134,8 +134,8 @@ def _resized(
 
 
 def as_bytes(photo: Tensor) -> Tensor:
-    """uint8 (N,H,W,3) of the generator's (N,3,H,W) in [-1,1], cut off as published, not rounded."""
-    return ((photo + 1) * 127.5).to(torch.uint8).movedim(1, -1)
+    """uint8 (N,H,W,3) of photos (N,3,H,W) in [0,1], cut off as published, not rounded."""
+    return (photo * 255).to(torch.uint8).movedim(1, -1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +209,7 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
     editor = FaceEditor(networks["generator"], photo, labels, style=style, classes=given.labels)
     result = editor(edited)
     if not options.paste:
-        values = as_bytes(result * 2 - 1)[0].cpu().numpy()
+        values = as_bytes(result)[0].cpu().numpy()
         pictures.write(Image.fromarray(values), options.output)
     else:
         width, height = source.size

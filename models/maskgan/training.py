@@ -184,7 +184,8 @@ class EditingSimulation(_Mapping):
 
     Photos of two edited masks are blended to the photo of the mask between them. One discriminator
     judges the generator's photo and the blend: its step and the generator's on the photo, then its
-    step and that of generator and blender together on the blend.
+    step and that of generator and blender together on the blend. The rate of the latter falls with
+    the others'; the published options leave it as it is.
 
     Args:
         networks: "generator", "blender", "discriminator" and "mask_vae", which is used as it is,

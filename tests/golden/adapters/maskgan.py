@@ -422,7 +422,7 @@ class DemoAdapter(ToolAdapter):
             "dataset_label": labels[0],
             "class_count_published": cut.flatten().bincount(minlength=len(NAMES)),
             "class_count_rounded": labels.flatten().bincount(minlength=len(NAMES)),
-            "result_u8": as_bytes(inputs["result"])[0],
+            "result_u8": as_bytes((inputs["result"] + 1) / 2)[0],
         }
         return {name: value.to(like) for name, value in results.items()}
 
