@@ -11,6 +11,7 @@ import torch
 import torchext
 from torchext import __main__ as report
 from torchext import backend
+from torchext.ops.op import OPS
 
 X = torch.zeros(1, 2, 4, 4)
 MASK = torch.ones(1, 1, 4, 4)
@@ -97,6 +98,7 @@ def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
     for word in (torchext.__version__, torch.__version__, "cpu library", "region_norm on cpu"):
         assert word in text
     assert "FAILED" not in text
+    assert f"all of {len(OPS)} ops ran on cpu" in text
     for name in torchext.ops.__all__:  # every public function of tensors
         pure = (
             "LabelWindows",
