@@ -15,6 +15,7 @@ from ..checks import check_images
 from .labels import check_labels, published_values, read_labels
 from .networks import Config, DenseMappingNetwork, Network
 from .parser import MULTIPLE, FaceParser
+from .strokes import paint, read_strokes
 
 
 @torch.no_grad()
@@ -140,7 +141,26 @@ def as_bytes(photo: Tensor) -> Tensor:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", type=Path, help="a photo of a face, aligned as in CelebA-HQ")
-    parser.add_argument("edited", type=Path, help="its label map, changed: numbers 0 to 18")
+    parser.add_argument(
+        "edited",
+        type=Path,
+        nargs="?",
+        help="its label map, changed: numbers 0 to 18 (without: as it was, with --strokes or in"
+        " another --style)",
+    )
+    parser.add_argument(
+        "--strokes",
+        type=Path,
+        help="a JSON file of strokes to paint over that map, in pixels of the network's size:"
+        ' [{"label": "hair", "points": [[x, y], ...], "thickness": 6}, ...]',
+    )
+    parser.add_argument(
+        "--order",
+        choices=("time", "label"),
+        default="time",
+        help="a later stroke covers an earlier one, or, as in the published demo, one of a higher"
+        " label one of a lower (default: %(default)s)",
+    )
     parser.add_argument(
         "--labels",
         type=Path,
@@ -171,6 +191,9 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--style-labels: expected --style, the photo that it belongs to")
     if getattr(options, "margin", 0) < 0:
         raise ValueError(f"--margin: expected at least 0, got {options.margin}")
+    nothing = (getattr(options, name, 0) is None for name in ("edited", "strokes", "style"))
+    if all(nothing):
+        raise ValueError("edited: expected a changed label map, --strokes or --style")
 
 
 def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Namespace) -> None:
@@ -179,6 +202,7 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
     if "generator" not in networks:
         raise ValueError(f"{options.checkpoint}: expected a generator, found {[*networks]}")
     source = pictures.read_photo(options.photo)
+    strokes = [] if options.strokes is None else read_strokes(options.strokes)
 
     def labels_of(path: Path, photo: Tensor, source_size: tuple[int, int]) -> Tensor:
         picture = read_labels(path)
@@ -202,7 +226,10 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
         return photo, parse(networks["parser"], photo)
 
     photo, labels = read(options.photo, options.labels, "--labels")
-    edited = labels_of(options.edited, photo, source.size)
+    edited = labels
+    if options.edited is not None:
+        edited = labels_of(options.edited, photo, source.size)
+    edited = paint(edited, strokes, order=options.order)
     style = None
     if options.style is not None:
         style = read(options.style, options.style_labels, "--style-labels")

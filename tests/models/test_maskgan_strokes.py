@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from torchext.models.maskgan import Stroke, paint, read_strokes
+from torchext.models import papers
+from torchext.models.__main__ import main
+from torchext.models.maskgan import PAPER, Config, Stroke, networks, paint, read_strokes
 from torchext.models.maskgan.strokes import draw_line
+from torchext.models.paper import configure
 
 
 def test_lines_are_those_of_opencv():
@@ -104,3 +108,67 @@ def test_files_of_strokes(tmp_path: Path):
             read_strokes(path)
     with pytest.raises(FileNotFoundError):
         read_strokes(tmp_path / "none.json")
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+SMALL = {"size": 128, "width": 4, "downsamplings": 2, "residual_blocks": 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small generator, a photo with its label map, and strokes; the paper is known."""
+    if PAPER.name not in papers.names():
+        monkeypatch.setitem(papers._added, PAPER.name, PAPER)
+    torch.manual_seed(0)
+    config = configure(Config, SMALL)
+    papers.save(tmp_path / "saved", PAPER, config, networks(config, ["generator"]))
+    random = np.random.default_rng(0)
+    photo = random.integers(0, 256, (128, 128, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    Image.fromarray(np.ones((128, 128), np.uint8)).save(tmp_path / "labels.png")
+    strokes = [
+        {"label": "hair", "points": [[10, 20], [100, 20]], "thickness": 15},
+        {"label": 2, "points": [[50, 0], [50, 100]], "thickness": 9},
+    ]
+    (tmp_path / "strokes.json").write_text(json.dumps(strokes))
+    return tmp_path
+
+
+def edit(folder: Path, *more: str) -> int:
+    words = [str(folder / word) if (folder / word).exists() else word for word in more]
+    command = ["maskgan", "edit", str(folder / "photo.png"), *words]
+    command += ["-o", str(folder / "out.png"), "--checkpoint", str(folder / "saved")]
+    return main(command)
+
+
+@pytest.mark.parametrize("order", ["time", "label"])
+def test_strokes_are_painted_over_the_map(order, folder):
+    labels = torch.ones(1, 1, 128, 128, dtype=torch.int64)
+    painted = paint(labels, read_strokes(folder / "strokes.json"), order=order)
+    Image.fromarray(painted[0, 0].numpy().astype(np.uint8)).save(folder / "edited.png")
+    results = []
+    for more in (["edited.png"], ["--strokes", "strokes.json", "--order", order]):
+        assert edit(folder, *more, "--labels", "labels.png") == 0
+        results.append(np.asarray(Image.open(folder / "out.png")))
+    assert np.array_equal(*results)
+    assert edit(folder, "labels.png", "--labels", "labels.png") == 0
+    assert not np.array_equal(results[0], np.asarray(Image.open(folder / "out.png")))
+
+
+def test_a_style_alone_is_an_edit(folder, capsys):
+    given = ("--labels", "labels.png", "--style", "photo.png", "--style-labels", "labels.png")
+    assert edit(folder, *given) == 0
+    with_style = (folder / "out.png").read_bytes()
+    assert edit(folder, "labels.png", "--labels", "labels.png") == 0
+    assert (folder / "out.png").read_bytes() == with_style  # the photo's own style
+
+
+def test_nothing_to_edit(folder, capsys):
+    assert edit(folder, "--labels", "labels.png") == 1
+    assert "edited: expected a changed label map, --strokes or --style" in capsys.readouterr().err
+    (folder / "strokes.json").write_text('[{"label": 19, "points": [[0, 0]]}]')
+    assert edit(folder, "--labels", "labels.png", "--strokes", "strokes.json") == 1
+    assert "strokes.json: expected strokes as" in capsys.readouterr().err
+    assert not (folder / "out.png").exists()
