@@ -27,6 +27,7 @@ _ENTRIES = {
     "parser": "center.conv1.0.weight",
     "blender": "model.1.weight",
 }
+_PLACE = re.compile(r"model\.(\d+)\.weight")
 # Of a discriminator: with the features of all layers, or of the score alone.
 _LAYER = re.compile(r"(?:scale(\d+)_layer(\d+)\.0|layer(\d+)\.(\d+))\.(weight|bias)")
 
@@ -109,7 +110,8 @@ def options(state: Mapping[str, Any]) -> dict[str, Any]:
     shapes = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
     if "model.1.weight" in shapes:
         width, channels = shapes["model.1.weight"][:2]
-        depth = sum(re.fullmatch(r"model\.\d+\.weight", key) is not None for key in shapes) // 2 - 1
+        places = [int(found[1]) for key in shapes if (found := _PLACE.fullmatch(key))]
+        depth = len(places) // 2 - 1
         first = "conv_block.0.conv.weight"
         blocks = sum(key.startswith("model.") and key.endswith(first) for key in shapes)
         if "enc_style.model.0.conv.weight" in shapes:
@@ -118,6 +120,7 @@ def options(state: Mapping[str, Any]) -> dict[str, Any]:
         else:
             told |= {"blender_width": width, "blender_downsamplings": depth}
             told["blender_blocks"] = blocks
+            told["blender_weights"] = shapes[f"model.{max(places)}.weight"][0]
     layers = [found for key in shapes if (found := _LAYER.fullmatch(key))]
     if "scale0_layer0.0.weight" in shapes:
         told["discriminator_width"], channels = shapes["scale0_layer0.0.weight"][:2]

@@ -241,7 +241,7 @@ def dataset(options: argparse.Namespace, config: Config, stage: Stage) -> Labell
     return LabelledFaces(
         folders,
         config.network.labels,
-        Preparation(config.network.size, "stretch"),
+        Preparation(config.network.size, "stretch", flip=config.schedule.flip),
         resampling="bilinear" if stage.name == "parser" else "bicubic",
         references=stage.name == "2" and "inter" not in folders,
         seed=options.seed,

@@ -34,6 +34,8 @@ class Network:
         downsamplings: halvings of the generator.
         residual_blocks: of the generator.
         blender_width, blender_downsamplings, blender_blocks: the same of the alpha blender.
+        blender_weights: of the alpha blender for each pixel: 3, one for each colour (published
+            code), or 1 (paper).
         discriminator_width: channels of the discriminator's first map.
         discriminators: scales of the discriminator.
         discriminator_layers: convolutions of each before the last two.
@@ -50,6 +52,7 @@ class Network:
     blender_width: int = 32
     blender_downsamplings: int = 3
     blender_blocks: int = 3
+    blender_weights: int = 3
     discriminator_width: int = 64
     discriminators: int = 2
     discriminator_layers: int = 3
@@ -61,6 +64,8 @@ class Network:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if self.blender_weights not in (1, 3):
+            raise ValueError(f"blender_weights: expected 1 or 3, got {self.blender_weights}")
         halvings = max(self.downsamplings, self.blender_downsamplings)
         step = max(GRID, 2 ** (halvings + 1))
         if self.size % step:
@@ -102,6 +107,9 @@ class Schedule:
         beta1, beta2: of Adam; MaskVAE takes PyTorch's.
         constant_epochs: before the rates fall; those of MaskVAE and the parser do not.
         decay_epochs: in which they fall to 0, in equal steps.
+        joint_decay: stage 2's rate of generator and blender together falls, too; the published
+            script forgets it.
+        flip: probability of a mirror image, in which left and right parts change places.
         batch, epochs, iterations: of training.
     """
 
@@ -112,6 +120,8 @@ class Schedule:
     beta2: float = 0.999
     constant_epochs: int = 100
     decay_epochs: int = 100
+    joint_decay: bool = True
+    flip: float = 0.0
     batch: int = 1
     epochs: int | None = 200
     iterations: int | None = None
@@ -120,6 +130,8 @@ class Schedule:
         for name, least in (("constant_epochs", 0), ("decay_epochs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip: expected a probability from 0 to 1, got {self.flip}")
 
 
 @dataclass(frozen=True)
@@ -497,7 +509,11 @@ def networks(config: Config, names: Collection[str] | None = None) -> dict[str, 
             given.labels, 3, given.width, given.downsamplings, given.residual_blocks
         ),
         "blender": lambda: AlphaBlender(
-            6, 3, given.blender_width, given.blender_downsamplings, given.blender_blocks
+            6,
+            given.blender_weights,
+            given.blender_width,
+            given.blender_downsamplings,
+            given.blender_blocks,
         ),
         "discriminator": lambda: MultiscaleDiscriminator(
             given.discriminators,

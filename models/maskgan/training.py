@@ -197,6 +197,11 @@ class EditingSimulation(_Mapping):
         super().__init__(networks, config, **options)
         self._optimise("joint", networks["generator"], networks["blender"])
 
+    def learning_rates(self, epoch: int, iteration: int) -> dict[str, float]:
+        given = self.config.schedule
+        rates = super().learning_rates(epoch, iteration)
+        return rates if given.joint_decay else rates | {"joint": given.rate}
+
     def blend(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Blend, the weights of the first, and the photos of the inner and the outer mask."""
         if "inter" in batch:
