@@ -68,7 +68,13 @@ class MaskVAE(nn.Module):
             check_images("labels", labels, self.nc)
             x = labels
         else:
-            one_hot = F.one_hot(check_label_map(labels).long(), self.nc).movedim(-1, 1)
+            classes = check_label_map(labels).long()
+            wrong = classes[(classes < 0) | (classes >= self.nc)]
+            if wrong.numel():
+                raise ValueError(
+                    f"labels: expected classes from 0 to {self.nc - 1}, got {wrong[0].item()}"
+                )
+            one_hot = F.one_hot(classes, self.nc).movedim(-1, 1)
             x = one_hot.to(self.fc1.weight.dtype)
         if x.shape[2:] != (self.size, self.size):
             raise ValueError(

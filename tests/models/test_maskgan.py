@@ -219,6 +219,12 @@ MAP = torch.zeros(1, 1, 32, 32, dtype=torch.int64)
             "first: expected sides",
         ),
         (lambda g: MaskVAE(size=100), ValueError, "size: expected a multiple of 128, got 100"),
+        (lambda g: g(MAP + 19, MAP, IMAGE), ValueError, "labels: .* from 0 to 18, got 19"),
+        (
+            lambda g: MaskVAE(19, 1, 1, 4, size=128)(MAP + 19),
+            ValueError,
+            "labels: expected classes from 0 to 18, got 19",
+        ),
         (
             lambda g: MaskVAE(19, 1, 1, 4, size=128)(MAP),
             ValueError,
