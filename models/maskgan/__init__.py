@@ -81,6 +81,6 @@ PAPER = Paper(
     edit=editing.edit,
     edit_arguments=editing.add_arguments,
     options=options,
-    published="generator, discriminator, blender and face parser",
+    published="generator and face parser (none of discriminator and blender exist)",
     check_options=_check_options,
 )
