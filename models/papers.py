@@ -30,7 +30,7 @@ __all__ = [
     "save",
 ]
 
-NAMES = ("partial_convolutions", "region_normalization", "pd_gan", "dagan")
+NAMES = ("partial_convolutions", "region_normalization", "pd_gan", "dagan", "maskgan")
 _added: dict[str, Paper] = {}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.training import SMALL
 from torch.optim.swa_utils import AveragedModel
 
 from torchext.models import checkpoint, papers
@@ -30,6 +31,7 @@ CONFIGS = {
         "partial_convolutions": {"width": 4, "layers": 5},
         "pd_gan": {"width": 2, "size": 128},
         "dagan": {"width": 2, "labels": 5, "dont_care": False, "first_label": 0, "size": 64},
+        "maskgan": SMALL["maskgan"],
     }.items()
 }
 PAPERS = [papers.find(name) for name in CONFIGS]

@@ -25,6 +25,7 @@ PARAMETERS = {
         "discriminator": 5_533_826,
     },
     "dagan": {"generator": 96_578_709, "discriminator": 5_836_930},
+    "maskgan": {"generator": 89_702_595},
 }
 
 # Convolutions and matrix products of one image in GFLOP, mask convolutions left out; the U-Net's

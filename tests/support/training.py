@@ -32,7 +32,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "margin": 8,
         "rate": 4e-3,
     },
+    "maskgan stage 1": {
+        "size": 128, "width": 4, "downsamplings": 2, "residual_blocks": 1, "blender_width": 2,
+        "discriminator_width": 4,
+        "discriminator_layers": 2, "vae_width": 1, "code": 8, "parser_scale": 16,
+    },
 }  # fmt: skip
+# Of the last stage, whose networks are not trained apart here.
+SMALL["maskgan"] = SMALL["maskgan stage 1"]
 
 
 # --- what the commands of a paper read ------------------------------------------------------------
@@ -85,7 +92,13 @@ def check_that_the_hole_alone_changed(folder: Path, output: Path) -> None:
 
 def check_that_a_photo_was_made(folder: Path, output: Path) -> None:
     photo = np.asarray(Image.open(output))
-    assert photo.shape == (64, 64, 3)
+    assert photo.shape == (64, 64, 3)  # the reduced network's own
+    assert photo.std() > 0
+
+
+def check_that_a_face_was_made(folder: Path, output: Path) -> None:
+    photo = np.asarray(Image.open(output))
+    assert photo.shape == (112, 128, 3)  # the network's width, the photo's form
     assert photo.std() > 0
 
 
@@ -99,11 +112,22 @@ FROM_LABELS = Kind(
     lambda folder: [str(write_label_map(folder))],
     check_that_a_photo_was_made,
 )
+FACES = Kind(
+    FROM_LABELS.train,
+    lambda folder: [
+        str(write_photo(folder)),
+        str(write_label_map(folder)),
+        "--labels",
+        str(write_label_map(folder)),
+    ],
+    check_that_a_face_was_made,
+)
 KINDS = {
     "partial_convolutions": INPAINTING,
     "region_normalization": INPAINTING,
     "pd_gan": INPAINTING,
     "dagan": FROM_LABELS,
+    "maskgan": FACES,
 }
 FILLING = [name for name, kind in KINDS.items() if kind is INPAINTING]
 
