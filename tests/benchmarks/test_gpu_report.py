@@ -7,8 +7,12 @@ from benchmarks import gpu_report
 
 PARTIAL_CONV = ("mask_window", "mask_product", "partial_conv_epilogue", "interleave_phases")
 # Kernels that keep many numbers in registers instead of resident warps: the folded window of the
-# filters, and four maps of eight pixels of 16 bits.
-FEWER_WARPS = {"oriented_filter_max_kernel": 0.125, "modulated_norm_pixel_backward_kernel": 0.125}
+# filters, and four maps of eight pixels or channels of 16 bits.
+FEWER_WARPS = {
+    "oriented_filter_max_kernel": 0.125,
+    "modulated_norm_pixel_backward_kernel": 0.125,
+    "modulated_norm_backward_sums_kernel": 0.125,
+}
 CUDA = torchext.build_info()["libraries"]["cuda"]
 
 
