@@ -1,11 +1,36 @@
 """What the examples share: commands of `torchext.models` in this process, training by the clock."""
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torchext.models.__main__ import main as command_line
 
 FIRST, STRETCHES = 20, 5  # iterations whose time tells how many follow, and runs in all
+
+
+def parse(
+    name: str, description: str | None, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """seconds, iterations and output of the example of a name."""
+    parser = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="for everything (default: %(default)g)"
+    )
+    parser.add_argument("--iterations", type=int, help="of training, instead of seconds")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results", name),
+        help="a folder to write to (default: %(default)s)",
+    )
+    given = parser.parse_args(arguments)
+    if not given.seconds > 0:
+        parser.error(f"--seconds: expected more than 0, got {given.seconds:g}")
+    if given.iterations is not None and given.iterations < 1:
+        parser.error(f"--iterations: expected at least 1, got {given.iterations}")
+    return given
 
 
 def run(*arguments: object) -> None:

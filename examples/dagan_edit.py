@@ -12,7 +12,6 @@ things with `python -m torchext.models dagan`:
   class gets its colour, smoothly and without detail: more is not learnt in this time.
 """
 
-import argparse
 import functools
 import shutil
 import tempfile
@@ -30,7 +29,7 @@ from skimage.segmentation import felzenszwalb
 from torchext.models import papers
 from torchext.models.blocks import iterated
 
-from .commands import run, train_for
+from .commands import parse, run, train_for
 
 PAPER = "dagan"
 LEARNT, EDITED = ("astronaut", "coffee", "rocket"), "chelsea"
@@ -167,22 +166,7 @@ def draw(cells: Sequence[tuple[str, np.ndarray]], note: str, path: Path) -> None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.dagan_edit", description=__doc__)
-    parser.add_argument(
-        "--seconds", type=float, default=120.0, help="for everything (default: %(default)g)"
-    )
-    parser.add_argument("--iterations", type=int, help="of training, instead of seconds")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results", "dagan_edit"),
-        help="a folder to write to (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    if not options.seconds > 0:
-        parser.error(f"--seconds: expected more than 0, got {options.seconds:g}")
-    if options.iterations is not None and options.iterations < 1:
-        parser.error(f"--iterations: expected at least 1, got {options.iterations}")
+    options = parse("dagan_edit", __doc__, arguments)
     begin = time.perf_counter()
     output = options.output
     output.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ segmentation (those of `examples.dagan_edit`), and does two things with
   reaches.
 """
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -28,7 +27,7 @@ from PIL import Image
 from torchext.models import papers
 from torchext.models.maskgan import paint, read_strokes
 
-from .commands import run, train_for
+from .commands import parse, run, train_for
 from .dagan_edit import (
     CLASSES,
     EDITED,
@@ -107,22 +106,7 @@ def edit_at_full_size(folder: Path, output: Path) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.maskgan_edit", description=__doc__)
-    parser.add_argument(
-        "--seconds", type=float, default=120.0, help="for everything (default: %(default)g)"
-    )
-    parser.add_argument("--iterations", type=int, help="of training, instead of seconds")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results", "maskgan_edit"),
-        help="a folder to write to (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    if not options.seconds > 0:
-        parser.error(f"--seconds: expected more than 0, got {options.seconds:g}")
-    if options.iterations is not None and options.iterations < 1:
-        parser.error(f"--iterations: expected at least 1, got {options.iterations}")
+    options = parse("maskgan_edit", __doc__, arguments)
     begin = time.perf_counter()
     output = options.output
     output.mkdir(parents=True, exist_ok=True)

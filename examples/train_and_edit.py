@@ -6,7 +6,6 @@ photo that training never saw and a mask file, and draws a sheet. The network is
 the paper's: a demonstration of the two commands, not of what the paper reaches.
 """
 
-import argparse
 import shutil
 import tempfile
 import time
@@ -23,7 +22,7 @@ from benchmarks.demo import Fill, measured
 from torchext.models import pictures
 from torchext.models.masks import irregular_hole
 
-from .commands import run, train_for
+from .commands import parse, run, train_for
 
 PAPER = "region_normalization"
 SIDE = 256  # the longer one of each photo
@@ -101,22 +100,7 @@ def draw(image: Tensor, known: Tensor, fills: Sequence[Fill], note: str, path: P
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.train_and_edit", description=__doc__)
-    parser.add_argument(
-        "--seconds", type=float, default=120.0, help="for everything (default: %(default)g)"
-    )
-    parser.add_argument("--iterations", type=int, help="of training, instead of seconds")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results", "train_and_edit"),
-        help="a folder to write to (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    if not options.seconds > 0:
-        parser.error(f"--seconds: expected more than 0, got {options.seconds:g}")
-    if options.iterations is not None and options.iterations < 1:
-        parser.error(f"--iterations: expected at least 1, got {options.iterations}")
+    options = parse("train_and_edit", __doc__, arguments)
     begin = time.perf_counter()
     photos, checkpoint = options.output / "photos", options.output / "network.safetensors"
     tiles = write_tiles(photos)

@@ -20,6 +20,10 @@ LAYERS: dict[int, tuple[int | str, ...]] = {
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DEPTHS = (16, 19)
+# Features of VGG-19 by which photos of a synthesis are compared, and their weights.
+SYNTHESIS_TAPS = {
+    "relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0
+}  # fmt: skip
 
 
 class VGGFeatures(nn.Module):

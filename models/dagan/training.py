@@ -12,12 +12,9 @@ from ..discriminators import halves
 from ..losses import AdversarialLoss, feature_matching, kl_divergence, perceptual
 from ..recipe import AdversarialRecipe, Batch, Terms
 from ..schedules import constant_then_linear
-from ..vgg import VGGFeatures
+from ..vgg import SYNTHESIS_TAPS, VGGFeatures
 from .labels import one_hot
 from .networks import Config
-
-# Features of VGG-19 by which photos are compared, and their weights.
-TAPS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
 
 
 class DualAttention(AdversarialRecipe):
@@ -42,7 +39,7 @@ class DualAttention(AdversarialRecipe):
         self.adversarial = AdversarialLoss(config.loss.adversarial)
         self.vgg = None
         if config.loss.vgg_weight:
-            self.vgg = VGGFeatures(19, TAPS).load(self.pretrained.get("vgg19"))
+            self.vgg = VGGFeatures(19, SYNTHESIS_TAPS).load(self.pretrained.get("vgg19"))
         for name, network in networks.items():
             if name in self.fresh:
                 fill_weights(network, lambda weight: nn.init.xavier_normal_(weight, 0.02))
@@ -94,7 +91,7 @@ class DualAttention(AdversarialRecipe):
         if self.vgg is not None:
             with torch.no_grad():
                 wanted = self.vgg(batch["image"] * 2 - 1)
-            terms["vgg"] = given.vgg_weight * perceptual(self.vgg(fake), wanted, TAPS)
+            terms["vgg"] = given.vgg_weight * perceptual(self.vgg(fake), wanted, SYNTHESIS_TAPS)
         if code:
             terms["kld"] = given.kld_weight * kl_divergence(*code)
         return terms

@@ -12,13 +12,10 @@ from ..discriminators import halves
 from ..losses import AdversarialLoss, perceptual
 from ..recipe import Batch, Passed, Phase, Recipe, Terms
 from ..schedules import constant_then_linear
-from ..vgg import VGGFeatures
+from ..vgg import SYNTHESIS_TAPS, VGGFeatures
 from .labels import coloured
 from .losses import mask_vae_loss, matching, parsing_loss
 from .networks import Config
-
-# Features of VGG-19 by which photos are compared, and their weights.
-TAPS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
 
 
 def fill_weights(network: nn.Module) -> None:
@@ -72,7 +69,7 @@ class _Mapping(Recipe):
         self.adversarial = AdversarialLoss("least_squares", scales="sum")
         self.vgg = None
         if config.loss.vgg_weight:
-            self.vgg = VGGFeatures(19, TAPS).load(self.pretrained.get("vgg19"))
+            self.vgg = VGGFeatures(19, SYNTHESIS_TAPS).load(self.pretrained.get("vgg19"))
         for name, network in networks.items():
             if name in self.fresh and name != "mask_vae":
                 fill_weights(network)
@@ -119,7 +116,9 @@ class _Mapping(Recipe):
         if self.vgg is not None:
             with torch.no_grad():
                 wanted = self.vgg(batch["image"] * 2 - 1)
-            terms[f"{name}vgg"] = given.vgg_weight * perceptual(self.vgg(picture), wanted, TAPS)
+            terms[f"{name}vgg"] = given.vgg_weight * perceptual(
+                self.vgg(picture), wanted, SYNTHESIS_TAPS
+            )
         return terms
 
     def discriminator_loss(self, batch: Batch, picture: Tensor, name: str = "fake") -> Terms:

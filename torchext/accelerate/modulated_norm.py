@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.resize import nearest
 from ..ops.modulated_norm import Statistics, modulated_norm
 from .family import Draw, Family, expect, small_constant, touched
 
@@ -43,11 +44,6 @@ def _first_convolution(module: Any, name: str) -> nn.Conv2d:
     conv = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
     expect(conv is not None, f"{name} holds no Conv2d")
     return conv
-
-
-def _nearest(value: Tensor, x: Tensor) -> Tensor:
-    size = x.shape[2:]
-    return value if value.shape[2:] == size else F.interpolate(value, size=size, mode="nearest")
 
 
 def _maps(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +120,7 @@ class _Modulated(Family):
         self, layer: Any, facts: _NormFacts, x: Tensor, condition: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        hidden = getattr(layer, self.shared)(_nearest(condition, x))
+        hidden = getattr(layer, self.shared)(nearest(condition, x))
         maps = _maps(getattr(layer, self.gamma), getattr(layer, self.beta), hidden)
         norm = getattr(layer, self.norm)
         batch = facts.statistics == "batch"

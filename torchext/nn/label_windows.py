@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .. import backend
 from ..ops.checks import autocast_dtype
 from ..ops.label_windows import LabelWindows, label_windows
+from .resize import nearest
 
 # Where the table and looking it up are as fast as the convolutions: time per multiplication of
 # the convolutions, of the table's matrix product and of adding up rows, as shares of the first.
@@ -48,7 +47,7 @@ def windows_of(
     known = _known_of(segmap)
     windows = known.windows.get(key)
     if windows is None:
-        resized = _resized(segmap, x)
+        resized = nearest(segmap[:, None] if segmap.dim() == 3 else segmap, x)
         if not _in_regions(resized):
             return None
         windows = known.windows[key] = label_windows(resized, kernel_size, levels=1)
@@ -72,20 +71,6 @@ def _known_of(segmap: Tensor) -> _Known:
     if known is None or known.version != segmap._version:
         known = _known[segmap] = _Known(segmap._version)
     return known
-
-
-def _resized(segmap: Tensor, x: Tensor) -> Tensor:
-    """By nearest neighbour, source index floor(i * in / out)."""
-    size = tuple(x.shape[2:])
-    if segmap.dim() == 3:
-        segmap = segmap[:, None]
-    if tuple(segmap.shape[2:]) == size:
-        return segmap
-    if segmap.is_floating_point():
-        return F.interpolate(segmap, size=size, mode="nearest")
-    rows = torch.arange(size[0], device=x.device) * segmap.shape[2] // size[0]
-    columns = torch.arange(size[1], device=x.device) * segmap.shape[3] // size[1]
-    return segmap[:, :, rows][:, :, :, columns]
 
 
 def _in_regions(segmap: Tensor) -> bool:

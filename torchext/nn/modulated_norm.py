@@ -21,6 +21,7 @@ from ..ops.modulated_norm import Statistics, modulated_norm
 from ..ops.spade_modulation_table import spade_modulation_table
 from .label_windows import windows_of
 from .plain import plain
+from .resize import nearest
 
 _HIDDEN = 128  # channels between the condition and its maps, in all published layers
 _SLOPE = 0.2
@@ -173,24 +174,6 @@ def _pair(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tenso
     return tuple(both.split((first.out_channels, second.out_channels), dim=1))
 
 
-def _nearest(value: Tensor, x: Tensor) -> Tensor:
-    """Resize a condition to x's height and width, source index floor(i * in / out)."""
-    size = x.shape[2:]
-    return value if value.shape[2:] == size else F.interpolate(value, size=size, mode="nearest")
-
-
-def _nearest_labels(labels: Tensor, x: Tensor) -> Tensor:
-    """The same for a map of integers (N,h,w) or (N,1,h,w), which gives (N,H,W)."""
-    labels = labels[:, 0] if labels.dim() == 4 else labels
-    height, width = labels.shape[1:]
-    H, W = x.shape[2:]
-    if (height, width) == (H, W):
-        return labels
-    rows = torch.arange(H, device=labels.device) * height // H
-    columns = torch.arange(W, device=labels.device) * width // W
-    return labels[:, rows][:, :, columns]
-
-
 class SPDNorm(nn.Module):
     """PD-GAN's spatially probabilistic diversity norm (CVPR 2021). Weight: 1 trusts the prior.
 
@@ -235,7 +218,7 @@ class SPDNorm(nn.Module):
     ) -> Tensor:
         check_feature_map("x", x)
         check_feature_map("prior", prior)
-        return self.modulate(x, self.maps(_nearest(prior, x)), weight, activation)
+        return self.modulate(x, self.maps(nearest(prior, x)), weight, activation)
 
     def maps(self, prior: Tensor) -> tuple[Tensor, Tensor]:
         """gamma and beta, (N,C,h,w), of a prior (N,3,h,w)."""
@@ -390,7 +373,7 @@ class SPDNormResnetBlock(nn.Module):
         """(N,fin,H,W)."""
         if not self._attention_is_plain():
             weight = self.attention(torch.cat((conditions.features, x), dim=1))
-            known = _nearest(conditions.mask, x).to(x.dtype)
+            known = nearest(conditions.mask, x).to(x.dtype)
             return weight * (1 - known) + known
         layer = self.attention[0]
         if conditions.shared:
@@ -529,8 +512,9 @@ class SPADE(nn.Module):
         if not classes:
             segmap = segmap if segmap.is_floating_point() else segmap.to(x.dtype)
             check_feature_map("segmap", segmap)
-            return self.mlp_shared(_nearest(segmap, x))
-        labels, first = _nearest_labels(segmap, x), self.mlp_shared[0]
+            return self.mlp_shared(nearest(segmap, x))
+        labels = nearest(segmap[:, None] if segmap.dim() == 3 else segmap, x)[:, 0]
+        first = self.mlp_shared[0]
         kinds = (nn.Conv2d, nn.ReLU)
         if plain(self.mlp_shared, nn.Sequential) and all(map(plain, self.mlp_shared, kinds)):
             return label_conv2d(labels, first.weight, first.bias).relu()
@@ -637,7 +621,7 @@ class ANLs(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         check_feature_map("x", x)
         check_feature_map("condition", condition)
-        gamma, beta = _pair(self.gamma, self.beta, self.shared(_nearest(condition, x)))
+        gamma, beta = _pair(self.gamma, self.beta, self.shared(nearest(condition, x)))
         if not self.one_plus:
             gamma = torch.sigmoid(gamma)
         gain = "sigmoid" if self.one_plus else "plain"

@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import backend
+from .. import backend, reference
 from .checks import check_integer, check_tensor, refuse_tracing
 from .labels import LABEL_DTYPES
 from .op import Op
 
 MAX_KERNEL = 15
-OUTSIDE = -1  # the map is zero padded: no row
 
 
 @dataclass(frozen=True)
@@ -109,16 +107,7 @@ def label_windows(labels: Tensor, kernel_size: int = 3, levels: int = 2) -> Labe
 def _compose(ops: Any, values: Tensor, kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
     if values.is_cpu and backend.has_tiles(ops):
         return ops.number_windows(values, kernel_size)
-    N, C, H, W = values.shape
-    half = kernel_size // 2
-    around = F.pad(values, (half,) * 4, value=OUTSIDE)
-    windows = around.unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
-    rows = windows.permute(0, 2, 3, 1, 4, 5).reshape(N * H * W, C * kernel_size**2)
-    if N == 0:
-        return rows.new_empty((0, H, W)), rows, rows.new_zeros((1,))
-    distinct, index = torch.unique(rows, dim=0, return_inverse=True)
-    count = torch.full((1,), distinct.shape[0], dtype=torch.int32, device=values.device)
-    return index.view(N, H, W).to(torch.int32), distinct, count
+    return reference.label_windows(values, kernel_size)
 
 
 def _fake(values: Tensor, kernel_size: int) -> tuple[Tensor, Tensor, Tensor]:
