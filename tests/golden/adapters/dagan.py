@@ -11,10 +11,9 @@ from torchext.models import checkpoint
 from torchext.models.dagan import AttentionTail, ChannelAttention, SPADEGenerator, SpatialAttention
 from torchext.models.dagan.checkpoint import with_right_vectors
 from torchext.models.dagan.labels import instance_edges
-from torchext.models.dagan.training import TAPS
 from torchext.models.discriminators import MultiscaleDiscriminator
 from torchext.models.losses import AdversarialLoss, feature_matching, perceptual
-from torchext.models.vgg import VGGFeatures
+from torchext.models.vgg import SYNTHESIS_TAPS, VGGFeatures
 from torchext.nn import SPADE, SPADEResnetBlock
 
 from .base import Adapter
@@ -170,7 +169,7 @@ class VGGLossAdapter(Adapter):
         super().__init__(nn.Module)
 
     def build(self, golden: Golden) -> nn.Module:
-        return VGGFeatures(19, TAPS)
+        return VGGFeatures(19, SYNTHESIS_TAPS)
 
     def load(self, module: VGGFeatures, state: dict[str, Tensor]) -> None:
         module.load_torchvision(state, "golden file")
@@ -178,8 +177,9 @@ class VGGLossAdapter(Adapter):
     def outputs(
         self, module: VGGFeatures, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        assert golden.config["args"]["weights"] == list(TAPS.values())
-        return {"loss": perceptual(module(inputs["x"]), module(inputs["y"].detach()), TAPS)}
+        assert golden.config["args"]["weights"] == list(SYNTHESIS_TAPS.values())
+        features = module(inputs["x"]), module(inputs["y"].detach())
+        return {"loss": perceptual(*features, SYNTHESIS_TAPS)}
 
 
 ADAPTERS: dict[str, Adapter] = {
