@@ -18,7 +18,8 @@ class ResidualBlock(nn.Module):
         dim: C.
         norm: makes a normalisation of C channels.
         dilation: of the first convolution, and its padding.
-        use_spectral_norm: on both convolutions, which then have no bias.
+        use_spectral_norm: on both convolutions.
+        bias: of both; by default where there is no spectral norm.
 
     Shape: (N,C,H,W), H and W above the dilation -> (N,C,H,W).
     """
@@ -30,9 +31,10 @@ class ResidualBlock(nn.Module):
         *,
         dilation: int = 1,
         use_spectral_norm: bool = False,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
-        bias = not use_spectral_norm
+        bias = not use_spectral_norm if bias is None else bias
 
         def convolution(dilation: int) -> nn.Module:
             layer = nn.Conv2d(dim, dim, kernel_size=3, dilation=dilation, bias=bias)
