@@ -1,0 +1,1 @@
+"""Semantic Photo Manipulation with a Generative Image Prior (SIGGRAPH 2019)."""
