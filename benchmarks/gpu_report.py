@@ -203,6 +203,20 @@ def traffic_cases() -> dict[str, tuple[Callable[[], Any], int]]:
             lambda arguments=derivative: ops.self_aware_region_norm_backward(*arguments),
             5 * T,
         )
+        gate, attention = torch.rand(N, C), torch.rand(N, 1, H, W)
+        small = (gate, attention, 0.2)
+        cases[f"dual_attention_pools {layout}"] = (
+            lambda maps=(x, grad): ops.dual_attention_pools(*maps),
+            2 * T + 3 * attention.nbytes,
+        )
+        cases[f"dual_attention forward {layout}"] = (
+            lambda arguments=(x, grad, *small): ops.dual_attention(*arguments),
+            3 * T + attention.nbytes,
+        )
+        cases[f"dual_attention backward {layout}"] = (
+            lambda arguments=(grad, x, grad + x, *small): ops.dual_attention_backward(*arguments),
+            5 * T + 2 * attention.nbytes,
+        )
     return cases | _partial_conv_cases() | _modulated_norm_cases() | _gabor_cases()
 
 

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 
 from . import (
     diversity_map,
+    dual_attention,
     gabor_orientation,
     label_conv2d,
     modulated_norm,
@@ -49,6 +50,7 @@ def variants() -> list[Variant]:
         *self_aware_affine.ahead_of_time_variants(),
         *partial_conv.ahead_of_time_variants(),
         *modulated_norm.ahead_of_time_variants(),
+        *dual_attention.ahead_of_time_variants(),
         *diversity_map.ahead_of_time_variants(),
         *label_conv2d.ahead_of_time_variants(),
         *upsample_conv.ahead_of_time_variants(),

@@ -149,6 +149,16 @@ SCHEMAS = {
         " Tensor weight, Tensor modulation_weight) -> (Tensor grad_weight, Tensor grad_bias,"
         " Tensor grad_modulation_weight, Tensor grad_modulation_bias)"
     ),
+    "dual_attention_pools": (
+        "(Tensor high, Tensor low) -> (Tensor averages, Tensor pooled, Tensor argmax)"
+    ),
+    "dual_attention": (
+        "(Tensor high, Tensor low, Tensor gate, Tensor attention, float slope) -> Tensor"
+    ),
+    "dual_attention_backward": (
+        "(Tensor grad, Tensor y, Tensor low, Tensor gate, Tensor attention, float slope)"
+        " -> (Tensor grad_high, Tensor grad_low, Tensor grad_gate, Tensor grad_attention)"
+    ),
     "diversity_maps": (
         "(Tensor labels, int[] steps, int[] windows, SymInt[] heights, SymInt[] widths,"
         " float base, ScalarType dtype) -> Tensor"

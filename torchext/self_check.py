@@ -141,6 +141,10 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
     "modulated_norm, rows of a table": lambda t: torchext.modulated_norm(
         t["x"], t["rows"], t["rows"], index=t["labels"].int(), statistics="batch"
     ),
+    "dual_attention_pools": lambda t: torchext.dual_attention_pools(t["x"], t["beta"])[0],
+    "dual_attention": lambda t: torchext.dual_attention(
+        t["x"], t["beta"], t["affine"], torchext.dual_attention_pools(t["x"], t["beta"])[1][:, 1:]
+    ),
     "diversity_map": lambda t: torchext.diversity_map(t["mask"], 3, 5),
     "soft_diversity_map": lambda t: torchext.soft_diversity_map(t["x"], t["mask"]),
     "label_conv2d": lambda t: torchext.label_conv2d(t["labels"], t["kernel"]),

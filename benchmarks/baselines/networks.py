@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchext.models.dagan import ChannelAttention, SPADEGenerator, SpatialAttention
+from torchext.models.dagan import SPADEGenerator
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan.networks import SPDNormGenerator
 from torchext.models.region_normalization import G_Net
 from torchext.nn import RN_B, RN_L, SPADEResnetBlock, SPDNormResnetBlock
 
 from . import modulated_layers, region_norm
+from .dual_attention import DualAttention
 from .partial_conv import PartialConv
 
 
@@ -153,31 +154,6 @@ class SPADEBlock(nn.Module):
         return shortcut + main
 
 
-class ChannelAttentionAsPublished(nn.Module):
-    """high, low (N,C,H,W): delta * low + high, from the averages of both side by side."""
-
-    def __init__(self, ours: ChannelAttention) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = ours.conv1, ours.conv2
-
-    def forward(self, high: Tensor, low: Tensor) -> Tensor:
-        averages = F.adaptive_avg_pool2d(torch.cat((high, low), dim=1), 1)
-        delta = torch.sigmoid(self.conv2(F.relu(self.conv1(averages))))
-        return delta * low + high
-
-
-class SpatialAttentionAsPublished(nn.Module):
-    """x (N,C,H,W), weighted at each pixel by its channels' mean and maximum."""
-
-    def __init__(self, ours: SpatialAttention) -> None:
-        super().__init__()
-        self.conv = ours.conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, largest = x.mean(dim=1, keepdim=True), x.max(dim=1, keepdim=True).values
-        return x * torch.sigmoid(self.conv(torch.cat((mean, largest), dim=1)))
-
-
 class DAGAN(nn.Module):
     """The generator with the published layers, on the weights of ours.
 
@@ -191,8 +167,7 @@ class DAGAN(nn.Module):
         names = ("head_0", "G_middle_0", "G_middle_1", "up_0", "up_1", "up_2", "up_3")
         self.blocks = nn.ModuleList(SPADEBlock(ours.get_submodule(name)) for name in names)
         self.conv_64, self.conv_img = ours.conv_64, ours.conv_img
-        self.cab = ChannelAttentionAsPublished(ours.cab)
-        self.spatialAtt = SpatialAttentionAsPublished(ours.spatialAtt)
+        self.attention = DualAttention(ours)
 
     def forward(self, labels: Tensor) -> Tensor:
         N, _, H, W = labels.shape
@@ -203,5 +178,4 @@ class DAGAN(nn.Module):
             if i > 0 and (i != 2 or self.more):
                 x = F.interpolate(x, scale_factor=2)
             wide, x = x, block(x, one_hot)
-        x = self.cab(self.conv_64(wide), x) + self.spatialAtt(x)
-        return torch.tanh(self.conv_img(F.leaky_relu(x, 0.2)))
+        return torch.tanh(self.conv_img(self.attention(self.conv_64(wide), x)))

@@ -1,7 +1,6 @@
 """Dual Attention GANs for Semantic Image Synthesis (ACM MM 2020)."""
 
 from ..paper import Paper, Stage
-from .attention import ChannelAttention, SpatialAttention, dual_attention
 from .checkpoint import FILES, load_published, options
 from .editing import add_arguments, edit, synthesise
 from .labels import LabelledPhotos, dataset, instance_edges, train_arguments
@@ -20,14 +19,11 @@ __all__ = [
     "DATA_SETS",
     "PAPER",
     "AttentionTail",
-    "ChannelAttention",
     "Config",
     "ConvEncoder",
     "DualAttention",
     "LabelledPhotos",
     "SPADEGenerator",
-    "SpatialAttention",
-    "dual_attention",
     "instance_edges",
     "load_published",
     "networks",

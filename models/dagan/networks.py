@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import SPADEResnetBlock
+from torchext.nn import DualAttention, SPADEResnetBlock
 from torchext.nn.plain import plain
 from torchext.ops.labels import check_label_map
 
@@ -19,7 +19,6 @@ from ..checks import check_images
 from ..discriminators import MultiscaleDiscriminator
 from ..losses import Adversarial
 from ..paper import chosen
-from .attention import SLOPE, ChannelAttention, SpatialAttention, dual_attention
 
 Upsampling = Literal["normal", "more"]
 Scales = Literal["two", "all"]
@@ -199,7 +198,7 @@ class Config:
     schedule: Schedule = Schedule()
 
 
-class AttentionTail(nn.Module):
+class AttentionTail(DualAttention):
     """What follows the last SPADE block: both attention modules and the last convolution.
 
     Args:
@@ -209,11 +208,9 @@ class AttentionTail(nn.Module):
     """
 
     def __init__(self, ngf: int = 64, *, earlier: int = 0, kernel_size: int = 3) -> None:
-        super().__init__()
+        super().__init__(ngf, earlier=earlier, kernel_size=kernel_size)
         self.conv_img = nn.Conv2d(ngf, 3, 3, padding=1)
         self.conv_64 = nn.Conv2d(2 * ngf, ngf, 3, padding=1)
-        self.cab = ChannelAttention(earlier + 2 * ngf, ngf)
-        self.spatialAtt = SpatialAttention(kernel_size)
 
     def tail(self, wide: Tensor, x: Tensor, earlier: Sequence[Tensor] = ()) -> Tensor:
         """The image in (-1,1).
@@ -223,12 +220,7 @@ class AttentionTail(nn.Module):
             x: (N,ngf,H,W), its output.
             earlier: further maps, of any size.
         """
-        maps = (*earlier, self.conv_64(wide), x)
-        if plain(self.cab, ChannelAttention) and plain(self.spatialAtt, SpatialAttention):
-            gate, attention = self.cab.gate(maps), self.spatialAtt.attention(x)
-            mixed = dual_attention(maps[-2], x, gate, attention)
-        else:
-            mixed = F.leaky_relu(self.cab(maps) + self.spatialAtt(x), SLOPE)
+        mixed = self.attend(self.conv_64(wide).to(x.dtype), x, earlier)
         return torch.tanh(self.conv_img(mixed))
 
 
@@ -366,7 +358,7 @@ class ConvEncoder(nn.Module):
         check_images("image", image, 3)
         x = F.interpolate(image, size=(PHOTO, PHOTO), mode="bilinear", align_corners=False)
         for i in range(1, 7):
-            x = F.leaky_relu(self.get_submodule(f"layer{i}")(x), SLOPE)
+            x = F.leaky_relu(self.get_submodule(f"layer{i}")(x), 0.2)
         x = x.flatten(1)
         return self.fc_mu(x), self.fc_var(x)
 

@@ -48,6 +48,10 @@ def test_traffic_and_launches(ledger: tuple) -> None:
             row = rows[f"self_aware_region_norm {direction} {layout}"]
             assert row["launches"] <= 5
             assert row["bytes"] <= 1.1 * row["floor_bytes"]
+        for op, launches in {"_pools": 4, " forward": 1, " backward": 2}.items():
+            row = rows[f"dual_attention{op} {layout}"]
+            assert row["launches"] <= launches, row
+            assert row["bytes"] <= 1.1 * row["floor_bytes"], row
     of_partial_conv = {op: row for op, row in rows.items() if op.split()[0] in PARTIAL_CONV}
     assert len(of_partial_conv) == 6
     for row in of_partial_conv.values():

@@ -17,11 +17,16 @@ MEMORY_BOUND = {
     "region_norm_backward_sums_kernel",
     "region_norm_backward_apply_kernel",
     "channel_mean_max_kernel",
+    "dual_attention_sums_kernel",
+    "dual_attention_kernel",
+    "dual_attention_backward_kernel",
     "mask_product_kernel",
     "partial_conv_epilogue_kernel",
     "partial_conv_epilogue_backward_kernel",
 }
 WRITES_X = {
+    "dual_attention_kernel",
+    "dual_attention_backward_kernel",
     "region_norm_apply_kernel",
     "region_norm_backward_apply_kernel",
     "mask_product_kernel",

@@ -20,13 +20,10 @@ from torchext.models.dagan import (
     DATA_SETS,
     PAPER,
     AttentionTail,
-    ChannelAttention,
     Config,
     DualAttention,
     LabelledPhotos,
     SPADEGenerator,
-    SpatialAttention,
-    dual_attention,
     instance_edges,
     load_published,
     networks,
@@ -39,6 +36,7 @@ from torchext.models.discriminators import MultiscaleDiscriminator
 from torchext.models.loop import Loop
 from torchext.models.paper import configure
 from torchext.models.training import checkpoints
+from torchext.nn import ChannelAttention, SpatialAttention
 
 SMALL = {"width": 4, "labels": 5, "dont_care": False, "first_label": 0, "size": 64, "margin": 8}
 
@@ -156,10 +154,13 @@ def test_the_tail_in_few_passes_and_its_gradients():
     tail = AttentionTail(3).double()
     high, low = random(2, 3, 5, 6).requires_grad_(), random(2, 3, 5, 6).flip(0).requires_grad_()
 
-    def ours(high: Tensor, low: Tensor) -> Tensor:
-        return dual_attention(high, low, tail.cab.gate([high, low]), tail.spatialAtt.attention(low))
+    tail.conv_64 = nn.Identity()
+    tail.conv_img = nn.Identity()
 
-    torch.testing.assert_close(ours(high, low), published_tail(high, low, tail))
+    def ours(high: Tensor, low: Tensor) -> Tensor:
+        return tail.tail(high, low)
+
+    torch.testing.assert_close(ours(high, low), published_tail(high, low, tail).tanh())
     assert torch.autograd.gradcheck(ours, (high, low))
 
 
@@ -336,8 +337,10 @@ def test_files_from_before_right_vectors(stored):
     with torch.no_grad():
         result, expected = loaded(labels), network(labels)
     # Without the normalised weight v is that of one further half of an iteration.
-    tolerance = 1e-4 if stored else 0.1
-    torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
+    if stored:
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert (result - expected).abs().mean() < 0.03
 
 
 def test_right_vectors_of_a_converged_weight():

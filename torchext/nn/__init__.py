@@ -1,5 +1,6 @@
 """Drop-in modules: the published constructors and state_dict keys, on the fused ops."""
 
+from .dual_attention import ChannelAttention, DualAttention, SpatialAttention
 from .gabor_orientation import GaborOrientation, OrientationLoss
 from .modulated_norm import (
     SPADE,
@@ -20,6 +21,8 @@ __all__ = [
     "SPADE",
     "ANLs",
     "AdaptiveInstanceNorm2d",
+    "ChannelAttention",
+    "DualAttention",
     "GaborOrientation",
     "OrientationLoss",
     "PartialConv",
@@ -32,5 +35,6 @@ __all__ = [
     "SPDNorm",
     "SPDNormResnetBlock",
     "SelfAware_Affine",
+    "SpatialAttention",
     "UpsampleConv2d",
 ]

@@ -1,6 +1,7 @@
 """Functional API: checks, autograd and dispatch of every op."""
 
 from .diversity_map import diversity_map, soft_diversity_map
+from .dual_attention import dual_attention, dual_attention_pools
 from .gabor_orientation import (
     difference_of_gaussians_bank,
     gabor_bank,
@@ -24,6 +25,8 @@ __all__ = [
     "LabelWindows",
     "difference_of_gaussians_bank",
     "diversity_map",
+    "dual_attention",
+    "dual_attention_pools",
     "gabor_bank",
     "gabor_orientation",
     "install",

@@ -5,6 +5,7 @@ Written to read like the formulas, not to be fast. The kernels are compared with
 """
 
 from .diversity_map import diversity_maps, soft_diversity_map, soft_diversity_map_backward
+from .dual_attention import dual_attention, dual_attention_backward, dual_attention_pools
 from .gabor_orientation import (
     filter_responses,
     oriented_filter_max,
@@ -42,6 +43,9 @@ from .upsample_conv import interleave_phases, interleave_phases_backward, upsamp
 __all__ = [
     "channel_mean_max",
     "diversity_maps",
+    "dual_attention",
+    "dual_attention_backward",
+    "dual_attention_pools",
     "filter_responses",
     "interleave_phases",
     "interleave_phases_backward",

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from golden.recipe import Golden
 from torchext.models import checkpoint
-from torchext.models.dagan import AttentionTail, ChannelAttention, SPADEGenerator, SpatialAttention
+from torchext.models.dagan import AttentionTail, SPADEGenerator
 from torchext.models.dagan.checkpoint import with_right_vectors
 from torchext.models.dagan.labels import instance_edges
 from torchext.models.discriminators import MultiscaleDiscriminator
 from torchext.models.losses import AdversarialLoss, feature_matching, perceptual
 from torchext.models.vgg import SYNTHESIS_TAPS, VGGFeatures
-from torchext.nn import SPADE, SPADEResnetBlock
+from torchext.nn import SPADE, ChannelAttention, SPADEResnetBlock, SpatialAttention
 
 from .base import Adapter
 
