@@ -160,7 +160,7 @@ class PairedImages(Dataset):
 
     def _read(self, path: Path) -> dict[str, Image.Image]:
         paths = self.paths[path]
-        pictures = {name: field.read(paths[name]) for name, field in self.fields.items()}
+        pictures = {name: self.fields[name].read(file) for name, file in paths.items()}
         size = next(iter(pictures.values())).size
         for name, picture in pictures.items():
             if picture.size != size:

@@ -30,7 +30,7 @@ __all__ = [
     "save",
 ]
 
-NAMES = ("partial_convolutions", "region_normalization", "pd_gan", "dagan", "maskgan")
+NAMES = ("partial_convolutions", "region_normalization", "pd_gan", "dagan", "maskgan", "michigan")
 _added: dict[str, Paper] = {}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,8 +14,7 @@ from torchext.nn import PartialConv2d, SPADEResnetBlock
 from torchext.ops.gabor_orientation import BankName
 
 from ..checks import check_images, check_mask
-from ..discriminators import MultiscaleDiscriminator
-from ..losses import Adversarial
+from ..discriminators import MultiscaleDiscriminator, PatchDiscriminator
 from ..paper import chosen
 from .inpainting import OrientationInpainter
 from .regions import added_inside, boxes, near_hair
@@ -105,7 +105,6 @@ class Loss:
     """The generator's terms; those of weight 0 exist in the published script and are off.
 
     Attributes:
-        adversarial: form of the GAN loss; "hinge" alone is weighted at the hair's edge.
         edge: weight of the discriminator's scores at the hair's edge.
         hair_only: take all losses inside the hair alone (off in the published script).
         matching_weight: of the discriminator's features.
@@ -118,9 +117,10 @@ class Loss:
         background_weight: of the background's L1.
         rgb_weight: of the photo's L1.
         average_weight: of the hair's mean colour against the reference's.
+        inpainting_l1, inpainting_adversarial: of the stages that train the networks of
+            orientations; ours, as the authors' are not published.
     """
 
-    adversarial: Adversarial = "hinge"
     edge: float = 2.0
     hair_only: bool = False
     matching_weight: float = 1.0
@@ -134,17 +134,14 @@ class Loss:
     background_weight: float = 0.0
     rgb_weight: float = 0.0
     average_weight: float = 0.0
+    inpainting_l1: float = 1.0
+    inpainting_adversarial: float = 0.1
 
     def __post_init__(self) -> None:
         if self.edge < 1:
             raise ValueError(f"edge: expected at least 1, got {self.edge}")
         if self.bank not in ("gabor", "dog"):
             raise ValueError(f"bank: expected 'gabor' or 'dog', got {self.bank!r}")
-        if self.adversarial != "hinge" and (self.edge > 1 or self.hair_only):
-            raise ValueError(
-                "adversarial: expected 'hinge' with edge above 1 or hair_only, got"
-                f" {self.adversarial!r}"
-            )
 
 
 @dataclass(frozen=True)
@@ -587,6 +584,10 @@ def networks(config: Config, names: Collection[str] | None = None) -> dict[str, 
     if given.inpainting:
         builders["orientation"] = lambda: inpainter(4)
         builders["strokes"] = lambda: inpainter(5)
+        for name, channels in (("orientation", 4), ("strokes", 5)):
+            builders[f"{name}_discriminator"] = partial(
+                PatchDiscriminator, channels, given.inpainting_width
+            )
     return chosen(builders, names)
 
 

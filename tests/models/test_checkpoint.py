@@ -32,6 +32,7 @@ CONFIGS = {
         "pd_gan": {"width": 2, "size": 128},
         "dagan": {"width": 2, "labels": 5, "dont_care": False, "first_label": 0, "size": 64},
         "maskgan": SMALL["maskgan"],
+        "michigan": SMALL["michigan"],
     }.items()
 }
 PAPERS = [papers.find(name) for name in CONFIGS]

@@ -26,6 +26,11 @@ PARAMETERS = {
     },
     "dagan": {"generator": 96_578_709, "discriminator": 5_836_930},
     "maskgan": {"generator": 89_702_595},
+    "michigan": {
+        "generator": 109_474_755,
+        "discriminator": 5_535_874,
+        "orientation": 16_118_211,
+    },
 }
 
 # Convolutions and matrix products of one image in GFLOP, mask convolutions left out; the U-Net's

@@ -27,6 +27,8 @@ FALLS = {
     "pd_gan": ("diversity",),
     "pd_gan stage 1": ("known", "perceptual"),
     "dagan": ("vgg", "matching"),
+    "michigan": ("vgg", "lab"),
+    "michigan stage orientation": ("orientation_l1", "strokes_l1"),
 }
 # PD-GAN's smallest images are 128 pixels wide: its runs take minutes.
 PAPERS = [
@@ -37,6 +39,7 @@ SEPARABLE = {
     "pd_gan": {"diversity_weight": 0.0},  # the reciprocal of a mean over the batch
     "pd_gan stage 1": {},
     "dagan": {},  # its batch norms see both processes
+    "michigan": {"random_expand": 0.0, "bank": "gabor"},  # "dog" takes a maximum over the batch
 }
 
 

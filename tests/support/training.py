@@ -37,9 +37,20 @@ SMALL: dict[str, dict[str, Any]] = {
         "discriminator_width": 4,
         "discriminator_layers": 2, "vae_width": 1, "code": 8, "parser_scale": 16,
     },
+    "michigan": {
+        "width": 4, "size": 64, "upsampling": "normal", "padding": 16, "inpainting_width": 4,
+        "inpainting_blocks": 1, "inpainting_size": 32, "rate": 4e-3, "bank": "dog",
+    },
+    "semantic_photo_manipulation": {
+        "resolution": 128, "width": 16, "encoder_width": 4, "vgg_weight": 0.0,
+        "trunk_rate": 5e-3, "layers_rate": 5e-3, "joint_rate": 5e-3,
+    },
 }  # fmt: skip
 # Of the last stage, whose networks are not trained apart here.
 SMALL["maskgan"] = SMALL["maskgan stage 1"]
+SMALL["michigan stage orientation"] = {**SMALL["michigan"], "rate": 2e-2, "inpainting_size": 64}
+for _stage in ("resnet", "layers", "joint"):
+    SMALL[f"semantic_photo_manipulation stage {_stage}"] = SMALL["semantic_photo_manipulation"]
 
 
 # --- what the commands of a paper read ------------------------------------------------------------
@@ -77,6 +88,11 @@ def write_mask(folder: Path) -> Path:
     return folder / "mask.png"
 
 
+def write_strokes(folder: Path) -> Path:
+    (folder / "strokes.json").write_text("[[[32, 22], [60, 38]]]")
+    return folder / "strokes.json"
+
+
 def write_label_map(folder: Path) -> Path:
     values = np.arange(30, dtype=np.uint8).reshape(5, 6).repeat(15, 0).repeat(15, 1) % 5
     Image.fromarray(values).save(folder / "labels.png")
@@ -102,6 +118,21 @@ def check_that_a_face_was_made(folder: Path, output: Path) -> None:
     assert photo.std() > 0
 
 
+def check_that_the_background_stayed(folder: Path, output: Path) -> None:
+    files = (folder / "photo.png", folder / "mask.png", output)
+    before, mask, after = (np.asarray(Image.open(path)) for path in files)
+    new = (before != after).any(axis=2)
+    assert new[mask > 0].mean() > 0.5
+    assert not new[:5].any()
+    assert not new[-5:].any()
+
+
+def check_that_a_square_was_made(folder: Path, output: Path) -> None:
+    photo = np.asarray(Image.open(output))
+    assert photo.shape == (128, 128, 3)  # the reduced generator's own
+    assert photo.std() > 0
+
+
 INPAINTING = Kind(
     lambda photos: [str(photos)],
     lambda folder: [str(write_photo(folder)), str(write_mask(folder))],
@@ -122,12 +153,35 @@ FACES = Kind(
     ],
     check_that_a_face_was_made,
 )
+HAIR = Kind(
+    lambda photos: [str(photos), "--hair", str(labels_of(photos)), "--threshold", "2"],
+    lambda folder: [
+        *(
+            str(write_photo(folder)),
+            str(write_mask(folder)),
+            "--strokes",
+            str(write_strokes(folder)),
+        ),
+        "--paste",
+    ],
+    check_that_the_background_stayed,
+)
+STROKES = Kind(
+    lambda photos: [str(photos)],
+    lambda folder: [
+        *INPAINTING.edit(folder),
+        *("--units", "0,3", "--steps", "2", "--refine-steps", "2"),
+    ],
+    check_that_a_square_was_made,
+)
 KINDS = {
     "partial_convolutions": INPAINTING,
     "region_normalization": INPAINTING,
     "pd_gan": INPAINTING,
     "dagan": FROM_LABELS,
     "maskgan": FACES,
+    "michigan": HAIR,
+    "semantic_photo_manipulation": STROKES,
 }
 FILLING = [name for name, kind in KINDS.items() if kind is INPAINTING]
 
