@@ -13,7 +13,14 @@ from torchext import orientation
 from torchext.models import checkpoint
 from torchext.models.discriminators import MultiscaleDiscriminator
 from torchext.models.losses import feature_matching, perceptual
-from torchext.models.michigan import hair, inpainting, losses, networks
+from torchext.models.michigan import hair, inpainting, losses
+from torchext.models.michigan.networks import (
+    AppearanceEncoder,
+    BackgroundEncoder,
+    HairGenerator,
+    background_mask,
+    expansions,
+)
 from torchext.models.vgg import SYNTHESIS_TAPS, VGGFeatures
 from torchext.nn import SPADEResnetBlock
 from torchext.ops.gabor_orientation import BANKS, grey_image
@@ -249,7 +256,7 @@ class AppearanceAdapter(StrictAdapter):
 
     def build(self, golden: Golden) -> nn.Module:
         given = golden.config["args"]
-        return networks.AppearanceEncoder(given["ngf"], given["norm_ref_encode"])
+        return AppearanceEncoder(given["ngf"], given["norm_ref_encode"])
 
     def outputs(
         self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
@@ -274,7 +281,7 @@ def background_side(given: dict[str, Any], height: int) -> int:
     if given["isTrain"]:
         if not given["random_expand_mask"]:
             return 1
-        sides = networks.expansions(height, given["random_expand_th"])
+        sides = expansions(height, given["random_expand_th"])
         return sides[given["random_choice_index"]]
     return given["expand_th"] if given["expand_mask_be"] else 1
 
@@ -285,13 +292,13 @@ class BackgroundAdapter(StrictAdapter):
     def build(self, golden: Golden) -> nn.Module:
         given = golden.config["args"]
         assert not given["random_noise_background"]
-        return networks.BackgroundEncoder(given["ngf"], given["num_upsampling_layers"])
+        return BackgroundEncoder(given["ngf"], given["num_upsampling_layers"])
 
     def outputs(
         self, module: nn.Module, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         given, mask = golden.config["args"], hair_masks(golden, inputs)["hair"]
-        known = networks.background_mask(mask, background_side(given, mask.shape[2]))
+        known = background_mask(mask, background_side(given, mask.shape[2]))
         p = given["add_th"] // 2 if given["add_feat_zeros"] else 0
         image, noise = (
             torch.nn.functional.pad(inputs[name], (p, p, p, p)) for name in ("image", "noise")
@@ -311,11 +318,11 @@ class BackgroundAdapter(StrictAdapter):
         return torch.stack(terms).sum()
 
 
-def generator_of(given: dict[str, Any]) -> networks.HairGenerator:
+def generator_of(given: dict[str, Any]) -> HairGenerator:
     assert given.get("expand_mask_be", True)
     assert given.get("use_encoder", True)
     assert given.get("noise_background", True)
-    return networks.HairGenerator(
+    return HairGenerator(
         given["ngf"],
         given["num_upsampling_layers"],
         given.get("norm_G", "spectralspadesyncbatch3x3"),
@@ -338,7 +345,7 @@ class GeneratorAdapter(StrictAdapter):
         return generator_of(golden.config["args"])
 
     def outputs(
-        self, module: networks.HairGenerator, golden: Golden, inputs: dict[str, Tensor]
+        self, module: HairGenerator, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         given, masks = golden.config["args"], hair_masks(golden, inputs)
         if given["use_ig"]:
@@ -627,9 +634,9 @@ ADAPTERS: dict[str, Adapter] = {
     "cal_orientation": PhotoAdapter(),
     "stroke_to_orient": StrokeAdapter(),
     "SPADEResnetBlock": BlockAdapter(SPADEResnetBlock),
-    "ImageEncoder3": AppearanceAdapter(networks.AppearanceEncoder),
-    "BackgroundEncode2": BackgroundAdapter(networks.BackgroundEncoder),
-    "SPADEBGenerator": GeneratorAdapter(networks.HairGenerator),
+    "ImageEncoder3": AppearanceAdapter(AppearanceEncoder),
+    "BackgroundEncode2": BackgroundAdapter(BackgroundEncoder),
+    "SPADEBGenerator": GeneratorAdapter(HairGenerator),
     "MultiscaleDiscriminator": DiscriminatorAdapter(MultiscaleDiscriminator),
     "InpaintGenerator": InpaintAdapter(4),
     "SInpaintGenerator": InpaintAdapter(5),
