@@ -30,7 +30,15 @@ __all__ = [
     "save",
 ]
 
-NAMES = ("partial_convolutions", "region_normalization", "pd_gan", "dagan", "maskgan", "michigan")
+NAMES = (
+    "partial_convolutions",
+    "region_normalization",
+    "pd_gan",
+    "dagan",
+    "maskgan",
+    "michigan",
+    "semantic_photo_manipulation",
+)
 _added: dict[str, Paper] = {}
 
 

@@ -81,18 +81,18 @@ class Fitting(Recipe):
 
 def fit(
     recipe: Recipe,
-    parts: Sequence[Batch],
+    batch: Batch | Callable[[int], Sequence[Batch]],
     steps: int,
     *,
     seed: int = 0,
     progress: Progress | None = None,
     after: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Steps of a recipe on the same batch; the caller's random numbers stay as they are.
+    """Steps of a recipe; the caller's random numbers stay as they are.
 
     Args:
-        recipe: of what is fitted.
-        parts: of the batch, on one device.
+        recipe: of what is fitted, on the batch's device.
+        batch: the same for all steps, or of a step's number, from 0, the parts of its batch.
         steps: how many.
         seed: of everything random.
         progress: called after each step with its number, from 1, and its losses.
@@ -104,7 +104,8 @@ def fit(
     Raises:
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    device = next(value.device for value in parts[0].values() if isinstance(value, Tensor))
+    parts = batch if callable(batch) else lambda step: [batch]
+    device = next(recipe.parameters()).device
     devices = [device] if device.type == "cuda" else []
     losses: dict[str, float] = {}
     with torch.enable_grad(), torch.random.fork_rng(devices):
@@ -113,17 +114,14 @@ def fit(
         # in the last layers here) are trained in channels_last on the CPU.
         recipe.to(memory_format=torch.contiguous_format)
         loop = Loop(recipe, seed=seed, device=device, channels_last=False)
-        batches = [
-            {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in part.items()}
-            for part in parts
-        ]
         recipe.train()
-        for step in range(1, steps + 1):
-            losses = loop.step(batches, epoch=0)
+        for step in range(steps):
+            given = [{k: v.contiguous() for k, v in part.items()} for part in parts(step)]
+            losses = loop.step(given, epoch=0)
             if after is not None:
                 after()
             if progress is not None:
-                progress(step, losses)
+                progress(step + 1, losses)
         recipe.eval()
     return losses
 
@@ -231,7 +229,7 @@ def refine(
         if steps == 0:
             return generator.run(z, last=CODE_LAYER)
     recipe = Refinement(generator, config, vgg)
-    fit(recipe, [{"photo": photo, "z": z}], steps, progress=progress)
+    fit(recipe, {"photo": photo, "z": z}, steps, progress=progress)
     with torch.no_grad():
         return recipe.code(z)
 
@@ -368,7 +366,7 @@ def adapt(
     recipe = Adaptation(generator, config, perturbation, additive=additive)
     batch = {"photo": photo, "code": code, "keep": keep.to(photo.dtype)}
     steps = config.schedule.adapt_steps if steps is None else steps
-    fit(recipe, [batch], steps, seed=seed, progress=progress)
+    fit(recipe, batch, steps, seed=seed, progress=progress)
     # The batch norms' statistics are those of the fixed noise: training mode gives what was fitted.
     recipe.train()
     with torch.no_grad():
@@ -448,13 +446,13 @@ def tune(
     steps = config.schedule.tune_steps if steps is None else steps
     tuned = copy.deepcopy(generator).eval().requires_grad_(False)
     batch: dict[str, Any] = {"photo": photo, "code": code.detach()}
-    fit(WeightTuning(tuned, config, vgg), [batch], steps, progress=progress)
+    fit(WeightTuning(tuned, config, vgg), batch, steps, progress=progress)
     tuned.requires_grad_(False)
     multipliers = FreeMaps(tuned, MULTIPLIED_LAYERS)
     recipe = Adaptation(tuned, config, multipliers, rate=config.schedule.tune_rate, weight=1.0)
     batch["keep"] = torch.ones_like(photo[:, :1])
     second = None if progress is None else lambda step, losses: progress(steps + step, losses)
-    fit(recipe, [batch], steps, progress=second)
+    fit(recipe, batch, steps, progress=second)
     return ImageSpecificGenerator(tuned, {k: v.detach() for k, v in multipliers().items()})
 
 

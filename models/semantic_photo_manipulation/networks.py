@@ -462,6 +462,19 @@ class LayerNormEncoder(nn.Module):
         return x if self.conv3 is None else self.conv3(x)
 
 
+class _CodeNorm(nn.BatchNorm2d):
+    """A batch norm that in training takes a single value of each channel by its running statistics.
+
+    So one photo at a time can be trained on, where PyTorch's own refuses.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == self.num_features:
+            running = (self.running_mean, self.running_var)
+            return F.batch_norm(x, *running, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 class CodeEncoder(nn.Module):
     """An inverse of the first layer: pixel norm, conv4-BN-leaky, conv1x1, pixel norm (inv1).
 
@@ -472,7 +485,7 @@ class CodeEncoder(nn.Module):
         super().__init__()
         self.norm = PixelNorm()
         self.conv1 = nn.Conv2d(chan_in, chan_out, 4)
-        self.bn1 = nn.BatchNorm2d(chan_out)
+        self.bn1 = _CodeNorm(chan_out)
         self.conv2 = nn.Conv2d(chan_out, chan_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ CONFIGS = {
         "dagan": {"width": 2, "labels": 5, "dont_care": False, "first_label": 0, "size": 64},
         "maskgan": SMALL["maskgan"],
         "michigan": SMALL["michigan"],
+        "semantic_photo_manipulation": SMALL["semantic_photo_manipulation"],
     }.items()
 }
 PAPERS = [papers.find(name) for name in CONFIGS]

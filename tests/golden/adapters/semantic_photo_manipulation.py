@@ -8,8 +8,19 @@ from torch import Tensor, nn
 from golden.recipe import Golden
 from torchext.models import checkpoint
 from torchext.models.loop import Loop
-from torchext.models.semantic_photo_manipulation import fitting, networks, strokes
+from torchext.models.semantic_photo_manipulation import fitting, strokes
 from torchext.models.semantic_photo_manipulation.losses import cosine_error, kept_l1
+from torchext.models.semantic_photo_manipulation.networks import (
+    CODE_LAYER,
+    Config,
+    FreeMaps,
+    HybridLayerNormEncoder,
+    LayerNormEncoder,
+    NormConvBlock,
+    NormUpscaleConvBlock,
+    OutputConvBlock,
+    ProgressiveGenerator,
+)
 
 from .base import Adapter
 from .dagan import kept
@@ -24,8 +35,8 @@ class OutputAdapter(Adapter):
         return {"y": module(inputs["x"])}
 
 
-def generator(sizes: list[int]) -> networks.ProgressiveGenerator:
-    return networks.ProgressiveGenerator(sizes=sizes)
+def generator(sizes: list[int]) -> ProgressiveGenerator:
+    return ProgressiveGenerator(sizes=sizes)
 
 
 class GeneratorAdapter(Adapter):
@@ -38,7 +49,7 @@ class GeneratorAdapter(Adapter):
         checkpoint.load_strictly(module, state, "golden file")
 
     def outputs(
-        self, module: networks.ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
+        self, module: ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         wanted = [name for name in golden.wanted("out") if name.startswith("layer")]
         inner = kept(module, wanted)
@@ -62,11 +73,11 @@ class HeldGeneratorAdapter(GeneratorAdapter):
 
 class PerturbationAdapter(HeldGeneratorAdapter):
     def outputs(
-        self, module: networks.ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
+        self, module: ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         scale, layers = golden.config["args"]["scale"], golden.config["args"]["layers"]
         deltas = {layer: scale * inputs[f"d{layer}"] for layer in layers}
-        first = networks.CODE_LAYER + 1
+        first = CODE_LAYER + 1
         return {
             "y": module.run(inputs["z8"], first, deltas=deltas),
             "y0": module.run(inputs["z8"], first),
@@ -75,12 +86,12 @@ class PerturbationAdapter(HeldGeneratorAdapter):
 
 class ResidualAdapter(HeldGeneratorAdapter):
     def outputs(
-        self, module: networks.ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
+        self, module: ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         scale = golden.config["args"]["scale"]
         offsets = {layer: scale * inputs[f"d{layer}"] for layer in fitting.OFFSET_LAYERS}
         z = inputs["z"] + scale * inputs["dz"]
-        last = networks.CODE_LAYER
+        last = CODE_LAYER
         return {
             "r4": module.run(z, last=last, offsets=offsets),
             "r4_init": module.run(inputs["z"], last=last),
@@ -91,13 +102,13 @@ class AdaptationAdapter(HeldGeneratorAdapter):
     """The recipe's steps with maps that are fitted themselves."""
 
     def outputs(
-        self, module: networks.ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
+        self, module: ProgressiveGenerator, golden: Golden, inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         given = golden.config["args"]
-        maps = networks.FreeMaps(module, given["layers"])
+        maps = FreeMaps(module, given["layers"])
         frozen = fitting.frozen(module)
         how = {"rate": given["lr"], "weight": given["lambda_reg"]}
-        recipe = fitting.Adaptation(frozen, networks.Config(), maps, **how)
+        recipe = fitting.Adaptation(frozen, Config(), maps, **how)
         batch = {"photo": inputs["img"], "code": inputs["z8"], "keep": inputs["keep"]}
         loop = Loop(recipe, device=inputs["z8"].device)
         terms = recipe.terms(batch)
@@ -173,15 +184,15 @@ class EditAdapter(FunctionAdapter):
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "NormConvBlock": Adapter(networks.NormConvBlock, "block"),
-    "NormUpscaleConvBlock": Adapter(networks.NormUpscaleConvBlock, "block"),
-    "OutputConvBlock": OutputAdapter(networks.OutputConvBlock),
+    "NormConvBlock": Adapter(NormConvBlock, "block"),
+    "NormUpscaleConvBlock": Adapter(NormUpscaleConvBlock, "block"),
+    "OutputConvBlock": OutputAdapter(OutputConvBlock),
     "ProgressiveGenerator": GeneratorAdapter(),
     "SkipAdjustedSequence (mult_layer)": PerturbationAdapter(),
     "ResidualGenerator": ResidualAdapter(),
     "BaselineTunedDirectGenerator": AdaptationAdapter(),
-    "LayerNormEncoder": Adapter(networks.LayerNormEncoder, "block"),
-    "HybridLayerNormEncoder": EncoderAdapter(networks.HybridLayerNormEncoder),
+    "LayerNormEncoder": Adapter(LayerNormEncoder, "block"),
+    "HybridLayerNormEncoder": EncoderAdapter(HybridLayerNormEncoder),
     "encoder_loss": LossesAdapter(),
     "edit rule": EditAdapter(),
 }
