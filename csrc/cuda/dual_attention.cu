@@ -66,6 +66,7 @@ struct Average {
   using A = accumulate_t<T>;
   using Gathered = Nothing<A>;
   static constexpr bool kSums = true;
+  static constexpr int kUnroll = 4;  // loads in flight
   using Loaded = Vec<T, V>;
   const T* x;
 
@@ -117,6 +118,7 @@ struct Forward {
   using A = accumulate_t<T>;
   using Gathered = Nothing<A>;
   static constexpr bool kSums = false;
+  static constexpr int kUnroll = 4;
   struct Loaded {
     Vec<T, V> high, low;
   };
@@ -147,6 +149,7 @@ struct Backward {
   using A = accumulate_t<T>;
   using Gathered = Sum<A>;
   static constexpr bool kSums = true;
+  static constexpr int kUnroll = 2;  // of three maps each
   struct Loaded {
     Vec<T, V> grad, y, low;
   };
@@ -186,16 +189,15 @@ struct Backward {
 
 // ---- the walk -----------------------------------------------------------------------------------
 
-constexpr int kUnroll = 4;  // loads in flight
-
 // Contiguous: `lanes` threads across pixels, V each, and the others across channels. parts
 // (blocks, C) receives each block's sums over its pixels.
 template <typename T, int V, typename Visit>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     dual_attention_plane_kernel(Visit visit, accumulate_t<T>* parts, int64_t channels,
                                 int64_t pixels, int64_t image_blocks, int lanes) {
   using A = accumulate_t<T>;
   using Gathered = typename Visit::Gathered;
+  constexpr int kUnroll = Visit::kUnroll;
   __shared__ __align__(16) unsigned char shared[V * kThreads * sizeof(Gathered)];
   Gathered* const gathered_by_all = reinterpret_cast<Gathered*>(shared);
 
@@ -266,11 +268,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // Channels last: `lanes` threads of a warp across the channels of a pixel, V each.
 template <typename T, int V, typename Visit>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     dual_attention_pixel_kernel(Visit visit, accumulate_t<T>* parts, int64_t channels,
                                 int64_t pixels, int64_t image_blocks, int lanes) {
   using A = accumulate_t<T>;
   using Gathered = typename Visit::Gathered;
+  constexpr int kUnroll = Visit::kUnroll;
   __shared__ A sums[kWarps * kWarpSize * V];
 
   const int lane = threadIdx.x % lanes;
@@ -354,7 +357,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // out[image][from + c] = factor * the sum over an image's blocks, in their order. A warp for each.
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     combine_channel_sums_kernel(const A* parts, int64_t channels, int64_t image_blocks, A factor,
                                 A* out, int64_t stride) {
   const int lane = threadIdx.x % kWarpSize;
@@ -413,7 +416,7 @@ struct Walk {
     int64_t block_pixels;
     if (kChannelsLast) {
       while (lanes < kWarpSize && lanes * V < channels) lanes *= 2;
-      block_pixels = kThreads / lanes * kUnroll;
+      block_pixels = kThreads / lanes * Visit::kUnroll;
     } else {
       // fewer pixels per block, more threads along channels, where there are few pixels
       lanes = images * pixels < 256 * kWarpSize * V ? 8 : kWarpSize;

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import pictures
 from ..geometry import Geometry
-from .labels import LABELS, check_instances, classes, one_hot, read_numbers, read_palette
+from ..label_maps import LABELS, add_palette, read_numbers, read_palette
+from .labels import check_instances, classes, one_hot
 from .networks import Config, Network, SPADEGenerator
 
 
@@ -63,11 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a label map: a picture of numbers, or of colours with --palette",
     )
-    parser.add_argument(
-        "--palette",
-        type=Path,
-        help="a text file with a line for each colour: its number, red, green, blue",
-    )
+    add_palette(parser)
     parser.add_argument("--instances", type=Path, help="a picture of instances' numbers")
     parser.add_argument("--style", type=Path, help="a photo to encode (networks with vae)")
     parser.add_argument("--seed", type=int, default=0, help="of the code without --style")

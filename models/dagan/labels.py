@@ -1,7 +1,6 @@
 """Label maps: from numbers or colours in files to what the networks see."""
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ..data import PairedImages, Place, Sample
 from ..geometry import Field, Geometry, Preparation
+from ..label_maps import LABELS
 from ..paper import Stage
-from ..pictures import UnreadableError, as_rgb, open_picture
 from .networks import Config, Network
 
 UNKNOWN = 255  # in files
-LABELS = Field("labels")
 FIELDS = {"image": Field(resampling="bicubic"), "labels": LABELS, "instances": LABELS}
-Colour = tuple[int, int, int]
 
 
 # --- what the networks see ------------------------------------------------------------------------
@@ -101,82 +97,6 @@ def check_instances(network: Network, given: bool) -> None:
         raise ValueError("instances: expected a map of them, as the option instances is on")
     if given and not network.instances:
         raise ValueError("instances: expected none, as the option instances is off")
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def read_palette(path: Path) -> dict[Colour, int]:
-    """The number of each colour.
-
-    A line for each: a number, then the colour as three numbers from 0 to 255, or as #rrggbb; what
-    follows is a name, and lines that begin with // are remarks.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no text, a line of another form, or a colour that stands for two numbers.
-    """
-    found: dict[Colour, int] = {}
-    number = r"(\d+)[\s,]+"
-    form = re.compile(rf"{number}(?:{number}{number}(\d+)|#([0-9a-fA-F]{{6}}))(?=[\s,]|$)")
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a text, a line for each colour") from None
-    for i, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text or text.startswith("//"):
-            continue
-        match = form.match(text)
-        digits = match.groups() if match else ()
-        if match and digits[4]:
-            colour = tuple(int(digits[4][k : k + 2], 16) for k in (0, 2, 4))
-        else:
-            colour = tuple(map(int, digits[1:4])) if match else ()
-        if not match or max(colour) > 255:
-            raise ValueError(
-                f"{path}, line {i}: expected a number and its colour, as in '3 128 64 0' or"
-                f" '3 #804000', got {text!r}"
-            )
-        if found.setdefault(colour, int(digits[0])) != int(digits[0]):
-            raise ValueError(
-                f"{path}, line {i}: expected one number for the colour {colour}, got"
-                f" {digits[0]} after {found[colour]}"
-            )
-    if not found:
-        raise ValueError(f"{path}: expected a line for each colour, found none")
-    return found
-
-
-def read_numbers(path: Path, palette: Mapping[Colour, int] | None = None) -> Image.Image:
-    """A label map as a picture of numbers.
-
-    Args:
-        path: of numbers, or of the palette's colours.
-        palette: the number of each colour; without it the file holds numbers.
-
-    Raises:
-        ValueError: it cannot be read, holds something else, or a colour is not in the palette.
-    """
-    if palette is None:
-        try:
-            return LABELS.read(path)
-        except UnreadableError as error:
-            colours = "expected labels" in str(error)
-            hint = "; --palette FILE says which colour is which label" if colours else ""
-            raise UnreadableError(f"{error}{hint}") from None
-    pixels = np.asarray(as_rgb(open_picture(path))).astype(np.int32)
-    codes = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
-    present, places = np.unique(codes, return_inverse=True)
-    numbers = {(r << 16) + (g << 8) + b: number for (r, g, b), number in palette.items()}
-    for i, code in enumerate(present.tolist()):
-        if code not in numbers:
-            y, x = divmod(int((places.ravel() == i).argmax()), pixels.shape[1])
-            raise ValueError(
-                f"{path}: expected colours of the palette, got #{code:06x} at row {y}, column {x}"
-            )
-    values = np.array([numbers[code] for code in present.tolist()], np.int32)
-    return Image.fromarray(values[places.reshape(codes.shape)])
 
 
 # --- training -------------------------------------------------------------------------------------

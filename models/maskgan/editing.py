@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import pictures
 from ..checks import check_images
+from ..label_maps import add_palette, read_palette
 from .labels import check_labels, published_values, read_labels
 from .networks import Config, DenseMappingNetwork, Network
 from .parser import MULTIPLE, FaceParser
@@ -145,8 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "edited",
         type=Path,
         nargs="?",
-        help="its label map, changed: numbers 0 to 18 (without: as it was, with --strokes or in"
-        " another --style)",
+        help="its label map, changed: numbers 0 to 18 or the data set's colours (without: as it"
+        " was, with --strokes or in another --style)",
     )
     parser.add_argument(
         "--strokes",
@@ -165,6 +166,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         type=Path,
         help="its label map as it was (without: by the face parser, if the checkpoint has one)",
+    )
+    add_palette(parser)
+    parser.add_argument(
+        "--numbering",
+        choices=("celebamask", "bisenet"),
+        default="celebamask",
+        help="what the numbers of label maps mean: those of the data set, or of face parsers that"
+        " were trained on it as BiSeNets (default: %(default)s)",
     )
     parser.add_argument("--style", type=Path, help="another photo, whose style is copied")
     parser.add_argument("--style-labels", type=Path, help="its label map")
@@ -201,11 +210,12 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
     given = config.network
     if "generator" not in networks:
         raise ValueError(f"{options.checkpoint}: expected a generator, found {[*networks]}")
+    palette = None if options.palette is None else read_palette(options.palette)
     source = pictures.read_photo(options.photo)
     strokes = [] if options.strokes is None else read_strokes(options.strokes)
 
     def labels_of(path: Path, photo: Tensor, source_size: tuple[int, int]) -> Tensor:
-        picture = read_labels(path)
+        picture = read_labels(path, palette, options.numbering)
         if abs(picture.size[0] * source_size[1] / (picture.size[1] * source_size[0]) - 1) > 0.01:
             raise ValueError(
                 f"{path}: expected the photo's aspect, {source_size[0]} x {source_size[1]}, got"

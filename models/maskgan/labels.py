@@ -14,6 +14,7 @@ from torchext.ops.labels import check_label_map
 
 from ..data import PairedImages, Place, Sample
 from ..geometry import Field, Preparation
+from ..label_maps import Colour, read_numbers
 from ..paper import Stage
 from ..pictures import open_picture
 from .networks import Config
@@ -76,13 +77,13 @@ def coloured(labels: Tensor) -> Tensor:
     return colours[labels[:, 0]].movedim(-1, 1)
 
 
-def from_bisenet(labels: Tensor) -> Tensor:
+def from_bisenet(labels: Tensor, name: str = "labels") -> Tensor:
     """CelebAMask-HQ's numbers, from those of `BISENET_NAMES`. int64 (N,1,H,W).
 
     Raises:
         TypeError, ValueError: what `check_labels` raises.
     """
-    labels = check_labels(labels, len(BISENET_NAMES))
+    labels = check_labels(labels, len(BISENET_NAMES), name)
     numbers = [NAMES.index(name) for name in BISENET_NAMES]
     return torch.tensor(numbers, device=labels.device)[labels]
 
@@ -100,18 +101,28 @@ def published_values(labels: Tensor) -> Tensor:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def read_labels(path: Path) -> Image.Image:
-    """A label map as a picture of numbers; one of three equal channels, as the demo reads, too.
+def read_labels(
+    path: Path,
+    palette: Mapping[Colour, int] | None = None,
+    numbering: Literal["celebamask", "bisenet"] = "celebamask",
+) -> Image.Image:
+    """A label map as a picture of CelebAMask-HQ's numbers.
+
+    Args:
+        path: of numbers, of one channel or three equal ones as the demo reads, or of `COLOURS`.
+        palette: the number of each colour, in place of `COLOURS`.
+        numbering: what the numbers mean: `NAMES` or `BISENET_NAMES`.
 
     Raises:
         UnreadableError: it cannot be read, or holds something else.
+        ValueError: a colour is not in the palette, or a number is none of a BiSeNet.
     """
-    picture = open_picture(path)
-    if picture.mode in ("RGB", "RGBA"):
-        values = np.asarray(picture)[..., :3]
-        if (values == values[..., :1]).all():
-            return Image.fromarray(values[..., 0].astype(np.int32))
-    return LABELS.read(path)
+    customary = {colour: number for number, colour in enumerate(COLOURS)}
+    picture = read_numbers(path, palette, customary=customary)
+    if numbering == "celebamask":
+        return picture
+    labels = torch.from_numpy(np.array(picture))[None]
+    return Image.fromarray(from_bisenet(labels, str(path))[0, 0].numpy().astype(np.int32))
 
 
 def merge_parts(parts: Mapping[str, Any]) -> np.ndarray:

@@ -30,9 +30,10 @@ from torchext.models.dagan import (
     synthesise,
 )
 from torchext.models.dagan.checkpoint import with_right_vectors
-from torchext.models.dagan.labels import Windows, classes, one_hot, read_numbers, read_palette
+from torchext.models.dagan.labels import Windows, classes, one_hot
 from torchext.models.dagan.networks import Network
 from torchext.models.discriminators import MultiscaleDiscriminator
+from torchext.models.label_maps import read_numbers, read_palette
 from torchext.models.loop import Loop
 from torchext.models.paper import configure
 from torchext.models.training import checkpoints
@@ -779,7 +780,7 @@ LABELS = np.zeros((20, 40), np.uint8)
         (LABELS + 5, ["--instances", "INSTANCES"], "map.png: expected labels from 0 to 4, got 5"),
         (LABELS + 255, ["--instances", "INSTANCES"], "map.png: expected a label at every pixel"),
         (
-            LABELS[..., None].repeat(3, 2),
+            LABELS[..., None] + np.arange(3, dtype=np.uint8),
             ["--instances", "INSTANCES"],
             "map.png: expected labels, one number for each pixel, got RGB; --palette FILE says",
         ),

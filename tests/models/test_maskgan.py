@@ -477,8 +477,28 @@ def test_label_files(tmp_path):
         assert np.array_equal(np.asarray(read_labels(tmp_path / f"{name}.png")), labels)
     colours = np.stack([labels, labels, labels + 1], axis=-1)
     Image.fromarray(colours).save(tmp_path / "colours.png")
-    with pytest.raises(ValueError, match=r"colours\.png: expected labels, one number"):
+    with pytest.raises(
+        ValueError, match=r"colours\.png: expected colours of the palette, got #000"
+    ):
         read_labels(tmp_path / "colours.png")
+    published = (coloured(torch.from_numpy(labels)[None])[0] * 255).movedim(0, -1).byte().numpy()
+    Image.fromarray(published).save(tmp_path / "published.png")
+    assert np.array_equal(np.asarray(read_labels(tmp_path / "published.png")), labels)
+    other = {tuple(colours[i, j].tolist()): int(labels[i, j]) for i in range(4) for j in range(4)}
+    assert np.array_equal(np.asarray(read_labels(tmp_path / "colours.png", other)), labels)
+
+
+def test_numbers_of_a_bisenet(tmp_path):
+    labels = np.array([[17, 0], [10, 1]], np.uint8)  # hair, background, nose, skin
+    Image.fromarray(labels).save(tmp_path / "map.png")
+    found = np.asarray(read_labels(tmp_path / "map.png", numbering="bisenet"))
+    assert [[NAMES[number] for number in row] for row in found] == [
+        ["hair", "background"],
+        ["nose", "skin"],
+    ]
+    Image.fromarray(labels + 5).save(tmp_path / "map.png")
+    with pytest.raises(ValueError, match=r"map\.png: expected labels from 0 to 18, got 22"):
+        read_labels(tmp_path / "map.png", numbering="bisenet")
 
 
 def test_parsing_loss_leaves_pixels_out():
@@ -833,7 +853,7 @@ def test_working_sizes():
         (["--style-labels", "labels"], "--style-labels: expected --style, the photo"),
         (["--margin", "-1"], "--margin: expected at least 0, got -1"),
         (["--labels", "style_labels"], "style_labels.png: expected the photo's aspect, 150 x 150"),
-        (["--labels", "photo"], "photo.png: expected labels, one number for each pixel"),
+        (["--labels", "photo"], "photo.png: expected colours of the palette"),
     ],
 )
 def test_bad_edits(more, message, saved, files, capsys):
