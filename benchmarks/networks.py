@@ -3,8 +3,8 @@
 Published is the network with the published operation sequences in pure PyTorch, on the same
 weights; cap is its time over that of its bare convolutions in the same run: the most that fusing
 everything else could give. What convolves less goes past it: up-sampling by phases, holes that are
-skipped, DAGAN's labels that are looked up instead of convolved as one-hot maps. PD-GAN's row
-compares eight samples of one photo with eight separate passes.
+skipped, labels of DAGAN and MaskGAN that are looked up instead of convolved as one-hot maps.
+PD-GAN's row compares eight samples of one photo with eight separate passes.
 """
 
 from .environment import restart_with_settled_heap
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from torchext.models import masks, papers
 from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
+from torchext.models.maskgan.networks import DenseMappingNetwork
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan import Sampler, SPDNormGenerator
 from torchext.models.pd_gan.first_stage import restore
@@ -40,7 +41,10 @@ from .harness import computes_bfloat16, cores
 
 Call = Callable[[], object]
 DIRECTIONS = ("inference", "training step")
-NETWORKS = ("PConv U-Net L=7", "RN generator", "PD-GAN generator", "DAGAN generator")
+NETWORKS = (
+    *("PConv U-Net L=7", "RN generator", "PD-GAN generator", "DAGAN generator"),
+    "MaskGAN generator",
+)
 TITLES = f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}"
 
 
@@ -160,6 +164,17 @@ def pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, nn.Mo
     spade = iterated(SPADEGenerator(semantic_nc=151, crop_size=size)).to(dtype)
     labels = torch.from_numpy(label_maps.segmented(size, size, spade.semantic_nc))[None, None]
     yield f"{NETWORKS[3]} {size}", published.DAGAN(spade).to(dtype), spade, (labels,)
+    dense = DenseMappingNetwork().to(dtype)
+    maps = [
+        torch.from_numpy(label_maps.segmented(size, size, 19, name))[None, None]
+        for name in label_maps.PHOTOGRAPHS[:2]
+    ]
+    yield (
+        f"{NETWORKS[4]} {size}",
+        published.MaskGAN(dense).to(dtype),
+        dense,
+        (*maps, image * 2 - 1),
+    )
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Whole networks with the published operation sequences, in pure PyTorch.
 
 The U-Net of partial convolutions carries masks of all channels and sums them by dense convolutions
-of ones; the generators of region normalisation, of PD-GAN and of DAGAN have the published layers in
-place of ours, DAGAN's on one-hot label maps.
+of ones; the generators of region normalisation, PD-GAN, DAGAN and MaskGAN have the published layers
+in place of ours, the last two on one-hot label maps.
 """
 
 import torch
@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchext.models.dagan import SPADEGenerator
+from torchext.models.maskgan.networks import (
+    ConvBlock,
+    DenseMappingNetwork,
+    InstanceNormReLU,
+    ResidualBlock,
+)
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan.networks import SPDNormGenerator
 from torchext.models.region_normalization import G_Net
@@ -154,10 +160,16 @@ class SPADEBlock(nn.Module):
         return shortcut + main
 
 
+def one_hot(labels: Tensor, classes: int, like: Tensor) -> Tensor:
+    """(N,classes,H,W) of integers (N,1,H,W), as users have them from files."""
+    N, _, H, W = labels.shape
+    return like.new_zeros((N, classes, H, W)).scatter_(1, labels, 1.0)
+
+
 class DAGAN(nn.Module):
     """The generator with the published layers, on the weights of ours.
 
-    Integer label maps (N,1,H,W) become one-hot in every call, as users have them from files.
+    Integer label maps (N,1,H,W) become one-hot in every call.
     """
 
     def __init__(self, ours: SPADEGenerator) -> None:
@@ -170,12 +182,68 @@ class DAGAN(nn.Module):
         self.attention = DualAttention(ours)
 
     def forward(self, labels: Tensor) -> Tensor:
-        N, _, H, W = labels.shape
-        one_hot = self.conv_img.weight.new_zeros((N, self.classes, H, W))
-        one_hot = one_hot.scatter_(1, labels, 1.0)
-        x = self.fc(F.interpolate(one_hot, size=self.start))
+        condition = one_hot(labels, self.classes, self.conv_img.weight)
+        x = self.fc(F.interpolate(condition, size=self.start))
         for i, block in enumerate(self.blocks):
             if i > 0 and (i != 2 or self.more):
                 x = F.interpolate(x, scale_factor=2)
-            wide, x = x, block(x, one_hot)
+            wide, x = x, block(x, condition)
         return torch.tanh(self.conv_img(self.attention(self.conv_64(wide), x)))
+
+
+class AdaptiveBlock(nn.Module):
+    """Convolution, AdaIN, and a ReLU or none."""
+
+    def __init__(self, ours: ConvBlock) -> None:
+        super().__init__()
+        self.conv = ours.conv
+        self.norm = modulated_layers.AdaptiveInstanceNorm2d(ours.conv.out_channels)
+        self.relu = ours.activation is not None
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """style (N,2,C): shift, then scale."""
+        self.norm.bias, self.norm.weight = style.unbind(1)
+        x = self.norm(self.conv(x))
+        return F.relu_(x) if self.relu else x
+
+
+class AdaptiveResidualBlock(nn.Module):
+    def __init__(self, ours: ResidualBlock) -> None:
+        super().__init__()
+        self.first, self.second = (AdaptiveBlock(block) for block in ours.conv_block)
+
+    def forward(self, x: Tensor, styles: Tensor) -> Tensor:
+        y = self.second(self.first(x, styles[:, 0]), styles[:, 1])
+        y += x
+        return y
+
+
+class MaskGAN(nn.Module):
+    """The dense mapping network with the published layers, on the weights of ours.
+
+    Integer label maps (N,1,H,W) become one-hot in every call.
+    """
+
+    def __init__(self, ours: DenseMappingNetwork) -> None:
+        super().__init__()
+        self.classes, self.style_shape = ours.model[0].in_channels, ours.style_shape
+        self.enc_style, self.enc_label = ours.enc_style, ours.enc_label
+        self.model = nn.ModuleList()
+        for layer in ours.model:
+            if isinstance(layer, InstanceNormReLU):
+                channels = self.model[-1].out_channels
+                self.model += [nn.InstanceNorm2d(channels), nn.ReLU(inplace=True)]
+            elif isinstance(layer, ResidualBlock):
+                self.model.append(AdaptiveResidualBlock(layer))
+            else:
+                self.model.append(layer)
+
+    def forward(self, labels: Tensor, style_labels: Tensor, style_image: Tensor) -> Tensor:
+        layout, of_style = (one_hot(x, self.classes, style_image) for x in (labels, style_labels))
+        style = self.enc_style(style_image, *self.enc_label(of_style)).flatten(1)
+        styles = iter(style.unflatten(1, self.style_shape).unbind(1))
+        x = layout
+        for layer in self.model:
+            adaptive = isinstance(layer, AdaptiveResidualBlock)
+            x = layer(x, next(styles)) if adaptive else layer(x)
+        return x

@@ -1,4 +1,4 @@
-"""The published form of DAGAN's generator, and the label maps that it is measured on."""
+"""The published forms of DAGAN's and MaskGAN's generators, and the label maps of both."""
 
 import copy
 
@@ -13,6 +13,7 @@ from benchmarks import label_maps
 from benchmarks.baselines import networks as published
 from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
+from torchext.models.maskgan.networks import DenseMappingNetwork
 
 
 @pytest.mark.parametrize("upsampling", ["normal", "more"])
@@ -30,6 +31,18 @@ def test_dagan_agrees_with_its_published_form(upsampling):
         got = ours.train(training)(labels)
         assert expected.std() > 0.01
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_maskgan_agrees_with_its_published_form():
+    torch.manual_seed(0)
+    ours = DenseMappingNetwork(7, ngf=4, n_downsampling=2, n_blocks=2).double()
+    maps = [label_maps.segmented(64, 64, 7, name) for name in label_maps.PHOTOGRAPHS[:4]]
+    labels, style_labels = torch.from_numpy(np.stack(maps))[:, None].chunk(2)
+    image = torch.rand(2, 3, 64, 64).double() * 2 - 1
+    expected = published.MaskGAN(ours).double()(labels, style_labels, image)
+    assert expected.std() > 0.01
+    got = ours(labels, style_labels, image)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("photograph", label_maps.PHOTOGRAPHS)
