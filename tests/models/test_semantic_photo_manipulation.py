@@ -230,28 +230,37 @@ def test_generators_load_in_each_format(form, generator, tmp_path):
     assert all(value.equal(loaded.state_dict()[key]) for key, value in state.items())
 
 
-def tensorflow_variables() -> dict[str, np.ndarray]:
+def tensorflow_variables(sizes: tuple[int, ...] = (6, 5, 4)) -> dict[str, np.ndarray]:
+    """Of a generator with these channels of the code, of 4x4, of 8x8, ..."""
     random = np.random.RandomState(0)
-    sizes = (6, 5, 4)  # channels of the code, of 4x4 and of 8x8
 
     def normal(*shape: int) -> np.ndarray:
         return random.standard_normal(shape).astype(np.float32)
 
-    return {
-        "lod": np.float32(0),
-        "4x4/Dense/weight": normal(sizes[0], 16 * sizes[1]),
-        "4x4/Dense/bias": normal(sizes[1]),
-        "4x4/Conv/weight": normal(3, 3, sizes[1], sizes[1]),
-        "4x4/Conv/bias": normal(sizes[1]),
-        "8x8/Conv0_up/weight": normal(3, 3, sizes[2], sizes[1]),
-        "8x8/Conv0_up/bias": normal(sizes[2]),
-        "8x8/Conv1/weight": normal(3, 3, sizes[2], sizes[2]),
-        "8x8/Conv1/bias": normal(sizes[2]),
-        "ToRGB_lod0/weight": normal(1, 1, sizes[2], 3),
-        "ToRGB_lod0/bias": normal(3),
-        "ToRGB_lod1/weight": normal(1, 1, sizes[1], 3),
-        "ToRGB_lod1/bias": normal(3),
-    }
+    found = {"lod": np.float32(0), "4x4/Dense/weight": normal(sizes[0], 16 * sizes[1])}
+    found["4x4/Conv/weight"] = normal(3, 3, sizes[1], sizes[1])
+    found |= {f"4x4/{layer}/bias": normal(sizes[1]) for layer in ("Dense", "Conv")}
+    for i in range(2, len(sizes)):
+        name = f"{2 ** (i + 1)}x{2 ** (i + 1)}"
+        found[f"{name}/Conv0_up/weight"] = normal(3, 3, sizes[i], sizes[i - 1])
+        found[f"{name}/Conv1/weight"] = normal(3, 3, sizes[i], sizes[i])
+        found |= {f"{name}/{layer}/bias": normal(sizes[i]) for layer in ("Conv0_up", "Conv1")}
+    for level, channels in enumerate(reversed(sizes[1:])):
+        found[f"ToRGB_lod{level}/weight"] = normal(1, 1, channels, 3)
+        found[f"ToRGB_lod{level}/bias"] = normal(3)
+    return found
+
+
+def test_a_file_of_original_variables(tmp_path):
+    variables = tensorflow_variables((16, 16, 16, 16, 8, 4))
+    torch.save(variables, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="does not fit ProgressiveGenerator"):
+        papers.load(tmp_path / "file.pth", PAPER)
+    config = papers.configure(Config, {"resolution": 64, "width": 16})
+    loaded, _ = papers.load(tmp_path / "file.pth", PAPER, config)
+    wanted = load_generator(variables).state_dict()
+    found = loaded["generator"].state_dict()
+    assert all(value.equal(found[key]) for key, value in wanted.items())
 
 
 @pytest.mark.parametrize("prefix", ["", "Gs/"])
