@@ -149,12 +149,14 @@ def stretched(picture: np.ndarray) -> np.ndarray:
 
 
 def draw(cells: Sequence[tuple[str, np.ndarray]], note: str, path: Path) -> None:
+    """Pictures in two rows, each under its title."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 9), layout="constrained")
+    columns = len(cells) // 2
+    figure, axes = pyplot.subplots(2, columns, figsize=(4 * columns, 9), layout="constrained")
     for axis, (title, picture) in zip(axes.flat, cells, strict=True):
         axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
         axis.imshow(picture, interpolation="nearest")

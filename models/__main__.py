@@ -236,7 +236,7 @@ def train(paper: papers.Paper, options: argparse.Namespace) -> None:
         fresh -= given.keys()
         networks |= {name: network for name, network in given.items() if name in networks}
     resumes = options.resume and checkpoints(options.output)
-    if not resumes and (missing := [name for name in stage.needs if name in fresh]):
+    if not resumes and (missing := [n for n in stage.needs if n in fresh and n in networks]):
         raise ValueError(
             f"--checkpoint: expected a file with {', '.join(missing)}, which stage {stage.name}"
             " uses as they are; train an earlier stage first"

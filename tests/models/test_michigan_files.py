@@ -200,6 +200,17 @@ def test_the_stages_follow_each_other(photos, pretrained, tmp_path, capsys):
         assert all(v.equal(state[k]) for k, v in after[name].state_dict().items())
 
 
+def test_training_without_inpainting_needs_no_earlier_stage(photos, pretrained, tmp_path):
+    command = ["michigan", "train", str(photos), "--hair", str(labels_of(photos)), "-o"]
+    command += [str(tmp_path), "--threshold", "2", "--workers", "0", "--batch", "1"]
+    command += ["--iterations", "1", "--device", "cpu", f"--pretrained=vgg19={pretrained['vgg19']}"]
+    for name, value in {**SMALL["michigan"], "inpainting": False}.items():
+        command += ["--set", f"{name}={value}"]
+    assert main(command) == 0
+    networks, _ = papers.load(next(tmp_path.glob("*.safetensors")), PAPER)
+    assert networks.keys() == {"generator", "discriminator"}
+
+
 # --- published files ------------------------------------------------------------------------------
 
 
