@@ -128,10 +128,26 @@ def _report(index: int, target: str) -> dict:
         return report | {"kernel": variant.kernel.__name__, "target": target, "error": repr(error)}
 
 
-def reports(targets: list[str], every: int = 1, jobs: int = 2) -> Iterator[dict]:
-    """The reports of every n-th variant, and the first of each kernel, for these targets."""
-    kernels = [variant.kernel.__name__ for variant in variants()]
-    indices = {kernels.index(name) for name in kernels} | set(range(0, len(kernels), every))
+def _integers(variant: Variant) -> tuple[str, ...]:
+    """The kernel, and what Triton makes of each of its integers: i32, i64, or the constant 1."""
+    kinds = [
+        kind if kind != "constexpr" else "1"
+        for name, kind in variant.signature.items()
+        if kind in ("i32", "i64") or (kind == "constexpr" and variant.constexprs[name] is not None)
+    ]
+    return variant.kernel.__name__, *kinds
+
+
+def reports(
+    targets: list[str], every: int = 1, jobs: int = 2, integers: bool = False
+) -> Iterator[dict]:
+    """The reports of every n-th variant, and the first of each kernel, for these targets.
+
+    With `integers` the first of each kernel with each kind of integers.
+    """
+    kinds = [_integers(v) if integers else v.kernel.__name__ for v in variants()]
+    firsts = {kind: index for index, kind in reversed([*enumerate(kinds)])}
+    indices = {*firsts.values(), *range(0, len(kinds), every)}
     chosen = itertools.product(sorted(indices), targets)
     with ProcessPoolExecutor(jobs) as pool:
         yield from pool.map(_report, *zip(*chosen, strict=True), chunksize=8)
@@ -146,9 +162,14 @@ def main() -> None:
         default=1,
         help="compile every n-th variant, and the first of each kernel, only",
     )
+    parser.add_argument(
+        "--integers",
+        action="store_true",
+        help="and the first of each kernel with each kind of integers: 1, 32 bits, 64 bits",
+    )
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    for report in reports(arguments.targets, arguments.every, arguments.jobs):
+    for report in reports(arguments.targets, arguments.every, arguments.jobs, arguments.integers):
         print(json.dumps(report), flush=True)
 
 

@@ -7,12 +7,14 @@ variants to compile ahead of time is made from the launchers themselves.
 """
 
 import contextlib
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTERPRETED = triton.knobs.runtime.interpret
 
 # Left to itself, ptxas spills a few bytes to reach the next step of occupancy; given a limit it
@@ -62,6 +64,8 @@ def _variant(kernel, arguments, constexprs, num_warps, debug) -> Variant:
     values = [*arguments, *constexprs.values()]
     for index, (name, value) in enumerate(zip(kernel.arg_names, values, strict=True)):
         plain = name in kernel.do_not_specialize
+        if isinstance(value, float) and name not in constexprs:
+            raise TypeError(f"{name}: Triton rounds a number to float32; pass it as a constexpr")
         if isinstance(value, torch.Tensor):
             signature[name] = _POINTER[value.dtype]
             aligned = True
@@ -108,6 +112,19 @@ def launch(
 def unique(variants: list[Variant]) -> list[Variant]:
     """The same variants, each once, in order."""
     return list({(str(v), str(v.attributes), v.num_warps): v for v in variants}.values())
+
+
+def variant_tensors():
+    """Meta tensors whose launches are compiled ahead of time: sizes that allow 16-byte accesses or
+    not in every dtype and layout, and in float32 sizes that Triton treats in their own way: 1,
+    which it makes a constant, multiples of 16 and their neighbours, and those of 64 bits."""
+    for shape, dtype in itertools.product(((2, 64, 64, 64), (2, 7, 9, 9)), DTYPES):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            yield torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+    odd = ((1, 1, 1, 1), (2, 1, 16, 16), (2, 16, 1, 1), (1, 17, 5, 3), (1, 15, 16, 1))
+    for shape in (*odd, (1, 1, 65536, 65536), (65536, 64, 512, 512)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            yield torch.empty(shape, device="meta", memory_format=layout)
 
 
 def accumulate_dtype(x: torch.Tensor) -> torch.dtype:

@@ -23,6 +23,7 @@ from .common import (
     launch,
     recorded,
     unique,
+    variant_tensors,
 )
 
 _SIZES = ("height", "width", "map_height", "map_width", "reach", "radius", "steps")
@@ -165,10 +166,9 @@ def ahead_of_time_variants():
         for dtype in (torch.float32, torch.float64):
             for sizes in ([64, 32], [40, 9]):
                 diversity_maps(labels, [7, 2], [5, 3], sizes, sizes, 2.718281828459045, dtype)
-        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-            for shape in ((2, 64, 64, 64), (2, 7, 9, 9)):
-                for memory_format in (torch.contiguous_format, torch.channels_last):
-                    x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
-                    labels = torch.empty((2, 1, *shape[2:]), dtype=torch.uint8, device="meta")
-                    soft_diversity_map_backward(x, soft_diversity_map(x, labels), labels)
+        labels = torch.empty((1, 1, 1, 1), dtype=torch.uint8, device="meta")
+        diversity_maps(labels, [1], [3], [1], [1], 2.718281828459045, torch.float32)
+        for x in variant_tensors():
+            labels = torch.empty((len(x), 1, *x.shape[2:]), dtype=torch.uint8, device="meta")
+            soft_diversity_map_backward(x, soft_diversity_map(x, labels), labels)
     return unique(variants)

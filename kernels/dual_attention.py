@@ -22,6 +22,7 @@ from .common import (
     launch,
     recorded,
     unique,
+    variant_tensors,
 )
 from .self_aware_affine import channel_mean_max_kernel
 
@@ -64,13 +65,13 @@ def dual_attention_total_kernel(
 
 @triton.jit(do_not_specialize=("tiles_per_image",))
 def dual_attention_kernel(
-    high, low, gate, attention, y, slope, C, P, tiles_per_image,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    high, low, gate, attention, y, C, P, tiles_per_image,
+    SLOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     image = (tl.program_id(0) // tiles_per_image).to(tl.int64)
     p = (tl.program_id(0) % tiles_per_image) * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
     of_pixel = tl.load(attention + image * P + p, mask=p < P, other=0.0)
-    negative = tl.load(slope)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)[:, None]
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
@@ -78,21 +79,21 @@ def dual_attention_kernel(
         scale = tl.load(gate + image * C + c, mask=c < C, other=0.0) + of_pixel
         mixed = accumulated(tl.load(low + offsets, mask=inside, other=0.0)) * scale
         mixed += accumulated(tl.load(high + offsets, mask=inside, other=0.0))
-        result = tl.where(mixed > 0, mixed, negative * mixed)
+        result = tl.where(mixed > 0, mixed, SLOPE * mixed)
         tl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=("tiles_per_image",))
 def dual_attention_backward_kernel(
-    grad, y, low, gate, attention, grad_high, grad_low, grad_attention, parts, slope,
+    grad, y, low, gate, attention, grad_high, grad_low, grad_attention, parts,
     C, P, tiles_per_image,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    SLOPE: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """parts (programs,C): the gate's gradient, each program's share."""
     image = (tl.program_id(0) // tiles_per_image).to(tl.int64)
     p = (tl.program_id(0) % tiles_per_image) * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
     of_pixel = tl.load(attention + image * P + p, mask=p < P, other=0.0)
-    negative = tl.load(slope)
     by_pixel = tl.zeros((1, BLOCK_P), parts.dtype.element_ty)
     for start in range(0, C, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)[:, None]
@@ -101,7 +102,7 @@ def dual_attention_backward_kernel(
         scale = tl.load(gate + image * C + c, mask=c < C, other=0.0) + of_pixel
         given = accumulated(tl.load(grad + offsets, mask=inside, other=0.0))
         positive = accumulated(tl.load(y + offsets, mask=inside, other=0.0)) > 0
-        mixed = tl.where(positive, given, negative * given)
+        mixed = tl.where(positive, given, SLOPE * given)
         product = mixed * accumulated(tl.load(low + offsets, mask=inside, other=0.0))
         tl.store(grad_high + offsets, mixed.to(grad_high.dtype.element_ty), mask=inside)
         tl.store(grad_low + offsets, (mixed * scale).to(grad_low.dtype.element_ty), mask=inside)
@@ -123,11 +124,6 @@ def _total(parts, totals, C: int, P: int, tiles: int, images: int, mean: bool) -
         dual_attention_total_kernel, images * triton.cdiv(C, BLOCK_C),
         parts, totals, C, P, tiles, totals.stride(0), MEAN=mean, BLOCK_C=BLOCK_C,
     )  # fmt: skip
-
-
-def _slope(slope: float, like: torch.Tensor) -> torch.Tensor:
-    """In memory: an argument would be rounded to float32 where sums are float64."""
-    return torch.full((1,), slope, dtype=like.dtype, device=like.device)
 
 
 def dual_attention_pools(high, low):
@@ -152,7 +148,7 @@ def dual_attention(high, low, gate, attention, slope):
     y = torch.empty_like(low)
     launch(
         dual_attention_kernel, N * tiles,
-        high, low, gate, attention, y, _slope(slope, gate), C, P, tiles, **tiling,
+        high, low, gate, attention, y, C, P, tiles, SLOPE=slope, **tiling,
     )  # fmt: skip
     return y
 
@@ -166,7 +162,7 @@ def dual_attention_backward(grad, y, low, gate, attention, slope):
     launch(
         dual_attention_backward_kernel, N * tiles,
         grad, y, low, gate, attention, grad_high, grad_low, grad_attention, parts,
-        _slope(slope, gate), C, P, tiles, **tiling,
+        C, P, tiles, SLOPE=slope, **tiling,
     )  # fmt: skip
     _total(parts, grad_gate, C, P, tiles, N, mean=False)
     return grad_high, grad_low, grad_gate, grad_attention
@@ -175,16 +171,11 @@ def dual_attention_backward(grad, y, low, gate, attention, slope):
 def ahead_of_time_variants():
     """Every variant that the launchers can run."""
     with recorded() as variants:
-        for N, C, H, W in ((2, 64, 64, 64), (2, 7, 9, 9)):
-            for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-                for memory_format in (torch.contiguous_format, torch.channels_last):
-                    x = torch.empty((N, C, H, W), dtype=dtype, device="meta").to(
-                        memory_format=memory_format
-                    )
-                    small = {"dtype": accumulate_dtype(x), "device": "meta"}
-                    gate = torch.empty((N, C), **small)
-                    attention = torch.empty((N, 1, H, W), **small)
-                    dual_attention_pools(x, x)
-                    dual_attention(x, x, gate, attention, 0.2)
-                    dual_attention_backward(x, x, x, gate, attention, 0.2)
+        for x in variant_tensors():
+            N, C, H, W = x.shape
+            small = {"dtype": accumulate_dtype(x), "device": "meta"}
+            gate, attention = torch.empty((N, C), **small), torch.empty((N, 1, H, W), **small)
+            dual_attention_pools(x, x)
+            dual_attention(x, x, gate, attention, 0.2)
+            dual_attention_backward(x, x, x, gate, attention, 0.2)
     return unique(variants)

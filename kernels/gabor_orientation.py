@@ -14,7 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import INTERPRETED, accumulate_dtype, accumulated, launch, recorded, unique
+from .common import (
+    INTERPRETED,
+    accumulate_dtype,
+    accumulated,
+    launch,
+    recorded,
+    unique,
+    variant_tensors,
+)
 
 MAX_SPLITS = 16  # partial sums per tap of the bank
 MAX_FILTERS = 32  # filters at a time
@@ -179,15 +187,14 @@ def oriented_filter_max_backward_bank(grad, index, image, count, size):
 
 
 def ahead_of_time_variants():
-    """Every variant that the launchers can run, with 32 filters of the published size."""
-    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    """Every variant that the launchers can run: 32 filters of the published size, and the least."""
     with recorded() as variants:
-        for shape in ((2, 1, 64, 64), (2, 1, 9, 9)):
-            for dtype in dtypes:
-                image = torch.empty(shape, dtype=dtype, device="meta")
-                bank = torch.empty((32, 17, 17), dtype=accumulate_dtype(image), device="meta")
+        for x in variant_tensors():
+            image = x.new_empty((len(x), 1, *x.shape[2:]))
+            for count, size in ((32, 17), (1, 1)):
+                bank = torch.empty((count, size, size), dtype=accumulate_dtype(x), device="meta")
                 for absolute in (False, True):
                     response, index = oriented_filter_max(image, bank, absolute)
                 oriented_filter_max_backward_image(response, index, bank)
-                oriented_filter_max_backward_bank(response, index, image, 32, 17)
+                oriented_filter_max_backward_bank(response, index, image, count, size)
     return unique(variants)

@@ -137,7 +137,7 @@ def ahead_of_time_variants():
     with recorded() as variants:
         for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-            for shape, classes in (((2, 64, 64), 32), ((2, 9, 7), 5)):
+            for shape, classes in (((2, 64, 64), 32), ((2, 9, 7), 5), ((1, 1, 1), 1)):
                 labels = torch.empty(shape, dtype=torch.int32, device="meta")
                 for kernel in (1, 3, 5, 7):
                     weight = torch.empty(

@@ -18,8 +18,6 @@ first. Grid: one program per image, block of channels and split of the pixels, o
 block of pixels. Nothing is atomic.
 """
 
-import itertools
-
 import torch
 import triton
 import triton.language as tl
@@ -33,6 +31,7 @@ from .common import (
     launch,
     recorded,
     unique,
+    variant_tensors,
 )
 from .region_norm import region_statistics
 
@@ -79,26 +78,28 @@ def _gamma(
 
 @triton.jit
 def _modulated(
-    xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-    BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
+    xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask,
+    SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr,
+    WEIGHT: tl.constexpr,
 ):  # fmt: skip
     t = _gamma(gamma, index, rows, image, c, p, offsets, C, P, mask, MAPS, SIGMOID)
     b = _map(beta, index, rows, image, c, p, offsets, C, P, mask, 0.0, MAPS)
     w = _map(weight, index, rows, image, c, p, offsets, C, P, mask, 1.0, WEIGHT)
     z = xn * (BASE + t * w) + b * w
-    return tl.where(z > 0, z, z * slope)
+    return tl.where(z > 0, z, z * SLOPE)
 
 
 @triton.jit
 def _gradients(
-    grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-    BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
+    grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask,
+    SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr,
+    WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """The gradient behind the activation, gamma's value, the weight, and gn."""
     g = accumulated(tl.load(grad + offsets, mask=mask, other=0.0))
     if y is not None:  # y has the sign of what was activated
         sign = accumulated(tl.load(y + offsets, mask=mask, other=0.0))
-        g = tl.where(sign > 0, g, g * slope)
+        g = tl.where(sign > 0, g, g * SLOPE)
     t = _gamma(gamma, index, rows, image, c, p, offsets, C, P, mask, MAPS, SIGMOID)
     w = _map(weight, index, rows, image, c, p, offsets, C, P, mask, 1.0, WEIGHT)
     return g, t, w, g * (BASE + t * w)
@@ -146,20 +147,23 @@ def _of_channels(table, group, c, C, absent):
     return result
 
 
-@triton.jit(do_not_specialize=("slope", "correction", "group_stride", *_SIZES))
+@triton.jit(do_not_specialize=("elements", "count", "group_stride", *_SIZES))
 def modulated_norm_apply_kernel(
-    x, y, mean, spread, rstd, gamma, beta, weight, index, rows, slope, correction, group_stride,
-    C, P, splits, tiles, tiles_per_split,
-    EPS: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
+    x, y, mean, spread, rstd, gamma, beta, weight, index, rows, elements, count,
+    group_stride, C, P, splits, tiles, tiles_per_split,
+    EPS: tl.constexpr, SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
     MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """y. `spread` is rstd, or with EPS the variance, from which rstd is made and written."""
+    """y. `spread` is rstd, or with EPS the variance, from which rstd is made and written.
+
+    The squared deviations of `elements` values are divided by `count`."""
     image, c, split = _place(tl.program_id(0), C, splits, BLOCK_C)
     group = image * group_stride
     center = _of_channels(mean, group, c, C, 0.0)
     scale = _of_channels(spread, group, c, C, 1.0)
     if EPS is not None:
+        correction = elements.to(scale.dtype) / count.to(scale.dtype)
         scale = tl.rsqrt(scale * correction + EPS)
         if split == 0:
             tl.store(rstd + group * C + c, scale, mask=c < C)
@@ -169,17 +173,18 @@ def modulated_norm_apply_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         z = _modulated(
-            xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-            BASE, SIGMOID, MAPS, WEIGHT,
+            xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask,
+            SLOPE, BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         tl.store(y + offsets, z.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=("slope", "group_stride", *_SIZES))
+@triton.jit(do_not_specialize=("group_stride", *_SIZES))
 def modulated_norm_backward_sums_kernel(
     grad, y, x, mean, rstd, gamma, beta, weight, index, rows, grad_gamma, grad_beta, grad_weight,
-    partials, slope, group_stride, C, P, splits, tiles, tiles_per_split,
-    BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
+    partials, group_stride, C, P, splits, tiles, tiles_per_split,
+    SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
+    MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the maps, and partials (N,S,4,C): gn, gn * xn, and gamma's and beta's."""
@@ -195,8 +200,8 @@ def modulated_norm_backward_sums_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         g, t, w, gn = _gradients(
-            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-            BASE, SIGMOID, MAPS, WEIGHT,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask,
+            SLOPE, BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         of_gamma, of_beta, _ = _map_gradients(
             g, t, w, xn, beta, index, rows, grad_gamma, grad_beta, grad_weight, image, c, p,
@@ -214,11 +219,12 @@ def modulated_norm_backward_sums_kernel(
     tl.store(place + 3 * C, sum3, mask=c < C)
 
 
-@triton.jit(do_not_specialize=("slope", "group_stride", *_SIZES))
+@triton.jit(do_not_specialize=("group_stride", *_SIZES))
 def modulated_norm_backward_apply_kernel(
     grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x,
-    slope, group_stride, C, P, splits, tiles, tiles_per_split,
-    BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
+    group_stride, C, P, splits, tiles, tiles_per_split,
+    SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
+    MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     image, c, split = _place(tl.program_id(0), C, splits, BLOCK_C)
@@ -233,8 +239,8 @@ def modulated_norm_backward_apply_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         _, _, _, gn = _gradients(
-            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-            BASE, SIGMOID, MAPS, WEIGHT,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask,
+            SLOPE, BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         out = scale * (gn - level - xn * tilt)
         tl.store(grad_x + offsets, out.to(grad_x.dtype.element_ty), mask=mask)
@@ -251,16 +257,18 @@ def _pixels(program, P, BLOCK_P: tl.constexpr):
     ]
 
 
-@triton.jit(do_not_specialize=("slope", "count"))
+@triton.jit(do_not_specialize=("count",))
 def modulated_norm_pixel_kernel(
-    x, y, mean, rstd, gamma, beta, weight, index, rows, slope, count, C, P, EPS: tl.constexpr,
-    BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
+    x, y, mean, rstd, gamma, beta, weight, index, rows, count, C, P, EPS: tl.constexpr,
+    SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
+    MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """y, mean (null for the root mean square) and rstd; `count` divides the squares."""
     image, p = _pixels(tl.program_id(0), P, BLOCK_P)
     zero = tl.zeros((1, BLOCK_P), rstd.dtype.element_ty)
-    inverse = 1.0 / C.to(zero.dtype)
+    channels = zero + C  # C may be a constant, which has no `to`
+    inverse = 1.0 / channels
     center = zero
     if mean is not None:
         for first in range(0, C, BLOCK_C):
@@ -280,7 +288,7 @@ def modulated_norm_pixel_kernel(
         squares += tl.sum(deviation * deviation, axis=0, keep_dims=True)
     if mean is not None:  # what rounding left in the mean
         drift *= inverse
-        squares -= drift * drift * C.to(zero.dtype)
+        squares -= drift * drift * channels
         center += drift
         tl.store(mean + image * P + p, center, mask=p < P)
     scale = tl.rsqrt(tl.where(squares < 0, 0.0, squares) / count.to(zero.dtype) + EPS)
@@ -291,17 +299,18 @@ def modulated_norm_pixel_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         z = _modulated(
-            xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-            BASE, SIGMOID, MAPS, WEIGHT,
+            xn, gamma, beta, weight, index, rows, image, c, p, offsets, C, P, mask,
+            SLOPE, BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         tl.store(y + offsets, z.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=("slope", "count"))
+@triton.jit(do_not_specialize=("count",))
 def modulated_norm_pixel_backward_kernel(
     grad, y, x, mean, rstd, gamma, beta, weight, index, rows, grad_x, grad_gamma, grad_beta,
-    grad_weight, gamma_pixels, beta_pixels, weight_pixels, slope, count, C, P,
-    BASE: tl.constexpr, SIGMOID: tl.constexpr, MAPS: tl.constexpr, WEIGHT: tl.constexpr,
+    grad_weight, gamma_pixels, beta_pixels, weight_pixels, count, C, P,
+    SLOPE: tl.constexpr, BASE: tl.constexpr, SIGMOID: tl.constexpr,
+    MAPS: tl.constexpr, WEIGHT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Every gradient; `..._pixels` take the sums over channels of a map per pixel."""
@@ -319,8 +328,8 @@ def modulated_norm_pixel_backward_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         g, t, w, gn = _gradients(
-            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-            BASE, SIGMOID, MAPS, WEIGHT,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask,
+            SLOPE, BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         of_gamma, of_beta, of_weight = _map_gradients(
             g, t, w, xn, beta, index, rows, grad_gamma, grad_beta, grad_weight, image, c, p,
@@ -337,7 +346,7 @@ def modulated_norm_pixel_backward_kernel(
         tl.store(beta_pixels + at, sum3, mask=p < P)
     if weight_pixels is not None:
         tl.store(weight_pixels + at, sum4, mask=p < P)
-    level = sum0 / C.to(zero.dtype) if mean is not None else zero
+    level = sum0 / (zero + C) if mean is not None else zero
     tilt = sum1 / count.to(zero.dtype)
     for first in range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)[:, None]
@@ -345,8 +354,8 @@ def modulated_norm_pixel_backward_kernel(
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         xn = (accumulated(tl.load(x + offsets, mask=mask, other=0.0)) - center) * scale
         _, _, _, gn = _gradients(
-            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask, slope,
-            BASE, SIGMOID, MAPS, WEIGHT,
+            grad, y, xn, gamma, weight, index, rows, image, c, p, offsets, C, P, mask,
+            SLOPE, BASE, SIGMOID, MAPS, WEIGHT,
         )  # fmt: skip
         out = scale * (gn - level - xn * tilt)
         tl.store(grad_x + offsets, out.to(grad_x.dtype.element_ty), mask=mask)
@@ -409,9 +418,12 @@ def _rows(index, *tables) -> tuple:
     return *turned, index, turned[0].shape[1]
 
 
-def _forms(x, gamma, weight, index, gain) -> dict:
-    """What decides which variant of a kernel runs."""
+def _forms(x, gamma, weight, index, gain, slope) -> dict:
+    """What decides which variant of a kernel runs.
+
+    The slope too: Triton takes a number as float32, which is not enough beside float64."""
     return {
+        "SLOPE": slope,
         "BASE": 0 if gain == "plain" and gamma is not None else 1,
         "SIGMOID": gain == "sigmoid" and gamma is not None,
         "MAPS": _extent(gamma, x, index),
@@ -470,7 +482,7 @@ def modulated_norm(
     N, C, H, W = x.shape
     y = torch.empty_like(x)
     A = {"dtype": accumulate_dtype(x), "device": x.device}
-    forms = _forms(x, gamma, weight, index, gain)
+    forms = _forms(x, gamma, weight, index, gain, slope)
     gamma, beta, index, rows = _rows(index, gamma, beta)
     count = _count(x, statistics, unbiased)
     if _per_pixel(statistics):
@@ -480,10 +492,10 @@ def modulated_norm(
         launch(
             modulated_norm_pixel_kernel, programs,
             x, y, new_mean if statistics == "position" else None, new_rstd, gamma, beta, weight,
-            index, rows, slope, count, C, H * W, EPS=eps, **forms, **blocks,
+            index, rows, count, C, H * W, EPS=eps, **forms, **blocks,
         )  # fmt: skip
         return y, new_mean, new_rstd
-    group_stride, correction, spread = 0, 1.0, rstd
+    group_stride, spread = 0, rstd
     new_mean, new_rstd = torch.empty(0, **A), torch.empty(0, **A)
     taken = mean is None and statistics != "none"
     if taken:
@@ -493,12 +505,12 @@ def modulated_norm(
         new_mean = mean = new_mean.view(-1, C)
         new_rstd = torch.empty_like(new_mean)
         group_stride = int(per_instance)
-        correction = (N * H * W if statistics == "batch" else H * W) / count
     programs, _, sizes, blocks = _sweep(x)
     launch(
         modulated_norm_apply_kernel, programs,
-        x, y, mean, spread, new_rstd if taken else None, gamma, beta, weight, index, rows, slope,
-        correction, group_stride, *sizes, EPS=eps if taken else None, **forms, **blocks,
+        x, y, mean, spread, new_rstd if taken else None, gamma, beta, weight, index, rows,
+        _count(x, statistics, False), count, group_stride, *sizes,
+        EPS=eps if taken else None, **forms, **blocks,
     )  # fmt: skip
     return y, new_mean, new_rstd
 
@@ -538,7 +550,7 @@ def _backward(
     weight_gradient, wants_grad_x,
 ):  # fmt: skip
     N, C, H, W = x.shape
-    forms = _forms(x, gamma, weight, index, gain)
+    forms = _forms(x, gamma, weight, index, gain, slope)
     in_walk = PIXEL if _per_pixel(statistics) else CHANNEL
     gradients = [
         _Gradient(x, gamma, True, in_walk, index),
@@ -554,9 +566,8 @@ def _backward(
         launch(
             modulated_norm_pixel_backward_kernel, programs,
             grad, y, x, mean if statistics == "position" else None, rstd, gamma, kept_beta, weight,
-            index, rows, grad_x, *elements, *(gradient.pixels for gradient in gradients), slope,
-            count, C, H * W,
-            **forms, **blocks,
+            index, rows, grad_x, *elements, *(gradient.pixels for gradient in gradients),
+            count, C, H * W, **forms, **blocks,
         )  # fmt: skip
         return grad_x, None, [gradient.finish() for gradient in gradients]
 
@@ -566,7 +577,7 @@ def _backward(
     launch(
         modulated_norm_backward_sums_kernel, programs,
         grad, y, x, mean, rstd, gamma, kept_beta, weight, index, rows, *elements, partials,
-        slope, group_stride, *sizes, **forms, **blocks,
+        group_stride, *sizes, **forms, **blocks,
     )  # fmt: skip
     per_image = partials.sum(1)  # (N,4,C)
     of_maps = per_image[:, 2].contiguous(), per_image[:, 3].contiguous(), None
@@ -580,33 +591,20 @@ def _backward(
         group_pixels = H * W * (1 if group_stride else N)
         means = groups[:, 0] / max(group_pixels, 1), groups[:, 1] / count
     _apply_gradient(
-        grad,
-        y,
-        x,
-        mean,
-        rstd,
-        *means,
-        gamma,
-        weight,
-        index,
-        rows,
-        grad_x,
-        slope,
-        group_stride,
-        forms,
+        grad, y, x, mean, rstd, *means, gamma, weight, index, rows, grad_x, group_stride, forms
     )
     return grad_x, None, maps
 
 
 def _apply_gradient(
-    grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x, slope,
+    grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x,
     group_stride, forms,
 ) -> None:  # fmt: skip
     programs, _, sizes, blocks = _sweep(x)
     launch(
         modulated_norm_backward_apply_kernel, programs,
         grad, y, x, mean, rstd, mean_sum, mean_product, gamma, weight, index, rows, grad_x,
-        slope, group_stride, *sizes, **forms, **blocks,
+        group_stride, *sizes, **forms, **blocks,
     )  # fmt: skip
 
 
@@ -638,23 +636,18 @@ def modulated_norm_backward_apply(
 ):  # fmt: skip
     """grad_x from the means (2,1,C) of gn and gn * xn."""
     grad_x = torch.empty_like(x)
-    forms = _forms(x, gamma, weight, index, gain)
+    forms = _forms(x, gamma, weight, index, gain, slope)
     gamma, index, rows = _rows(index, gamma)
     _apply_gradient(
-        grad, y, x, mean, rstd, *mean_sums, gamma, weight, index, rows, grad_x, slope, 0, forms
+        grad, y, x, mean, rstd, *mean_sums, gamma, weight, index, rows, grad_x, 0, forms
     )
     return grad_x
 
 
 def ahead_of_time_variants():
-    """The published members of the family, for sizes that allow 16-byte accesses or not."""
-    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    formats = (torch.contiguous_format, torch.channels_last)
+    """The published members of the family."""
     with recorded() as variants:
-        for shape, dtype, memory_format in itertools.product(
-            ((2, 64, 64, 64), (2, 7, 9, 9)), dtypes, formats
-        ):
-            x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+        for x in variant_tensors():
             _all_launches(x)
     return unique(variants)
 

@@ -27,6 +27,7 @@ from .common import (
     launch,
     recorded,
     unique,
+    variant_tensors,
 )
 
 WANTED_PROGRAMS = 1024  # of the backward: enough for a large device
@@ -335,27 +336,25 @@ def partial_conv_epilogue_backward(grad, scale, updated):
 
 def ahead_of_time_variants():
     """Every variant that the launchers run for layers of the published networks."""
-    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-    formats = (torch.contiguous_format, torch.channels_last)
     with recorded() as variants:
-        for shape, dtype, layout in itertools.product(
-            ((2, 64, 64, 64), (2, 7, 9, 9)), dtypes, formats
-        ):
-            x = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+        for x in variant_tensors():
             _all_launches(x)
     return unique(variants)
 
 
 def _all_launches(x) -> None:
     N, C, H, W = x.shape
-    one, two = (x.new_empty((N, channels, H, W)) for channels in (1, 2))
+    one = x.new_empty((N, 1, H, W))
+    # Of all channels but the last, and of the last.
+    groups = [C - 1, 1] if C > 1 else [1]
+    split = x.new_empty((N, len(groups), H, W))
     for size in (3, 5, 7):
         window = ([size, size], [1, 1], [size // 2, size // 2], [1, 1], [H, W])
         for ratio, bias in ((True, True), (True, False), (False, True)):
             mask_window(one, [], *window, ratio, bias, 1e-8)
         mask_window(x, [], *window, True, True, 1e-8)
-        scale, updated = mask_window(two, [C - 1, 1], *window, False, True, 1e-8)
-    for mask, channels in ((one, []), (x, []), (two, [C - 1, 1])):
+        scale, updated = mask_window(split, groups, *window, False, True, 1e-8)
+    for mask, channels in ((one, []), (x, []), (split, groups)):
         mask_product(x, mask, channels)
     bias = scale.new_empty((C,))
     for terms in ((bias, None, None, 1.0), (None, bias, bias, 0.0), (bias, bias, bias, 0.2)):

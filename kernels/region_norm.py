@@ -40,6 +40,7 @@ from .common import (
     launch,
     recorded,
     unique,
+    variant_tensors,
 )
 
 MAX_SPLITS = 128  # partial results per region and channel
@@ -730,6 +731,9 @@ def ahead_of_time_variants():
         for shape, dtype, memory_format in itertools.product(sizes, dtypes, formats):
             x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
             for num_regions in (2, 8, 64):
+                _all_launches(x, num_regions)
+        for x in variant_tensors():
+            for num_regions in (1, 2):
                 _all_launches(x, num_regions)
         for dtype in (*dtypes, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32,
                       torch.int64):  # fmt: skip

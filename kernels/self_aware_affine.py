@@ -25,6 +25,7 @@ from .common import (
     launch,
     recorded,
     unique,
+    variant_tensors,
 )
 
 MAX_SPLITS = 16  # partial weight gradients per tap
@@ -303,17 +304,12 @@ def self_aware_maps_backward(
 
 def ahead_of_time_variants():
     """Every variant that the launchers can run, with the published kernel sizes 3 and 7."""
-    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     with recorded() as variants:
-        for shape in ((2, 64, 64, 64), (2, 7, 9, 9)):
-            for dtype in dtypes:
-                for memory_format in (torch.contiguous_format, torch.channels_last):
-                    channel_mean_max(
-                        torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
-                    )
-            for dtype in (torch.float32, torch.float64):
+        for x in variant_tensors():
+            channel_mean_max(x)
+            if x.dtype in (torch.float32, torch.float64):
                 for size in (3, 7):
-                    _all_launches(shape, dtype, size)
+                    _all_launches(x.shape, x.dtype, size)
     return unique(variants)
 
 

@@ -35,10 +35,10 @@ WRITES_X = {
 }
 
 
-def compiled(target: str, every: int, cache) -> list[dict]:
+def compiled(target: str, every: int, cache, *more: str) -> list[dict]:
     """Reports of every n-th variant, from a process in which Triton compiles."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    command = ["-m", "torchext.kernels.ahead_of_time", target, "--every", str(every)]
+    command = ["-m", "torchext.kernels.ahead_of_time", target, "--every", str(every), *more]
     result = subprocess.run(
         [sys.executable, *command], env=environment, check=True, capture_output=True, text=True
     )
@@ -75,4 +75,4 @@ def test_some_variants_compile_well(target, tmp_path):
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("target", TARGETS)
 def test_more_variants_compile_well(target, tmp_path):
-    check(compiled(target, 17, tmp_path))
+    check(compiled(target, 41, tmp_path, "--integers"))
