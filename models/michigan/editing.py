@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import pictures
+from ..blocks import folded
 from ..checks import check_images, check_mask
 from ..files import read_mask
 from ..orientation import (
@@ -44,8 +45,10 @@ class Hair(NamedTuple):
 class HairEditor:
     """Edits photos: any of shape, structure, appearance and background, the rest as it is.
 
+    Spectral norms are folded into copies of the weights once.
+
     Args:
-        generator: trained, in evaluation mode.
+        generator: trained.
         orientation: fills the orientation where the hair is new. Without it an edit must leave
             nothing to be filled.
         strokes: fills it around strokes; needed for these alone.
@@ -60,9 +63,9 @@ class HairEditor:
         *,
         size: int = 256,
     ) -> None:
-        self.generator = generator
-        self.orientation = orientation
-        self.strokes = strokes
+        self.generator = folded(generator)
+        self.orientation = None if orientation is None else folded(orientation)
+        self.strokes = None if strokes is None else folded(strokes)
         self.size = size
 
     @torch.no_grad()

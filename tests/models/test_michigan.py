@@ -584,6 +584,28 @@ def test_each_edit_changes_the_hair(editor):
         assert all(not one.equal(another) for another in shown[:i])
 
 
+def test_an_edit_without_changes_is_the_generators_own(editor):
+    target, network = Hair(photograph(), portrait()), editor.generator
+    code = orientation_of(target.photo, target.mask)
+    orientation = two_channel(colour_code(code) * target.mask, target.mask)
+    noise = draw_noise(64, 64, np.random.default_rng(0))[None]
+    image = target.photo * 2 - 1
+    with torch.no_grad():
+        y = network(image, target.mask, image, target.mask, orientation, noise)
+    torch.testing.assert_close(editor(target), (y + 1) / 2)
+
+
+def test_networks_are_left_as_they_were():
+    torch.manual_seed(0)
+    networks = PAPER.networks(papers.configure(PAPER.config, SMALL["michigan"]))
+    network = networks["generator"]
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    HairEditor(network)(Hair(photograph(), portrait()))
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(value.equal(after[key]) for key, value in before.items())
+
+
 def test_a_map_of_angles_stands_for_the_structure(editor):
     target = Hair(photograph(), portrait())
     source = Hair(photograph("coffee"), portrait())
