@@ -55,7 +55,11 @@ def mask() -> np.ndarray:
 
 
 def new_networks(path: Path, settings: dict[str, object]) -> None:
-    """Random weights of generator and encoder; the generator's biases 0, so that codes count."""
+    """Random weights of generator and encoder.
+
+    The generator's biases are 0, so that codes count, and its colours paler, as they would be cut
+    off at many pixels and then have no gradient.
+    """
     paper = papers.find(PAPER)
     config = papers.configure(paper.config, settings)
     torch.manual_seed(0)
@@ -63,6 +67,8 @@ def new_networks(path: Path, settings: dict[str, object]) -> None:
     for name, parameter in networks["generator"].named_parameters():
         if name.endswith("wscale.b"):
             torch.nn.init.zeros_(parameter)
+        elif name.startswith("output_"):
+            torch.nn.init.normal_(parameter, std=0.6)
     papers.save(path, paper, config, networks)
 
 
@@ -120,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 output, checkpoint, output / "plain.png", "--variant", "image",
                 *("--steps", 10, "--refine-steps", 10),
             )  # fmt: skip
-            fitted = max(20, int(10 * 0.12 * options.seconds / seconds))
+            fitted = max(20, int(10 * 0.2 * options.seconds / seconds))
     how = ("--steps", fitted, "--refine-steps", fitted)
     edit(output, checkpoint, output / "plain.png", *how, "--variant", "none")
     edit(output, checkpoint, output / "edited.png", *how)
@@ -140,8 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     shown = np.where(mask()[..., None] > 0, 255, photograph(EDITED))
     cells = [
-        ("photo, not in the training, and what is painted", shown),
-        ("the generator's own picture of the edit", made["plain"]),
+        ("unseen photo, and what is painted", shown),
+        ("the generator's own picture", made["plain"]),
         ("a generator fitted to the edit", made["edited"]),
         ("interactive: fitted before the edit", made["interactive"]),
         ("fitted to the edit, pasted", made["pasted"]),
