@@ -256,6 +256,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write the photo at its own size, changed around the strokes alone",
     )
+    parser.add_argument(
+        "--perturbed",
+        choices=("second", "all"),
+        default="second",
+        help="layers behind the code: every second one from 8 on, as published, or all from 5 on,"
+        " the paper's (default: second)",
+    )
     parser.add_argument("--additive", action="store_true", help="perturbations are added")
     parser.add_argument("--seed", type=int, default=0, help="of the fit")
 
@@ -498,8 +505,10 @@ def _rendered(editor: PhotoEditor, options: argparse.Namespace) -> Tensor:
         with _bar("generator of the photo") as progress:
             editor.prepare(steps=options.steps, progress=progress)
         return editor.show()
+    layers = range(CODE_LAYER + 1, editor.generator.layers + 1)
+    how = {"additive": options.additive, "steps": options.steps, "seed": options.seed}
+    how["layers"] = layers if options.perturbed == "all" else None
     with _bar("generator of the edit") as progress:
-        how = {"additive": options.additive, "steps": options.steps, "seed": options.seed}
         return editor.render(progress=progress, **how)
 
 

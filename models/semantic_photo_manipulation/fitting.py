@@ -114,7 +114,7 @@ def fit(
         # in the last layers here) are trained in channels_last on the CPU.
         recipe.to(memory_format=torch.contiguous_format)
         loop = Loop(recipe, seed=seed, device=device, channels_last=False)
-        recipe.train()
+        recipe.networks.train()  # what else it holds, such as a frozen generator, stays as it is
         for step in range(steps):
             given = [{k: v.contiguous() for k, v in part.items()} for part in parts(step)]
             losses = loop.step(given, epoch=0)
@@ -122,7 +122,7 @@ def fit(
                 after()
             if progress is not None:
                 progress(step + 1, losses)
-        recipe.eval()
+        recipe.networks.eval()
     return losses
 
 
@@ -368,7 +368,7 @@ def adapt(
     steps = config.schedule.adapt_steps if steps is None else steps
     fit(recipe, batch, steps, seed=seed, progress=progress)
     # The batch norms' statistics are those of the fixed noise: training mode gives what was fitted.
-    recipe.train()
+    perturbation.train()
     with torch.no_grad():
         deltas = perturbation()
     return ImageSpecificGenerator(generator, deltas, additive=additive)

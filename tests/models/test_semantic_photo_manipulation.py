@@ -426,6 +426,7 @@ def test_adaptation_matches_the_photo_outside_the_edit(additive, layers, generat
     before, after = (mismatch(image * keep, photo * keep) for image in (plain, fitted))
     assert after < 0.9 * before
     torch.testing.assert_close(off, plain)  # perturbations turned off everywhere
+    assert not generator.training
     again = adapt(generator, code, photo, keep, PIXELS, **how)
     assert torch.equal(again(code), fitted)  # the same seed
 
@@ -473,6 +474,19 @@ def test_interactive_generator(generator):
     small = ProgressiveGenerator(sizes=SIZES[:5])
     with pytest.raises(ValueError, match="generator: expected at least 12 layers, got 8"):
         tune(small, torch.zeros(1, 12, 8, 8), torch.zeros(1, 3, 32, 32), PIXELS)
+
+
+def test_a_frozen_generator_is_used_as_it_is(generator):
+    """No copy, and it stays frozen, in evaluation."""
+    generator.requires_grad_(False)
+    assert fitting.frozen(generator) is generator
+    keep = torch.ones(1, 1, 128, 128)
+    specific = adapt(generator, drawn_code(generator), photo_of(generator), keep, PIXELS, steps=1)
+    assert specific.generator is generator
+    assert not any(module.training for module in generator.modules())
+    assert not any(p.requires_grad for p in generator.parameters())
+    generator.requires_grad_(True)
+    assert fitting.frozen(generator) is not generator
 
 
 def test_a_photo_of_another_size_is_named(generator):

@@ -354,7 +354,7 @@ def saved(tmp_path: Path) -> list[str]:
 
 def run(saved: list[str], mask: Path | None, *more: object) -> int:
     given = [*saved[:3], *([] if mask is None else [str(mask)]), *saved[3:]]
-    return main([*given, "--steps", "1", *map(str, more)])
+    return main([*given, "--steps", "3", *map(str, more)])
 
 
 def test_several_strokes_of_a_file(saved, tmp_path, capsys):
@@ -415,6 +415,14 @@ def test_pasted_pixels_are_the_files_own_away_from_the_strokes(saved, tmp_path):
     assert not changed[:, :7].any()  # left of the middle square
     assert not changed[-1].any()
     assert 0.1 < changed.mean() < 0.9
+
+
+def test_variants_of_the_perturbations(saved, tmp_path):
+    results = set()
+    for more in ((), ("--perturbed", "all"), ("--additive",), ("--variant", "interactive")):
+        assert run(saved, tmp_path / "mask.png", "--units", "0", *more) == 0
+        results.add((tmp_path / "out.png").read_bytes())
+    assert len(results) == 4
 
 
 def test_features_of_vgg(saved, tmp_path, pretrained, capsys):
