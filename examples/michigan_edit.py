@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoint = folder / "networks.safetensors"
         shutil.copyfile(newest, checkpoint)
     edits = {"again": (), "look": look, "shape": shape, "strokes": strokes}
-    edits["all"] = (*look, *shape, *strokes, "--paste")
+    edits["all"] = (*look, *shape, *strokes, "--paste", "--margin", 1)
     made = {n: edit(folder, checkpoint, folder / f"{n}.png", *how) for n, how in edits.items()}
 
     note = (

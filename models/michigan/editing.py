@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,8 +170,11 @@ def edited(hair: Tensor, shape: Tensor, margin: int = 0) -> Tensor:
     """(1,1,H,W): 1 where hair was or is, and so many pixels around it; 0 elsewhere."""
     if margin < 0:
         raise ValueError(f"margin: expected at least 0, got {margin}")
+    side = 2 * margin + 1
     either = torch.maximum(hair, shape)
-    return F.max_pool2d(either, 2 * margin + 1, stride=1, padding=margin)
+    for kernel, padding in (((side, 1), (margin, 0)), ((1, side), (0, margin))):
+        either = F.max_pool2d(either, kernel, stride=1, padding=padding)
+    return either
 
 
 def _check(
@@ -326,25 +328,28 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
     source = pictures.read_photo(options.photo)
     size = working_size(source.size, given)
 
-    def read(photo: Path, mask: Path) -> Hair:
+    def read(photo: Path, mask: Path) -> tuple[Hair, Image.Image]:
+        """At the network's size, and the mask as it lies in its file."""
         picture = pictures.read_image(photo)
-        hair = _resized_mask(_mask(mask, options.threshold, picture.size), size)
+        drawn = _mask(mask, options.threshold, picture.size)
+        hair = _resized_mask(drawn, size)
         if not hair.any():
             raise ValueError(
                 f"{mask}: expected hair in white, got a mask without any above"
                 f" {options.threshold} of 255; --threshold moves the limit"
             )
-        return Hair(_photo(picture, size).to(device), hair.to(device))
+        return Hair(_photo(picture, size).to(device), hair.to(device)), drawn
 
-    target = read(options.photo, options.hair)
+    target, before = read(options.photo, options.hair)
+    after = before
     changes: dict[str, Any] = {"seed": options.seed}
     for name in ("structure", "appearance"):
         if getattr(options, name) is not None:
-            changes[name] = read(getattr(options, name), getattr(options, f"{name}_hair"))
+            changes[name], _ = read(getattr(options, name), getattr(options, f"{name}_hair"))
     shape = target.mask
     if options.shape is not None:
-        picture = _mask(options.shape, options.threshold, source.size)
-        changes["shape"] = shape = _resized_mask(picture, size).to(device)
+        after = _mask(options.shape, options.threshold, source.size)
+        changes["shape"] = shape = _resized_mask(after, size).to(device)
     if options.orientation is not None:
         changes["orientation"] = _read_orientation(options.orientation, size).to(device)
     if options.strokes is not None:
@@ -368,7 +373,9 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
     if not options.paste:
         pictures.write(pictures.to_picture(result[0]), options.output)
     else:
-        _write_pasted(source, result, edited(target.mask, shape, options.margin), options.output)
+        margin = round(options.margin * source.size[0] / size[1])
+        whole = (_resized_mask(mask, source.size[::-1]) for mask in (before, after))
+        _write_pasted(source, result, edited(*whole, margin), options.output)
     print(f"wrote {options.output}")
 
 
@@ -381,8 +388,7 @@ def _read_orientation(path: Path, size: tuple[int, int]) -> Tensor:
 
 
 def _write_pasted(source: pictures.Photo, result: Tensor, new: Tensor, output: Path) -> None:
-    size: Sequence[int] = source.size[::-1]
-    kept = 1 - F.interpolate(new, size)
+    size = source.size[::-1]
     filled = F.interpolate(result, size, mode="bicubic", antialias=True, align_corners=False)
-    for note in pictures.write_photo(source.with_fill(filled[0].cpu(), kept[0].cpu()), output):
+    for note in pictures.write_photo(source.with_fill(filled[0].cpu(), 1 - new[0]), output):
         print(f"warning: {note}", file=sys.stderr)

@@ -112,7 +112,7 @@ def test_paste_keeps_the_photo_away_from_the_hair(folder):
     assert changed[hair | shape].mean() > 0.8
     assert not changed[:8].any()
     assert not changed[72:].any()
-    assert not changed[35:, 34:46].any()  # the face
+    assert not changed[~(hair | shape)].any()  # the face too
     wider = (before != output(folder, *EDITS["shape"], "--paste", "--margin", "3")).any(axis=2)
     assert wider.sum() > changed.sum()
 
