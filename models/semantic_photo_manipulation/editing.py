@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -176,8 +176,11 @@ class PhotoEditor:
         self.tuned = tune(self.generator, self.code, self.photo, self.config, **how)
 
     @torch.no_grad()
-    def show(self) -> Tensor:
+    def show(self, *, masked: Collection[int] | None = None) -> Tensor:
         """The interactive picture, (1,3,H,H) in [0,1].
+
+        Args:
+            masked: see `fitting.ImageSpecificGenerator`.
 
         Raises:
             ValueError: `prepare` was not called.
@@ -185,7 +188,7 @@ class PhotoEditor:
         if self.tuned is None:
             raise ValueError("show: expected a call of prepare before")
         mask = edit_region(self.strokes).to(self.photo) if self.strokes else None
-        return (self.tuned(self.edited_code, mask) + 1) / 2
+        return (self.tuned(self.edited_code, mask, masked=masked) + 1) / 2
 
     def composite(self, picture: Tensor) -> Tensor:
         """A picture of this photo in [0,1], with the photo's own pixels outside the strokes."""

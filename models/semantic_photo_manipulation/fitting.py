@@ -4,7 +4,7 @@ Every fit is a `Recipe` of a few parameters on a `Loop`; the generator itself st
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -291,7 +291,8 @@ class ImageSpecificGenerator(nn.Module):
         additive: they are added, instead of multiplying by 1 + delta.
 
     Shape: code (N,C,8,8) -> (N,3,H,H) in [-1,1]. `mask` (N or 1,1,H,H) in [0,1] turns the
-    perturbations off where it is 1; it is halved bilinearly down to each layer.
+    perturbations off where it is 1; it is halved bilinearly down to each layer. `masked` names the
+    layers for which it does (default: all; the published server has 12 alone).
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -311,7 +312,12 @@ class ImageSpecificGenerator(nn.Module):
         for layer, delta in deltas.items():
             self.register_buffer(f"d{layer}", delta.detach())
 
-    def forward(self, code: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, code: Tensor, mask: Tensor | None = None, *, masked: Collection[int] | None = None
+    ) -> Tensor:
+        masked = self.layers if masked is None else masked
+        if unknown := {*masked} - {*self.layers}:
+            raise ValueError(f"masked: expected some of {self.layers}, got {min(unknown)}")
         deltas = {layer: self.get_buffer(f"d{layer}") for layer in self.layers}
         if mask is not None:
             side = self.generator.resolution
@@ -320,7 +326,8 @@ class ImageSpecificGenerator(nn.Module):
             for layer in reversed(self.layers):
                 while keep.shape[-1] > self.generator.side(layer):
                     keep = F.avg_pool2d(keep, 2)  # what bilinear halving is
-                deltas[layer] = deltas[layer] * keep
+                if layer in masked:
+                    deltas[layer] = deltas[layer] * keep
         maps = {"offsets" if self.additive else "deltas": deltas}
         return self.generator.run(code, CODE_LAYER + 1, **maps)
 

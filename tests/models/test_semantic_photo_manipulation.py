@@ -471,6 +471,11 @@ def test_interactive_generator(generator):
     deltas = {10: tuned.d10 * keep, 12: tuned.d12 * (1 - mask)}
     with torch.no_grad():
         torch.testing.assert_close(tuned(code, mask), tuned.generator.run(code, 5, deltas=deltas))
+        deltas[10] = tuned.d10
+        wanted = tuned.generator.run(code, 5, deltas=deltas)
+        torch.testing.assert_close(tuned(code, mask, masked=(12,)), wanted)
+    with pytest.raises(ValueError, match=r"masked: expected some of \(10, 12\), got 8"):
+        tuned(code, mask, masked=(8,))
     small = ProgressiveGenerator(sizes=SIZES[:5])
     with pytest.raises(ValueError, match="generator: expected at least 12 layers, got 8"):
         tune(small, torch.zeros(1, 12, 8, 8), torch.zeros(1, 3, 32, 32), PIXELS)
