@@ -4,7 +4,7 @@ Metadata is in pyproject.toml. What could not be built is said at the end of the
 `torchext.build_info()`; it is never an error, because Triton and the reference need no compiler.
 
 Environment:
-    TORCH_CUDA_ARCH_LIST   architectures to compile, as in PyTorch ("8.0;9.0+PTX")
+    TORCH_CUDA_ARCH_LIST   architectures to compile, as in PyTorch ("8.0;9.0+PTX", "Hopper")
     TORCHEXT_CUDA          0: never build the CUDA library; 1: fail when it cannot be built
     TORCHEXT_STRICT        1: fail when a compiler is there and any part cannot be built
     CXX, NVCC              the compilers (default g++ or c++, nvcc); nothing else is tried then. CXX
@@ -30,6 +30,15 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# PyTorch's names of architectures.
+NAMED_ARCHITECTURES = {
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;12.0+PTX",
+}
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # runs on every torch from 2.10 on
 # GCC 12 takes the deliberately undefined registers of its own AVX headers for uninitialized ones.
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Wno-maybe-uninitialized"
@@ -83,13 +92,34 @@ def nvcc_version(nvcc: str) -> str:
     return re.search(r"release (\d+\.\d+)", text).group(1)
 
 
+def wanted_architectures(text: str) -> list[str]:
+    """Architectures as nvcc numbers them, "90" or "120+PTX", of a list as PyTorch takes it.
+
+    "9.0a" and "10.0f" stand for 9.0 and 10.0: nothing here uses what the letters add, and the plain
+    code runs on later devices, too.
+
+    Raises:
+        ValueError: a word that is no architecture.
+    """
+    found = []
+    for item in re.split(r"[;, ]+", text.strip()):
+        for name in NAMED_ARCHITECTURES.get(item, item).split(";"):
+            match = re.fullmatch(r"(\d+)\.?(\d)[af]?(\+PTX)?", name)
+            if not match:
+                raise ValueError(
+                    "TORCH_CUDA_ARCH_LIST: expected architectures such as 9.0, 9.0+PTX or Hopper,"
+                    f" got {item!r}"
+                )
+            found.append("".join(part or "" for part in match.groups()))
+    return list(dict.fromkeys(found))
+
+
 def cuda_architectures(nvcc: str) -> list[str]:
-    """The wanted architectures that this nvcc knows, as in "90" or "120+PTX"."""
+    """The wanted architectures that this nvcc knows."""
     text = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"compute_(\d+[a-z]?)", text.stdout))
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
-    names = [item.replace(".", "") for item in re.split(r"[;, ]+", wanted.strip()) if item]
-    return [name for name in names if name.removesuffix("+PTX") in known]
+    known = set(re.findall(r"compute_(\d+)", text.stdout))
+    wanted = wanted_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES)
+    return [name for name in wanted if name.removesuffix("+PTX") in known]
 
 
 def architecture_flags(architectures: list[str]) -> str:
@@ -227,8 +257,7 @@ class BuildNative(build_ext):
         ninja = NinjaFile(cxx, ROOT / "build" / f"native-{sys.implementation.cache_tag}")
         levels = self.usable_levels(cxx, left_out)
         self.add_cpu(ninja, targets["cpu"], levels)
-        nvcc, reason = self.usable_nvcc(ninja)
-        architectures = cuda_architectures(nvcc) if nvcc else []
+        nvcc, architectures, reason = self.usable_nvcc(ninja)
         if nvcc:
             self.add_cuda(ninja, nvcc, architectures, targets["cuda"])
         else:
@@ -259,7 +288,10 @@ class BuildNative(build_ext):
             levels["avx512"] += " " + accepted(cxx, WIDE_VECTORS)
         return levels
 
-    def usable_nvcc(self, ninja: NinjaFile) -> tuple[str | None, str]:
+    def usable_nvcc(self, ninja: NinjaFile) -> tuple[str | None, list[str], str]:
+        """nvcc and what it is to compile for; or None and why there is none."""
+        import torch
+
         wanted = os.environ.get("TORCHEXT_CUDA", "")
         nvcc = find_nvcc()
         if wanted == "0":
@@ -270,9 +302,18 @@ class BuildNative(build_ext):
             nvcc, reason = None, "the installed torch is a CPU build"
         else:
             reason = ""
+        architectures = cuda_architectures(nvcc) if nvcc else []
+        if nvcc and not architectures:
+            reason = f"nvcc {nvcc_version(nvcc)} knows none of the architectures that are asked for"
+            nvcc = None
         if wanted == "1" and nvcc is None:
             raise RuntimeError(f"TORCHEXT_CUDA=1, but {reason}")
-        return nvcc, reason
+        if nvcc and nvcc_version(nvcc).split(".")[0] != torch.version.cuda.split(".")[0]:
+            print(
+                f"torchext: nvcc is of CUDA {nvcc_version(nvcc)}, torch of {torch.version.cuda}: a"
+                " driver that is too old for nvcc's will leave the CUDA kernels to Triton"
+            )
+        return nvcc, architectures, reason
 
     def add_cpu(self, ninja: NinjaFile, library: Path, levels: dict[str, str]) -> None:
         objects = []

@@ -84,6 +84,48 @@ def test_other_devices_take_the_reference_with_one_warning() -> None:
         torchext.region_norm(x, mask)
 
 
+@pytest.mark.parametrize(
+    "driver, built, expected",
+    [
+        (13000, "13.0", ""),
+        (13010, "12.4", ""),
+        (13000, "13.2", ""),  # minor versions are compatible
+        (12080, "13.0", "was compiled with CUDA 13.0, the driver knows 12.8 alone: update it"),
+    ],
+)
+def test_a_driver_older_than_the_library(
+    driver: int, built: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.setattr(backend._load, "build_info", lambda: {"cuda_version": built})
+    backend._driver_problem.cache_clear()
+    try:
+        problem = backend._driver_problem()
+    finally:
+        backend._driver_problem.cache_clear()
+    assert problem.startswith(expected)
+    assert bool(problem) == bool(expected)
+
+
+def test_each_gpu_is_looked_at_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the library does not cover leaves the others theirs."""
+    capabilities = [(9, 0), (8, 6), (6, 1), (12, 1)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(
+        backend._load, "build_info", lambda: {"cuda_architectures": "80;90;100+PTX"}
+    )
+    backend._uncovered.cache_clear()
+    try:
+        problems = [backend._uncovered(index) for index in range(4)]
+    finally:
+        backend._uncovered.cache_clear()
+    assert problems == [
+        *("", ""),
+        "cuda:2 has capability 6.1, compiled were 80;90;100+PTX",
+        "",
+    ]
+
+
 def test_simd_level_falls_back_to_the_highest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHEXT_SIMD", "unheard-of")
     info = torchext.build_info()

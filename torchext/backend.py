@@ -30,14 +30,14 @@ class Backend:
     Attributes:
         name: what `use` and TORCHEXT_BACKEND call it.
         namespace: where its ops are registered; empty for the reference, which is not.
-        problem: why it cannot take a tensor of a device type ("" if it can). Chooses, explains and
-            is the text of the error when the backend is forced.
+        problem: why it cannot take a tensor of a device ("" if it can). Chooses, explains and is
+            the text of the error when the backend is forced.
         automatic: False for a backend that runs only when it is forced.
     """
 
     name: str
     namespace: str
-    problem: Callable[[str], str]
+    problem: Callable[[torch.device], str]
     automatic: bool = True
 
     @property
@@ -46,49 +46,61 @@ class Backend:
         return getattr(torch.ops, self.namespace) if self.namespace else reference
 
 
-def _cpu_problem(device_type: str) -> str:
-    if device_type != "cpu":
-        return f"takes CPU tensors, got one on {device_type}"
+def _cpu_problem(device: torch.device) -> str:
+    if device.type != "cpu":
+        return f"takes CPU tensors, got one on {device.type}"
     return _load.problems["cpu"] and f"the CPU library is missing ({_load.problems['cpu']})"
 
 
 @functools.cache
-def _uncovered_devices() -> str:
-    """Which of the visible GPUs the compiled architectures do not cover."""
-    names = [item for item in _load.build_info().get("cuda_architectures", "").split(";") if item]
-    compiled = [int(name.removesuffix("+PTX")) for name in names]
-    portable = [int(name.removesuffix("+PTX")) for name in names if name.endswith("+PTX")]
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        capability = 10 * major + minor
-        # A cubin runs on the later minor versions of its major version, PTX on anything later.
-        covered = any(a // 10 == major and a <= capability for a in compiled)
-        if not covered and not any(a <= capability for a in portable):
-            return f"cuda:{index} has capability {major}.{minor}, compiled were {';'.join(names)}"
+def _driver_problem() -> str:
+    """Whether the driver is too old for the library, which would fail at its first launch."""
+    built = _load.build_info().get("cuda_version", "")
+    driver = torch._C._cuda_getDriverVersion()  # 12080 for CUDA 12.8
+    if built and driver // 1000 < int(built.split(".")[0]):
+        return (
+            f"was compiled with CUDA {built}, the driver knows {driver // 1000}."
+            f"{driver % 1000 // 10} alone: update it, or build with an nvcc of its version"
+        )
     return ""
 
 
-def _cuda_problem(device_type: str) -> str:
-    if device_type != "cuda":
-        return f"takes CUDA tensors, got one on {device_type}"
+@functools.cache
+def _uncovered(index: int) -> str:
+    """Why none of the compiled architectures runs on a GPU."""
+    names = [item for item in _load.build_info().get("cuda_architectures", "").split(";") if item]
+    compiled = [int(name.removesuffix("+PTX")) for name in names]
+    portable = [int(name.removesuffix("+PTX")) for name in names if name.endswith("+PTX")]
+    major, minor = torch.cuda.get_device_capability(index)
+    capability = 10 * major + minor
+    # A cubin runs on the later minor versions of its major version, PTX on anything later.
+    covered = any(a // 10 == major and a <= capability for a in compiled)
+    if covered or any(a <= capability for a in portable):
+        return ""
+    return f"cuda:{index} has capability {major}.{minor}, compiled were {';'.join(names)}"
+
+
+def _cuda_problem(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"takes CUDA tensors, got one on {device.type}"
     if _load.problems["cuda"]:
         return f"the CUDA library is missing ({_load.problems['cuda']})"
-    return _uncovered_devices()
+    return _driver_problem() or _uncovered(device.index or 0)
 
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _triton_problem(device_type: str) -> str:
+def _triton_problem(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if device_type == "cuda" or (device_type == "cpu" and _interpreted()):
+    if device.type == "cuda" or (device.type == "cpu" and _interpreted()):
         return ""
-    return f"takes CUDA tensors (CPU tensors with TRITON_INTERPRET=1), got one on {device_type}"
+    return f"takes CUDA tensors (CPU tensors with TRITON_INTERPRET=1), got one on {device.type}"
 
 
-REFERENCE = Backend("reference", "", lambda _device_type: "")
+REFERENCE = Backend("reference", "", lambda _device: "")
 _backends = {
     "cpu": Backend("cpu", "torchext", _cpu_problem),
     "cuda": Backend("cuda", "torchext", _cuda_problem),
@@ -131,7 +143,7 @@ def explain(op: str, x: torch.Tensor) -> dict[str, str]:
         Backend name to reason, "" where the backend can run it.
     """
     _check_op(op)
-    reasons = {name: backend.problem(x.device.type) for name, backend in _backends.items()}
+    reasons = {name: backend.problem(x.device) for name, backend in _backends.items()}
     if op in schema.CPU_ONLY:
         reasons |= {name: "has no hole tiles" for name in reasons if name != "cpu"}
     return reasons
@@ -160,32 +172,32 @@ def choose(op: str, x: torch.Tensor) -> Backend:
     """
     if forward_mode():
         return REFERENCE
-    device_type = x.device.type
+    device = x.device
     if _forced is not None:
         backend = _backends.get(_forced)
         if backend is None:
             raise ValueError(f"backend: expected one of {list(_backends)}, got {_forced!r}")
-        problem = backend.problem(device_type)
+        problem = backend.problem(device)
         if problem:
             raise NotImplementedError(f"backend: {_forced!r} was forced, but it {problem}")
         return backend
     for backend in _backends.values():
-        if backend.automatic and not backend.problem(device_type):
+        if backend.automatic and not backend.problem(device):
             if backend is REFERENCE and not torch.compiler.is_compiling():
-                _warn_of_reference(device_type)
+                _warn_of_reference(device)
             return backend
     raise AssertionError("the reference takes every tensor")
 
 
 @functools.cache
-def _warn_of_reference(device_type: str) -> None:
+def _warn_of_reference(device: torch.device) -> None:
     reasons = "; ".join(
-        f"{name}: {backend.problem(device_type)}"
+        f"{name}: {backend.problem(device)}"
         for name, backend in _backends.items()
         if backend is not REFERENCE and backend.automatic
     )
     warnings.warn(
-        f"torchext runs its slow reference on {device_type} tensors ({reasons})", stacklevel=5
+        f"torchext runs its slow reference on {device.type} tensors ({reasons})", stacklevel=5
     )
 
 

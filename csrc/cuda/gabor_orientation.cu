@@ -20,7 +20,9 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "reduce.cuh"
 #include "tensors.cuh"
@@ -82,8 +84,8 @@ __device__ __forceinline__ void load_window(To* window, const From* map, const T
 
 // ---- forward ------------------------------------------------------------------------------------
 
-constexpr int kForwardTileHeight = 64;
-constexpr int kFilterBlock = 16;  // filters summed at a time where the bank has no symmetry
+constexpr int kForwardTileHeight = 64;  // or less, where shared memory is short
+constexpr int kFilterBlock = 16;        // filters summed at a time where the bank has no symmetry
 
 // The square's symmetry is used for this many filters: their orbits fit the registers.
 constexpr int kSquareCount = 32;
@@ -345,16 +347,21 @@ __host__ __device__ constexpr int weight_elements(int size, bool may_be_square) 
   return (row > square ? row : square) > kThreads ? (row > square ? row : square) : kThreads;
 }
 
+// Rows of the tile at a time; a tile is whole rounds of them.
+template <typename A>
+constexpr int kRowsOf = kThreads / kTileWidth * kPixelsOf<A>;
+static_assert(kForwardTileHeight % kRowsOf<float> == 0);
+static_assert(kForwardTileHeight % kRowsOf<double> == 0);
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     oriented_filter_max_kernel(Tiles tiles, const T* image, const accumulate_t<T>* bank, int count,
-                               int size, bool absolute, int32_t* index, accumulate_t<T>* response) {
+                               int size, bool may_be_square, bool absolute, int32_t* index,
+                               accumulate_t<T>* response) {
   using A = accumulate_t<T>;
   constexpr int kPixels = kPixelsOf<A>;
-  constexpr int kRows = kThreads / kTileWidth * kPixels;  // of the tile, at a time
-  static_assert(kForwardTileHeight % kRows == 0, "a tile is whole rounds");
+  constexpr int kRows = kRowsOf<A>;
   DYNAMIC_SHARED(A, weights);
-  const bool may_be_square = count == kSquareCount;
   A* const window = weights + weight_elements(size, may_be_square);
 
   const TilePlace place(tiles, blockIdx.x);
@@ -363,7 +370,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   __syncthreads();
 
   const int column = threadIdx.x % kTileWidth;
-  for (int round = 0; round < kForwardTileHeight; round += kRows) {
+  for (int round = 0; round < tiles.tile_height; round += kRows) {
     if (place.y + round >= tiles.height) break;  // alike for the whole block
     const int row = round + threadIdx.x / kTileWidth * kPixels;
     const A* const at = window + row * (kTileWidth + size - 1) + column;
@@ -388,10 +395,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
 
 // ---- gradient of the image ----------------------------------------------------------------------
 
-constexpr int kImageTileHeight = 32;
+constexpr int kImagePixels = 4;  // of a column for each thread, or less
 constexpr int kTableElements = 8192;
+__host__ __device__ constexpr int image_tile_height(int pixels) {
+  return pixels * kThreads / kTileWidth;
+}
 
-// Taps that lie in shared memory at a time, for all filters; rows of the table are `pitch` long.
+// Taps that lie in shared memory at a time, for all filters, unless it is short; rows of the table
+// are `pitch` long.
 __host__ __device__ constexpr int table_pitch(int count) {
   return count | 1;  // odd: neighbouring taps are written to different banks
 }
@@ -400,18 +411,17 @@ __host__ __device__ constexpr int table_taps(int count) {
 }
 
 // gradient(q) = sum over p around q of grad(p) * bank[index(p)][q - p]
-template <typename A>
+template <typename A, int kPixels>
 __global__ void __launch_bounds__(kThreads)
     oriented_filter_max_backward_image_kernel(Tiles tiles, const A* grad, const int32_t* index,
-                                              const A* bank, int count, int size, A* grad_image) {
-  constexpr int kPixels = kImageTileHeight * kTileWidth / kThreads;
+                                              const A* bank, int count, int size, int slab,
+                                              A* grad_image) {
   const int pitch = kTileWidth + size - 1;
   const int taps = size * size;
-  const int slab = table_taps(count);
   DYNAMIC_SHARED(A, table);  // [tap][filter]
   A* const gradient = table + slab * table_pitch(count);
   int32_t* const winner =
-      reinterpret_cast<int32_t*>(gradient + window_elements(kImageTileHeight, size));
+      reinterpret_cast<int32_t*>(gradient + window_elements(tiles.tile_height, size));
 
   const TilePlace place(tiles, blockIdx.x);
   load_window(gradient, grad, tiles, place, size / 2);
@@ -453,7 +463,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- gradient of the bank -----------------------------------------------------------------------
 
-constexpr int kBankTileHeight = 16;
+constexpr int kBankTileHeight = 16;   // or less, where shared memory is short
 constexpr int kBankElements = 10240;  // sums in shared memory
 constexpr int kParts = 128;
 
@@ -473,8 +483,8 @@ __global__ void __launch_bounds__(kThreads)
   const int filters = count - first < set ? count - first : set;
   DYNAMIC_SHARED(A, sums);  // [filter][tap]
   A* const window = sums + set * taps;
-  A* const gradient = window + window_elements(kBankTileHeight, size);
-  int32_t* const winner = reinterpret_cast<int32_t*>(gradient + kBankTileHeight * kTileWidth);
+  A* const gradient = window + window_elements(tiles.tile_height, size);
+  int32_t* const winner = reinterpret_cast<int32_t*>(gradient + tiles.tile_height * kTileWidth);
 
   for (int i = threadIdx.x; i < filters * taps; i += kThreads) sums[i] = A(0);
   for (int64_t tile = part; tile < tiles.count(); tile += num_parts) {
@@ -484,7 +494,7 @@ __global__ void __launch_bounds__(kThreads)
     load_window(gradient, grad, tiles, place, 0);
     load_window(winner, index, tiles, place, 0);
     __syncthreads();
-    for (int pixel = 0; pixel < kBankTileHeight * kTileWidth; ++pixel) {
+    for (int pixel = 0; pixel < tiles.tile_height * kTileWidth; ++pixel) {
       const A g = gradient[pixel];
       const int filter = winner[pixel] - first;
       if (g == A(0) || filter < 0 || filter >= filters) continue;
@@ -523,6 +533,13 @@ void expects_map(const Tensor& map, const char* message) {
           message);
 }
 
+[[noreturn]] void refuse(int64_t size) {
+  const std::string side = std::to_string(size);
+  throw std::invalid_argument("bank: filters of " + side + " x " + side +
+                              " in this dtype need more shared memory than this GPU has;"
+                              " torchext.backend.use(\"triton\") takes them");
+}
+
 // The size of the filters.
 int check_bank(const Tensor& bank, ScalarType dtype) {
   expects(bank.dim() == 3 && bank.scalar_type() == dtype && bank.is_contiguous(),
@@ -540,18 +557,31 @@ std::tuple<Tensor, Tensor> oriented_filter_max_cuda(const Tensor& image, const T
   const int size = check_bank(bank, accumulate_type(image));
   const int count = static_cast<int>(bank.size(0));
   const DeviceGuard guard(image);
-  const Tiles tiles(image, kForwardTileHeight);
-  Tensor index = new_tensor(image, {tiles.images, 1, tiles.height, tiles.width}, ScalarType::Int);
+  Tensor index =
+      new_tensor(image, {image.size(0), 1, image.size(2), image.size(3)}, ScalarType::Int);
   Tensor response =
-      new_tensor(image, {tiles.images, 1, tiles.height, tiles.width}, accumulate_type(image));
+      new_tensor(image, {image.size(0), 1, image.size(2), image.size(3)}, accumulate_type(image));
   dispatch_floating(image.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const size_t bytes = sizeof(A) * (weight_elements(size, count == kSquareCount) +
-                                      window_elements(kForwardTileHeight, size));
-    launch(oriented_filter_max_kernel<T>, grid_of(tiles.count()), dim3(kThreads), bytes,
+    // The symmetry, which saves most of the work, comes before the height of the tiles.
+    const size_t limit = shared_memory_limit();
+    int height = kForwardTileHeight;
+    bool may_be_square = count == kSquareCount;
+    const auto bytes = [&] {
+      return sizeof(A) * (weight_elements(size, may_be_square) + window_elements(height, size));
+    };
+    while (height > kRowsOf<A> && bytes() > limit) height /= 2;
+    if (may_be_square && bytes() > limit) {
+      may_be_square = false;
+      height = kForwardTileHeight;
+      while (height > kRowsOf<A> && bytes() > limit) height /= 2;
+    }
+    if (bytes() > limit) refuse(size);
+    const Tiles tiles(image, height);
+    launch(oriented_filter_max_kernel<T>, grid_of(tiles.count()), dim3(kThreads), bytes(),
            current_stream(image), tiles, data<const T>(image), data<const A>(bank), count, size,
-           absolute, data<int32_t>(index), data<A>(response));
+           may_be_square, absolute, data<int32_t>(index), data<A>(response));
   });
   return {response, index};
 }
@@ -571,16 +601,30 @@ Tensor oriented_filter_max_backward_image_cuda(const Tensor& grad, const Tensor&
   const int size = check_bank(bank, grad.scalar_type());
   const int count = static_cast<int>(bank.size(0));
   const DeviceGuard guard(grad);
-  const Tiles tiles(grad, kImageTileHeight);
   Tensor grad_image = torch::stable::empty_like(grad);
   dispatch_accumulate(grad.scalar_type(), [&](auto type) {
     using A = typename decltype(type)::type;
-    const int window = window_elements(kImageTileHeight, size);
-    const size_t bytes =
-        sizeof(A) * (table_taps(count) * table_pitch(count) + window) + sizeof(int32_t) * window;
-    launch(oriented_filter_max_backward_image_kernel<A>, grid_of(tiles.count()), dim3(kThreads),
-           bytes, current_stream(grad), tiles, data<const A>(grad), data<const int32_t>(index),
-           data<const A>(bank), count, size, data<A>(grad_image));
+    const size_t limit = shared_memory_limit();
+    const size_t row = sizeof(A) * table_pitch(count);  // of the table, for one tap
+    const auto run = [&](auto pixels_tag) {
+      constexpr int kPixels = decltype(pixels_tag)::value;
+      const Tiles tiles(grad, image_tile_height(kPixels));
+      const size_t window =
+          (sizeof(A) + sizeof(int32_t)) * window_elements(tiles.tile_height, size);
+      if (window + row > limit) return false;
+      const int slab = std::min(table_taps(count), static_cast<int>((limit - window) / row));
+      launch(oriented_filter_max_backward_image_kernel<A, kPixels>, grid_of(tiles.count()),
+             dim3(kThreads), window + slab * row, current_stream(grad), tiles, data<const A>(grad),
+             data<const int32_t>(index), data<const A>(bank), count, size, slab,
+             data<A>(grad_image));
+      return true;
+    };
+    using std::integral_constant;
+    if (!run(integral_constant<int, kImagePixels>{}) &&
+        !run(integral_constant<int, kImagePixels / 2>{}) &&
+        !run(integral_constant<int, kImagePixels / 4>{})) {
+      refuse(size);
+    }
   });
   return grad_image;
 }
@@ -594,26 +638,31 @@ Tensor oriented_filter_max_backward_bank_cuda(const Tensor& grad, const Tensor& 
   expects(count >= 1 && count <= 1024 && size >= 1 && size % 2 == 1 && size <= kMaxSize,
           "size: expected at most 1024 filters of an odd size up to 63");
   const DeviceGuard guard(grad);
-  const Tiles tiles(grad, kBankTileHeight);
   const ScalarType dtype = grad.scalar_type();
   Tensor grad_bank = new_tensor(grad, {count, size, size}, dtype);
   const int64_t elements = grad_bank.numel();
-  // an empty batch still writes its sums: zeros
-  const int num_parts = static_cast<int>(std::clamp<int64_t>(tiles.count(), 1, kParts));
-  Tensor parts = new_tensor(grad, {elements, num_parts}, dtype);
   dispatch_floating(image.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
     const int taps = static_cast<int>(size * size);
-    const int set = std::max(1, std::min(static_cast<int>(count),
-                                         static_cast<int>(4 * kBankElements / sizeof(A)) / taps));
+    const size_t limit = shared_memory_limit();
+    int height = kBankTileHeight;
+    int set = std::max(1, std::min(static_cast<int>(count),
+                                   static_cast<int>(4 * kBankElements / sizeof(A)) / taps));
+    const auto bytes = [&] {
+      return sizeof(A) * (set * taps + window_elements(height, static_cast<int>(size)) +
+                          height * kTileWidth) +
+             sizeof(int32_t) * height * kTileWidth;
+    };
+    while (height > 1 && bytes() > limit) set > 1 ? set = (set + 1) / 2 : height /= 2;
+    if (bytes() > limit) refuse(size);
+    const Tiles tiles(grad, height);
     const int sets = (static_cast<int>(count) + set - 1) / set;
-    const size_t bytes =
-        sizeof(A) * (set * taps + window_elements(kBankTileHeight, static_cast<int>(size)) +
-                     kBankTileHeight * kTileWidth) +
-        sizeof(int32_t) * kBankTileHeight * kTileWidth;
+    // an empty batch still writes its sums: zeros
+    const int num_parts = static_cast<int>(std::clamp<int64_t>(tiles.count(), 1, kParts));
+    Tensor parts = new_tensor(grad, {elements, num_parts}, dtype);
     launch(oriented_filter_max_backward_bank_kernel<T>, grid_of(int64_t{num_parts} * sets),
-           dim3(kThreads), bytes, current_stream(grad), tiles, data<const A>(grad),
+           dim3(kThreads), bytes(), current_stream(grad), tiles, data<const A>(grad),
            data<const int32_t>(index), data<const T>(image), static_cast<int>(count),
            static_cast<int>(size), set, num_parts, data<A>(parts));
     constexpr int kWarps = kThreads / kWarpSize;

@@ -101,6 +101,17 @@ inline int multiprocessor_count() {
   return count;
 }
 
+// Bytes that a block of the current device may ask for, beside a few of static shared memory.
+inline size_t shared_memory_limit() {
+  constexpr size_t kStatic = 128;
+  int device = 0;
+  int bytes = 0;
+  check(cudaGetDevice(&device), "device query");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "device query");
+  return static_cast<size_t>(bytes) - kStatic;
+}
+
 // const T for inputs, T for outputs; an absent tensor is a null pointer. The element type is the
 // kernel's (__half), not PyTorch's (c10::Half), so the typed data_ptr<T>() does not serve.
 template <typename T>

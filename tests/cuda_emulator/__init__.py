@@ -85,6 +85,9 @@ class Launch:
     store: Traffic
 
 
+SHARED_MEMORY = 227  # KiB for a block, an H100's
+
+
 class Emulator:
     """A loaded library of emulated ops, and its controls."""
 
@@ -111,6 +114,15 @@ class Emulator:
             yield
         finally:
             self.set_order(before)
+
+    @contextmanager
+    def shared_memory(self, kibibytes: int) -> Iterator[None]:
+        """A device whose blocks may ask for this much shared memory: 64 (T4), 99, 163 (A100)..."""
+        self._controls.emulator_set_shared_memory(ctypes.c_int64(1024 * kibibytes))
+        try:
+            yield
+        finally:
+            self._controls.emulator_set_shared_memory(ctypes.c_int64(1024 * SHARED_MEMORY))
 
     @contextmanager
     def ledger(self) -> Iterator[list[Launch]]:

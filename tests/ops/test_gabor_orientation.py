@@ -535,3 +535,30 @@ def test_fuzz(name: str) -> None:
 def test_namespace_of_every_backend_has_the_ops() -> None:
     for name in ("oriented_filter_max", "oriented_filter_max_backward_image"):
         assert backend.which(name, IMAGE) == "cpu"
+
+
+@pytest.mark.parametrize("name", parameters("cuda-emulated"))
+@pytest.mark.parametrize("kibibytes", [64, 99, 163, 227])
+@pytest.mark.parametrize(
+    "dtype, size", [(torch.float32, 43), (torch.float32, 63), (torch.float64, 17)], ids=str
+)
+def test_shared_memory_of_any_device(
+    dtype: torch.dtype, size: int, kibibytes: int, name: str
+) -> None:
+    """Tiles shrink to what a block may have: 64 KiB on a T4, 99 on an RTX, 163 on an A100."""
+    with emulator().shared_memory(kibibytes):
+        check_against_reference(
+            torchext.gabor_bank(32, size, dtype=dtype), image_of((1, 1, 9, 40), dtype), "abs", name
+        )
+
+
+@pytest.mark.parametrize("name", parameters("cuda-emulated"))
+def test_too_little_shared_memory_is_said(name: str) -> None:
+    bank = torchext.gabor_bank(4, 63, dtype=torch.float64).requires_grad_()
+    image = image_of((1, 1, 4, 4), torch.float64).requires_grad_()
+    with running(name), emulator().shared_memory(64):
+        _, strength = torchext.oriented_filter_max(image, bank)
+        with pytest.raises(ValueError, match=r"bank: filters of 63 x 63 .* more shared memory"):
+            strength.sum().backward()
+    with running(name), emulator().shared_memory(163):
+        torchext.oriented_filter_max(image, bank)[1].sum().backward()

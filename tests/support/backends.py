@@ -22,8 +22,8 @@ def emulator() -> cuda_emulator.Emulator:
     torchext.ops.install("torchext_emulated")
     library = cuda_emulator.load()
 
-    def problem(device_type: str) -> str:
-        return "" if device_type == "cpu" else f"takes CPU tensors, got one on {device_type}"
+    def problem(device: torch.device) -> str:
+        return "" if device.type == "cpu" else f"takes CPU tensors, got one on {device.type}"
 
     backend.register(
         backend.Backend("cuda-emulated", "torchext_emulated", problem, automatic=False)

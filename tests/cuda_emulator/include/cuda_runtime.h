@@ -94,12 +94,17 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+namespace emulator {
+// Beyond 48 KiB by request; other devices than an H100 have less.
+inline size_t shared_memory_per_block = 227 << 10;
+}  // namespace emulator
+
 // An H100's figures.
 struct cudaDeviceProp {
   char name[256] = "emulated";
   size_t totalGlobalMem = size_t{80} << 30;
   size_t sharedMemPerBlock = 48 << 10;
-  size_t sharedMemPerBlockOptin = 227 << 10;
+  size_t sharedMemPerBlockOptin = emulator::shared_memory_per_block;
   size_t sharedMemPerMultiprocessor = 228 << 10;
   int regsPerBlock = 65536;
   int regsPerMultiprocessor = 65536;
@@ -312,6 +317,9 @@ inline cudaError_t cudaDeviceSynchronize() {
 // The controls, for ctypes. Weak, one copy per library.
 #define EMULATOR_EXPORT extern "C" inline __attribute__((used, visibility("default")))
 
+EMULATOR_EXPORT void emulator_set_shared_memory(int64_t bytes) {
+  emulator::shared_memory_per_block = static_cast<size_t>(bytes);
+}
 // 0 if the name is an order (see Orders::set), else 1.
 EMULATOR_EXPORT int emulator_set_order(const char* name) {
   return emulator::scheduler.orders.set(name) ? 0 : 1;
