@@ -12,7 +12,8 @@ NORMS = ("spectralinstance", "spectral", "instance", "none")
 class PatchDiscriminator(nn.Module):
     """A score for each patch: strided 4x4 convolutions, padding 2, leaky ReLU 0.2.
 
-    The first layer has no normalisation, the last but one has stride 1, the last gives the score.
+    The first layer has no normalisation, the last but one has a stride of its own, the last gives
+    the score.
 
     Args:
         input_nc: channels of the input.
@@ -20,12 +21,19 @@ class PatchDiscriminator(nn.Module):
         n_layers: convolutions before the last.
         norm: of the layers between: "spectral" weights, "instance" norm without affine, both
             ("spectralinstance") or "none".
+        last_stride: of the last but one, where it is not the first.
 
     Shape: (N,input_nc,H,W) -> [features of each layer, ..., score (N,1,h,w)].
     """
 
     def __init__(
-        self, input_nc: int, ndf: int = 64, n_layers: int = 4, norm: str = "spectralinstance"
+        self,
+        input_nc: int,
+        ndf: int = 64,
+        n_layers: int = 4,
+        norm: str = "spectralinstance",
+        *,
+        last_stride: int = 1,
     ) -> None:
         super().__init__()
         if norm not in NORMS:
@@ -37,7 +45,7 @@ class PatchDiscriminator(nn.Module):
         )
         for i in range(1, n_layers):
             wider = min(2 * channels, 512)
-            stride = 1 if i == n_layers - 1 else 2
+            stride = last_stride if i == n_layers - 1 else 2
             bias = norm in ("spectral", "none")  # an instance norm removes it
             layer = nn.Conv2d(channels, wider, 4, stride=stride, padding=2, bias=bias)
             layer = spectral(layer, norm.startswith("spectral"))
@@ -63,7 +71,7 @@ class MultiscaleDiscriminator(nn.Module):
     Args:
         num_D: scales. Each sees the average of 3x3 pixels of the one before, stride 2, padding not
             counted.
-        n_layers_D, ndf, input_nc_D, norm_D: of each `PatchDiscriminator`.
+        n_layers_D, ndf, input_nc_D, norm_D, last_stride: of each `PatchDiscriminator`.
 
     Shape: (N,input_nc_D,H,W) -> for each scale the list of its features and its score.
     """
@@ -75,10 +83,12 @@ class MultiscaleDiscriminator(nn.Module):
         ndf: int = 64,
         input_nc_D: int = 6,
         norm_D: str = "spectralinstance",
+        *,
+        last_stride: int = 1,
     ) -> None:
         super().__init__()
         for i in range(num_D):
-            scale = PatchDiscriminator(input_nc_D, ndf, n_layers_D, norm_D)
+            scale = PatchDiscriminator(input_nc_D, ndf, n_layers_D, norm_D, last_stride=last_stride)
             self.add_module(f"discriminator_{i}", scale)
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
+
+from torchext.ops.labels import check_label_map
 
 from .geometry import Field
 from .pictures import UnreadableError, as_rgb, open_picture
@@ -109,3 +112,27 @@ def read_numbers(
             )
     values = np.array([numbers[code] for code in present.tolist()], np.int32)
     return Image.fromarray(values[places.reshape(codes.shape)])
+
+
+def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
+    """The label map as int64 (N,1,H,W).
+
+    Args:
+        labels: (N,1,H,W) or (N,H,W), integers from 0 to classes - 1.
+        classes: how many there are.
+        name: of the map, for errors.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: another shape, or a number that is no label.
+    """
+    try:
+        labels = check_label_map(labels)[:, None].long()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {str(error).removeprefix('labels: ')}") from None
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.numel():
+        raise ValueError(
+            f"{name}: expected labels from 0 to {classes - 1}, got {int(wrong.flatten()[0])}"
+        )
+    return labels

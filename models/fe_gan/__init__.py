@@ -1,0 +1,1 @@
+"""Fashion Editing with Adversarial Parsing Learning (CVPR 2020)."""
