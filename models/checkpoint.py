@@ -6,7 +6,10 @@ is, its first bytes say, not its name.
 """
 
 import argparse
+import hashlib
+import io
 import json
+import pickle
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +22,8 @@ from .files import whole_or_nothing
 
 State = dict[str, Tensor]
 FORMAT = "torchext.models"
+_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of torch.save
+_JITTOR = b"HCAJSLHD"  # behind a pickle and its SHA-1
 VERSION = 1
 
 
@@ -92,12 +97,15 @@ def is_ours(path: Path) -> bool:
 def load_published(path: Path) -> dict[str, Any]:
     """What a published file holds: torch.save of tensors in dictionaries, or safetensors.
 
+    A plain pickle of NumPy arrays by name will do, too, such as Jittor writes.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is cut off, holds code, or no dictionary.
     """
     path = Path(path)
-    if _kind(path) == "safetensors":
+    kind = _kind(path)
+    if kind == "safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -106,9 +114,12 @@ def load_published(path: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise ValueError(f"{path}: cut off ({error})") from None
     try:
-        # Of a name, torch.load would go by the suffix.
-        with path.open("rb") as file, torch.serialization.safe_globals(_harmless()):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        if kind == "pickle":
+            content = _unpickled(path.read_bytes())
+        else:
+            # Of a name, torch.load would go by the suffix.
+            with path.open("rb") as file, torch.serialization.safe_globals(_harmless()):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is cut off or no pickle at all can raise anything
         raise ValueError(f"{path}: {_reason(error)}") from None
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
@@ -117,7 +128,7 @@ def load_published(path: Path) -> dict[str, Any]:
 
 
 def _kind(path: Path) -> str:
-    """ "safetensors" or "torch", by a file's first bytes.
+    """ "safetensors", "pickle" (without torch.save) or "torch", by a file's first bytes.
 
     Raises:
         FileNotFoundError: there is none.
@@ -147,7 +158,51 @@ def _kind(path: Path) -> str:
         )
     # A length of eight bytes, then JSON.
     is_safetensors = begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < 1 << 32
-    return "safetensors" if is_safetensors else "torch"
+    if is_safetensors:
+        return "safetensors"
+    return "pickle" if begin[:1] == b"\x80" and _TORCH not in begin else "torch"
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes NumPy arrays and plain containers, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import numpy as np
+
+        if (module, name) == ("_codecs", "encode"):
+            return _encode
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if module == "collections" and name == "OrderedDict":
+            return dict
+        multiarray = getattr(np, "_core", None) or np.core
+        inside = module.removeprefix("numpy.").removeprefix("_").removeprefix("core.")
+        if (inside, name) == ("multiarray", "_reconstruct"):
+            return multiarray.multiarray._reconstruct
+        if (inside, name) == ("numeric", "_frombuffer"):
+            return multiarray.numeric._frombuffer
+        raise pickle.UnpicklingError(f"Unsupported class {module}.{name}")
+
+
+def _unpickled(data: bytes) -> Any:
+    """What a pickle of arrays holds, as tensors. A checksum that Jittor leaves behind is checked.
+
+    Raises:
+        Exception: the bytes are cut off, changed, or hold something else.
+    """
+    import numpy as np
+
+    if data.endswith(_JITTOR):
+        data, checksum = data[: -20 - len(_JITTOR)], data[-20 - len(_JITTOR) : -len(_JITTOR)]
+        if hashlib.sha1(data, usedforsecurity=False).digest() != checksum:
+            raise ValueError("its checksum is another")
+    content = _ArrayUnpickler(io.BytesIO(data)).load()
+    if not isinstance(content, Mapping):
+        return content
+    return {
+        key: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        for key, value in content.items()
+    }
 
 
 def _harmless() -> list[Any]:
