@@ -51,12 +51,15 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def dataset(
     options: argparse.Namespace, preparation: Preparation, *, noise: tuple[int, ...] = ()
 ) -> MaskedImages:
-    """The images and masks that `add_train_arguments` took; `masks` may be a source of masks."""
-    source = options.masks if callable(options.masks) else _mask_source(options)
+    """The images and masks that `add_train_arguments` took."""
+    source = mask_source(options)
     return MaskedImages(options.images, source, preparation, noise=noise, seed=options.seed)
 
 
-def _mask_source(options: argparse.Namespace) -> masks.MaskSource:
+def mask_source(options: argparse.Namespace) -> masks.MaskSource:
+    """The masks that `add_train_arguments` took; `masks` may be a source of them already."""
+    if callable(options.masks):
+        return options.masks
     if options.masks in masks.KINDS:
         share = None if options.masks == "walk" else tuple(options.share)
         return masks.GeneratedMasks(options.masks, share, border=not options.inner_holes)

@@ -169,7 +169,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return None
         return _convert(name, value, next(a for a in arguments if a is not type(None)))
     if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else list(value)
+        items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
         return tuple(_convert(name, item, arguments[0]) for item in items)
     if kind is bool and isinstance(value, str):
         if value.lower() not in ("true", "false", "1", "0"):

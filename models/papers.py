@@ -38,6 +38,7 @@ NAMES = (
     "maskgan",
     "michigan",
     "semantic_photo_manipulation",
+    "fe_gan",
 )
 _added: dict[str, Paper] = {}
 
@@ -86,7 +87,9 @@ def looks_like(state: Mapping[str, Any]) -> str | None:
     A network's name in front of its keys counts for nothing. Of papers that share a network the one
     is meant to whose networks the shapes fit, with the fewest options changed.
     """
+    # Without a name in front of all keys; with a `model.` that `checkpoint.weights` took off.
     bare = [dict(state), {key.split(".", 1)[-1]: value for key, value in state.items()}]
+    bare.append({f"model.{key}": value for key, value in state.items()})
     scores = {
         name: max(len(given.keys() & own) / len(given) for given in bare for own in _with_all(name))
         for name in names()
@@ -188,7 +191,10 @@ def _published(paper: Paper, content: Mapping[str, Any], config: Any, path: Path
         return paper.load_published(content, config, path)
     except checkpoint.MisfitError as error:
         several = bool(content) and content.keys() <= paper.files.keys()
-        states = [checkpoint.weights(part) for part in (content.values() if several else [content])]
+        with torch.device("meta"):
+            own = paper.networks(config).values()
+        parts = content.values() if several else [content]
+        states = [checkpoint.weights(part, own) for part in parts]
         guess = looks_like({key: value for state in states for key, value in state.items()})
         if guess not in (None, paper.name):
             raise ValueError(f"{error}; it looks like a checkpoint of {guess}") from None

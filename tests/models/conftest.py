@@ -35,12 +35,13 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("vgg")
     files = {}
-    for depth, last in ((16, "relu5_3"), (19, "relu5_1")):
+    for depth, last, deepest in ((16, "relu5_3", "relu5_3"), (19, "relu5_1", "relu5_2")):
         torch.manual_seed(3)
         state = VGGFeatures(depth, (last,)).state_dict()
         for value in state.values():
             if value.dim() == 4:  # of a scale that survives the layers, as trained weights' does
                 torch.nn.init.kaiming_normal_(value)
+        state = {**VGGFeatures(depth, (deepest,)).state_dict(), **state}
         state["classifier.6.bias"] = torch.zeros(1000)
         files[f"vgg{depth}"] = folder / f"vgg{depth}.pth"
         torch.save(state, files[f"vgg{depth}"])

@@ -34,6 +34,7 @@ CONFIGS = {
         "maskgan": SMALL["maskgan"],
         "michigan": SMALL["michigan"],
         "semantic_photo_manipulation": SMALL["semantic_photo_manipulation"],
+        "fe_gan": SMALL["fe_gan"],
     }.items()
 }
 PAPERS = [papers.find(name) for name in CONFIGS]

@@ -31,6 +31,12 @@ PARAMETERS = {
         "discriminator": 5_535_874,
         "orientation": 16_118_211,
     },
+    "fe_gan": {
+        "parsing": 182_590_100,
+        "parsing_discriminator": 1_413_250,
+        "generator": 42_876_300,
+        "discriminator": 2_793_472,
+    },
 }
 
 # Convolutions and matrix products of one image in GFLOP, mask convolutions left out; the U-Net's
@@ -39,6 +45,7 @@ OPERATIONS = {
     "partial_convolutions": {"generator": 15.1},
     "pd_gan": {"encoder": 4.6, "generator": 128.2, "discriminator": 9.3},
     "dagan": {"generator": 372.0},
+    "fe_gan": {"parsing": 313.0, "generator": 1011.7, "discriminator": 18.4},
 }
 
 

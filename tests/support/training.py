@@ -45,10 +45,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "resolution": 128, "width": 16, "encoder_width": 4, "vgg_weight": 0.0,
         "trunk_rate": 5e-3, "layers_rate": 5e-3, "joint_rate": 5e-3,
     },
+    "fe_gan": {
+        "width": 4, "size": (64, 48), "classes": 5, "face": 2, "parsing_blocks": 1,
+        "inpainting_blocks": 1, "rate": 4e-3, "beta1": 0.5,
+    },
 }  # fmt: skip
 # Of the last stage, whose networks are not trained apart here.
 SMALL["maskgan"] = SMALL["maskgan stage 1"]
 SMALL["michigan stage orientation"] = {**SMALL["michigan"], "rate": 2e-2, "inpainting_size": 64}
+SMALL["fe_gan stage parsing"] = {**SMALL["fe_gan"], "width": 8, "rate": 1e-3}
 for _stage in ("resnet", "layers", "joint"):
     SMALL[f"semantic_photo_manipulation stage {_stage}"] = SMALL["semantic_photo_manipulation"]
 
@@ -174,6 +179,15 @@ STROKES = Kind(
     ],
     check_that_a_square_was_made,
 )
+FASHION = Kind(
+    lambda photos: [str(photos), "--parsings", str(labels_of(photos))],
+    lambda folder: [
+        *INPAINTING.edit(folder),
+        str(write_label_map(folder)),
+        *("--sketch", str(write_mask(folder)), "--colours", str(write_photo(folder))),
+    ],
+    check_that_the_hole_alone_changed,
+)
 KINDS = {
     "partial_convolutions": INPAINTING,
     "region_normalization": INPAINTING,
@@ -182,6 +196,7 @@ KINDS = {
     "maskgan": FACES,
     "michigan": HAIR,
     "semantic_photo_manipulation": STROKES,
+    "fe_gan": FASHION,
 }
 FILLING = [name for name, kind in KINDS.items() if kind is INPAINTING]
 
