@@ -89,13 +89,10 @@ def cuda_kernels(threads: dict[str, int]) -> list[Row]:
         kernels = demangle(needs)
         for kernel in sorted(set(kernels.values())):
             names = [name for name in needs if kernels[name] == kernel]
-            widths = [
-                int(bits or 32)
-                for name in names
-                for bits in re.findall(
-                    r"\b(?:LDG|STG)\.E(?:\.\w+)*?(?:\.(64|128))?\b", bodies[name]
-                )
-            ]
+            loads, stores = (
+                [_widest_access(instruction, bodies[name]) for name in names]
+                for instruction in ("LDG", "STG")
+            )
             # A spilled register is stored to and loaded from local memory.
             spills = sum(len(re.findall(r"\b(?:LDL|STL)\b", bodies[name])) for name in names)
             registers = max(needs[name]["REG"] for name in names)
@@ -112,10 +109,21 @@ def cuda_kernels(threads: dict[str, int]) -> list[Row]:
                     "spill_bytes": 4 * spills,
                     "stack_bytes": max(needs[name]["STACK"] for name in names),
                     "occupancy": occupancy(registers, shared, threads.get(kernel, 256), target),
-                    "widest_access_bits": max(widths, default=0),
+                    "widest_access_bits": max(*loads, *stores),
+                    # Instantiations that load 128 bits at a time, and store fewer.
+                    "narrow_stores": sum(
+                        load == 128 and 0 < store < 128
+                        for load, store in zip(loads, stores, strict=True)
+                    ),
                 }
             )
     return rows
+
+
+def _widest_access(instruction: str, body: str) -> int:
+    """Bits of the widest access to global memory of a kind, 0 without any."""
+    widths = re.findall(rf"\b{instruction}\.E(?:\.\w+)*?(?:\.(64|128))?\b", body)
+    return max((int(bits or 32) for bits in widths), default=0)
 
 
 def triton_kernels(every: bool) -> list[Row]:
@@ -157,6 +165,10 @@ def triton_kernels(every: bool) -> list[Row]:
                 else None,
                 "widest_access_bits": max(
                     max(r["widest_load_bits"], r["widest_store_bits"]) for r in results
+                ),
+                "narrow_stores": sum(
+                    r["widest_load_bits"] == 128 and 0 < r["widest_store_bits"] < 128
+                    for r in results
                 ),
             }
         )
@@ -385,6 +397,7 @@ def main() -> None:
         "stack_bytes": "stack B",
         "occupancy": "occupancy",
         "widest_access_bits": "widest bits",
+        "narrow_stores": "narrow stores",
     }
     print(table(kernels, columns))
     print(f"\nTraffic at {SHAPE} float32, two regions, counted by the emulator:\n")

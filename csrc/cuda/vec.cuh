@@ -52,6 +52,21 @@ template <typename T, int V>
 using word_t =
     typename Word<(sizeof(T) * V < kMaxAccessBytes ? sizeof(T) * V : kMaxAccessBytes)>::type;
 
+template <typename Word>
+__device__ __forceinline__ void store_word(Word* address, const Word& word) {
+  *address = word;
+}
+#ifndef TORCHEXT_EMULATED
+// One instruction for certain: nvcc splits the copy of a word that comes from several branches.
+__device__ __forceinline__ void store_word(uint4* address, const uint4& word) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(address)), "r"(word.x), "r"(word.y), "r"(word.z),
+                 "r"(word.w)
+               : "memory");
+}
+#endif
+
 }  // namespace detail
 
 // V consecutive elements. The address must be aligned to the access (see vector_width).
@@ -80,7 +95,9 @@ __device__ __forceinline__ void store(T* address, const Vec<T, V>& value) {
   Word words[kWords];
   memcpy(words, &value, sizeof(value));
 #pragma unroll
-  for (int i = 0; i < kWords; ++i) reinterpret_cast<Word*>(address)[i] = words[i];
+  for (int i = 0; i < kWords; ++i) {
+    detail::store_word(reinterpret_cast<Word*>(address) + i, words[i]);
+  }
 }
 
 template <typename T>
