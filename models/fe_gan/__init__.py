@@ -1,7 +1,7 @@
 """Fashion Editing with Adversarial Parsing Learning (CVPR 2020)."""
 
 from ..paper import Paper, Stage
-from .checkpoint import load_published, options
+from .checkpoint import FILES, load_published, options
 from .data import FashionPhotos, colour_map, dataset, sketch_of, train_arguments
 from .editing import Edit, FashionEditor, add_arguments, check_options, edit
 from .inputs import Guidance, composed_mask, guidance, inpainting_input, parsing_input
@@ -61,6 +61,7 @@ PAPER = Paper(
     dataset=dataset,
     train_arguments=train_arguments,
     load_published=load_published,
+    files=FILES,
     example=example,
     edit=edit,
     edit_arguments=add_arguments,

@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from ..checkpoint import by_network, load_strictly
 from .networks import GUIDANCE, SEEN, Config, networks
 
+# Files in a folder that has one for each stage, by network.
+FILES = {
+    "parsing": "parsing/*_net_G.pth",
+    "parsing_discriminator": "parsing/*_net_D.pth",
+    "generator": "inpainting/*_net_G.pth",
+    "discriminator": "inpainting/*_net_D.pth",
+}
 # An entry by which the network in a file is known.
 _ENTRIES = {
     "parsing": "model.1.0.weight",
@@ -20,13 +27,13 @@ _ENTRIES = {
 def load_published(
     content: Mapping[str, Any], config: Config, source: object
 ) -> dict[str, nn.Module]:
-    """The network of one file, or several side by side in it, by their names.
+    """The network of one file, several side by side in it, or several files given by name.
 
     The discriminator of stage two holds its first convolution twice, as `conv1.0.*` and as
     `features.0.*`: both must agree, and a file without the second will do.
 
     Args:
-        content: of a file.
+        content: of a file, or of the files by the names in `FILES`.
         config: of the networks.
         source: named in errors.
 
@@ -35,7 +42,7 @@ def load_published(
     """
     built = networks(config)
     found = {}
-    for name, state in by_network(content, built, _ENTRIES, _ENTRIES, "generator").items():
+    for name, state in by_network(content, built, FILES, _ENTRIES, "generator").items():
         whole = with_both_names(state, source) if name == "discriminator" else state
         load_strictly(built[name], whole, source)
         found[name] = built[name]
