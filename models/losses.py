@@ -183,3 +183,33 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """
     terms = 1 + log_variance - mean.square() - log_variance.exp()
     return -0.5 * terms.flatten(1).sum(1).mean()
+
+
+# CIE XYZ of RGB, each row divided by its sum.
+_XYZ = (
+    (0.412453, 0.357580, 0.180423),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334, 0.119193, 0.950227),
+)
+_DARK = 0.008856
+
+
+def colour_difference(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the colours, a and b of CIE Lab, whatever the lightness.
+
+    Args:
+        a, b: (N,3,H,W) in [-1,1]; RGB is taken as linear light, as papers on portraits do.
+    """
+    return F.l1_loss(_chroma(a), _chroma(b))
+
+
+def _chroma(image: Tensor) -> Tensor:
+    """a and b of Lab, (N,2,H,W)."""
+    matrix = torch.tensor(_XYZ, dtype=torch.float64)
+    matrix = (matrix / matrix.sum(dim=1, keepdim=True)).to(image)
+    xyz = torch.einsum("ij,njhw->nihw", matrix, (image + 1) / 2)
+    root = torch.where(
+        xyz > _DARK, xyz.clamp(min=_DARK) ** (1 / 3), 7.787 * xyz + 0.137931
+    )  # the clamp keeps the gradient of what is not taken finite
+    x, y, z = root.unbind(1)
+    return torch.stack((500 * (x - y), 200 * (y - z)), dim=1)

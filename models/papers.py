@@ -38,6 +38,7 @@ NAMES = (
     "maskgan",
     "michigan",
     "semantic_photo_manipulation",
+    "deepfaceediting",
     "fe_gan",
 )
 _added: dict[str, Paper] = {}

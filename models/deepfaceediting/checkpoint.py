@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoint import MisfitError, by_network, load_strictly, part
 from .config import Config
-from .networks import networks
+from .networks import builders, networks
 from .parts import PARTS
 
 # Files in a folder, by network.
@@ -119,9 +119,7 @@ def _name(state: Mapping[str, Any], config: Config, source: object) -> str:
 
 def options(state: Mapping[str, Any]) -> dict[str, Any]:
     """Widths, halvings and blocks, as far as the networks in a file have them."""
-    with torch.device("meta"):
-        known = networks(Config())
-    apart = {name: part(state, name) for name in known}
+    apart = {name: part(state, name) for name in builders(Config())}
     told: dict[str, Any] = {}
     for name, inner in apart.items():
         told |= _told(_shapes(inner), name) if inner else {}
@@ -134,6 +132,8 @@ def _told(shapes: Shapes, name: str = "") -> dict[str, Any]:
         return {}
     blocks = _count(shapes, "conv_block")
     if kind == "discriminator":
+        if shapes[_DISCRIMINATOR][1] != 3:  # another paper's, which sees more than photos
+            return {}
         scales = {key.split(".")[0] for key in shapes}
         layers = {key.split(".")[1] for key in shapes if key.startswith("discriminator_0.")}
         return {

@@ -83,6 +83,7 @@ class Loss:
         vgg_weight: of their features in VGG-19, whose file is needed unless this is 0.
         geometry_weight: of the swapped photo's geometry.
         cycle_weight: of the photo whose appearance was swapped there and back.
+        coarse_weight: of the L1 of stage "coarse".
     """
 
     consistency: Consistency = "ends"
@@ -91,6 +92,7 @@ class Loss:
     vgg_weight: float = 10.0
     geometry_weight: float = 1.0
     cycle_weight: float = 1.0
+    coarse_weight: float = 10.0
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,8 @@ def named(kind: str) -> tuple[str, ...]:
     return tuple(f"{kind}_{part}" for part in PARTS)
 
 
-def networks(config: Config, names: Collection[str] | None = None) -> dict[str, nn.Module]:
+def builders(config: Config) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each network, by name."""
     given = config.network
     width, halvings = given.width, given.downsamplings
     discriminator = partial(
@@ -310,20 +311,24 @@ def networks(config: Config, names: Collection[str] | None = None) -> dict[str, 
         "coarse_encoder": partial(GeometryEncoder, coarse, coarse, halvings, 0),
         "coarse_generator": partial(generator, ngf=coarse, norm_layer="in"),
     }
-    builders = {f"{kind}_{part}": make for kind, make in of_each.items() for part in PARTS}
+    found = {f"{kind}_{part}": make for kind, make in of_each.items() for part in PARTS}
     for part, box in given.boxes.items():
         how = (given.code, coarse, given.drawing_downsamplings)
-        builders[f"drawing_encoder_{part}"] = partial(DrawingEncoder, box.side, 1, *how)
-        builders[f"drawing_decoder_{part}"] = partial(DrawingDecoder, box.side, coarse, *how)
-    builders["fusion"] = partial(GlobalGenerator, width, 3, width, halvings, given.fusion_blocks)
-    builders["fusion_discriminator"] = discriminator
-    builders["extractor"] = partial(
+        found[f"drawing_encoder_{part}"] = partial(DrawingEncoder, box.side, 1, *how)
+        found[f"drawing_decoder_{part}"] = partial(DrawingDecoder, box.side, coarse, *how)
+    found["fusion"] = partial(GlobalGenerator, width, 3, width, halvings, given.fusion_blocks)
+    found["fusion_discriminator"] = discriminator
+    found["extractor"] = partial(
         GlobalGenerator, 3, 3, given.extractor_width, halvings, given.extractor_blocks
     )
-    builders["coarse_fusion"] = partial(
+    found["coarse_fusion"] = partial(
         GlobalGenerator, coarse, 3, coarse, halvings, given.coarse_fusion_blocks, "bn"
     )
-    return chosen(builders, names)
+    return found
+
+
+def networks(config: Config, names: Collection[str] | None = None) -> dict[str, nn.Module]:
+    return chosen(builders(config), names)
 
 
 def example(config: Config) -> dict[str, tuple]:

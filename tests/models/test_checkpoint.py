@@ -34,6 +34,7 @@ CONFIGS = {
         "maskgan": SMALL["maskgan"],
         "michigan": SMALL["michigan"],
         "semantic_photo_manipulation": SMALL["semantic_photo_manipulation"],
+        "deepfaceediting": SMALL["deepfaceediting"],
         "fe_gan": SMALL["fe_gan"],
     }.items()
 }

@@ -1,10 +1,7 @@
 """Every paper trains: losses fall, a resumed run and two processes give the same weights."""
 
-import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.training import FILLING, SMALL, centre_box, trainer, worker
+from support.training import (
+    FILLING,
+    SMALL,
+    assert_same_gradients,
+    centre_box,
+    log,
+    train_in_two_processes,
+    trainer,
+    weights,
+)
 from torch import nn
 
 from torchext.models import checkpoint
@@ -43,15 +49,6 @@ SEPARABLE = {
     "dagan": {},  # its batch norms see both processes
     "michigan": {"random_expand": 0.0, "bank": "gabor"},  # "dog" takes a maximum over the batch
 }
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    tensors, _ = checkpoint.load(checkpoints(folder)[-1])
-    return tensors
-
-
-def log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -84,26 +81,6 @@ def test_resume_is_exact(name, workers, photos, pretrained, tmp_path):
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def train_in_two_processes(name: str, folder: Path, **arguments: object) -> None:
-    arguments |= {"port": free_port()}
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=worker, args=(rank, str(folder), name, arguments))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SEPARABLE))
 def test_two_processes_equal_one_with_the_joined_batch(name, photos, pretrained, tmp_path):
@@ -112,22 +89,6 @@ def test_two_processes_equal_one_with_the_joined_batch(name, photos, pretrained,
     trainer(name, output=tmp_path / "one", batch=2, **given).run()
     train_in_two_processes(name, tmp_path / "two", batch=1, **given)
     assert_same_gradients(tmp_path / "one", tmp_path / "two")
-
-
-def assert_same_gradients(one: Path, other: Path) -> None:
-    """By Adam's first moments after one step; the step itself blows rounding errors up."""
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    moments = [key for key in first if key.endswith("exp_avg")]
-    largest = {key.split(".")[1]: 0.0 for key in moments}
-    for key in moments:
-        name = key.split(".")[1]
-        largest[name] = max(largest[name], first[key].abs().max().item())
-    for key in moments:
-        # A bias in front of an instance norm has no gradient but rounding.
-        scale = max(first[key].abs().max().item(), 1e-3 * largest[key.split(".")[1]])
-        assert scale > 0
-        assert (first[key] - second[key]).abs().max().item() < 1e-6 * scale, key
 
 
 @pytest.mark.slow

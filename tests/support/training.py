@@ -1,7 +1,10 @@
 """Small training runs of the papers: what tests and the processes that they spawn run."""
 
 import argparse
+import json
+import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchext.models import papers
+from torchext.models import checkpoint, papers
 from torchext.models.data import Place, Sample
 from torchext.models.masks import GeneratedMasks, MaskSource
-from torchext.models.training import Options, Trainer
+from torchext.models.training import Options, Trainer, checkpoints
 
 # Reduced networks; what follows a paper's name tells its runs apart.
 SMALL: dict[str, dict[str, Any]] = {
@@ -49,6 +52,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "width": 4, "size": (64, 48), "classes": 5, "face": 2, "parsing_blocks": 1,
         "inpainting_blocks": 1, "rate": 4e-3, "beta1": 0.5,
     },
+    "deepfaceediting": {
+        "width": 2, "size": 128, "image_blocks": 2, "fusion_blocks": 2, "appearance_width": 2,
+        "extractor_width": 2, "extractor_blocks": 2, "coarse_width": 2, "coarse_fusion_blocks": 2,
+        "drawing_downsamplings": 3, "code": 16, "discriminators": 2, "discriminator_width": 2,
+        "discriminator_layers": 2, "rate": 4e-3, "discriminator_rate": 4e-3,
+    },
 }  # fmt: skip
 # Of the last stage, whose networks are not trained apart here.
 SMALL["maskgan"] = SMALL["maskgan stage 1"]
@@ -56,6 +65,8 @@ SMALL["michigan stage orientation"] = {**SMALL["michigan"], "rate": 2e-2, "inpai
 SMALL["fe_gan stage parsing"] = {**SMALL["fe_gan"], "width": 8, "rate": 1e-3}
 for _stage in ("resnet", "layers", "joint"):
     SMALL[f"semantic_photo_manipulation stage {_stage}"] = SMALL["semantic_photo_manipulation"]
+for _stage in ("extractor", "sketch", "image", "appearance", "coarse", "coarse_fusion"):
+    SMALL[f"deepfaceediting stage {_stage}"] = SMALL["deepfaceediting"]
 
 
 # --- what the commands of a paper read ------------------------------------------------------------
@@ -188,6 +199,11 @@ FASHION = Kind(
     ],
     check_that_the_hole_alone_changed,
 )
+SKETCHES = Kind(
+    lambda photos: [str(photos), "--sketches", str(labels_of(photos))],
+    lambda folder: [str(write_photo(folder)), "--sketch", f"mouth={write_mask(folder)}"],
+    check_that_a_square_was_made,
+)
 KINDS = {
     "partial_convolutions": INPAINTING,
     "region_normalization": INPAINTING,
@@ -196,6 +212,7 @@ KINDS = {
     "maskgan": FACES,
     "michigan": HAIR,
     "semantic_photo_manipulation": STROKES,
+    "deepfaceediting": SKETCHES,
     "fe_gan": FASHION,
 }
 FILLING = [name for name, kind in KINDS.items() if kind is INPAINTING]
@@ -264,3 +281,50 @@ def worker(rank: int, folder: str, name: str, arguments: dict[str, Any]) -> None
     }  # fmt: skip
     torch.set_num_threads(1)
     trainer(name, output=Path(folder), **arguments).run()
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """What the newest checkpoint of a run holds."""
+    tensors, _ = checkpoint.load(checkpoints(folder)[-1])
+    return tensors
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    """Losses of each iteration of a run."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def train_in_two_processes(name: str, folder: Path, **arguments: object) -> None:
+    arguments |= {"port": free_port()}
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=worker, args=(rank, str(folder), name, arguments))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def assert_same_gradients(one: Path, other: Path) -> None:
+    """By Adam's first moments after one step; the step itself blows rounding errors up."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    moments = [key for key in first if key.endswith("exp_avg")]
+    largest = {key.split(".")[1]: 0.0 for key in moments}
+    for key in moments:
+        name = key.split(".")[1]
+        largest[name] = max(largest[name], first[key].abs().max().item())
+    for key in moments:
+        # A bias in front of an instance norm has no gradient but rounding.
+        scale = max(first[key].abs().max().item(), 1e-3 * largest[key.split(".")[1]])
+        assert scale > 0
+        assert (first[key] - second[key]).abs().max().item() < 1e-6 * scale, key
