@@ -160,7 +160,7 @@ def _kind(path: Path) -> str:
     is_safetensors = begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < 1 << 32
     if is_safetensors:
         return "safetensors"
-    return "pickle" if begin[:1] == b"\x80" and _TORCH not in begin else "torch"
+    return "pickle" if begin[:1] == b"\x80" and _TORCH not in begin[:16] else "torch"
 
 
 class _ArrayUnpickler(pickle.Unpickler):
