@@ -238,11 +238,12 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
             drawn["colours"], drawn["strokes"] = read_colours(options.colours, source, size)
         if options.strokes is not None:
             drawn["strokes"] = drawn["strokes"] * read_lines(options.strokes, source, size)
+        hole = (known < 1).to(image)
         result = editor(
-            _resized(image, size).clamp(0, 1),
+            _resized_known(image, hole, size),
             labels.to(device),
             # What stands for a pixel of the hole belongs to it.
-            1 - F.adaptive_max_pool2d((known < 1).to(image), size),
+            1 - F.adaptive_max_pool2d(hole, size),
             **{name: value.to(device) for name, value in drawn.items()},
             seed=options.seed,
         )
@@ -250,15 +251,21 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
             whole = picture_of(result.labels[0]).resize(source, Image.Resampling.NEAREST)
             pictures.write(whole, output)
             print(f"wrote {output}")
-        yield _resized(result.image, (source[1], source[0])).clamp(0, 1)
+        yield _resized(result.image, (source[1], source[0]), "bicubic").clamp(0, 1)
 
     inpainting.edit(options, fills)
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(image: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     if tuple(image.shape[2:]) == tuple(size):
         return image
-    return F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False)
+    return F.interpolate(image, size, mode=mode, antialias=True, align_corners=False)
+
+
+def _resized_known(image: Tensor, hole: Tensor, size: tuple[int, int]) -> Tensor:
+    """The photo, averaged over known pixels alone: the hole does not colour its border."""
+    total = _resized(image.masked_fill(hole > 0, 0), size)
+    return (total / _resized(1 - hole, size).clamp(min=1e-6)).clamp(0, 1)
 
 
 def _resized_labels(numbers: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -84,6 +84,16 @@ def test_every_edit_of_the_command_line(folder):
             assert not np.array_equal(results[name], results[other]), (name, other)
 
 
+def test_what_the_hole_holds_is_not_read(folder):
+    inside = np.asarray(Image.open(folder / "mask.png")) > 0
+    before = output(folder, *EDITS["both"])
+    for name, value in (("photo", 200), ("parsing", 1)):
+        values = np.array(Image.open(folder / f"{name}.png"))
+        values[inside] = value
+        Image.fromarray(values).save(folder / f"{name}.png")
+    assert np.array_equal(before, output(folder, *EDITS["both"]))
+
+
 def test_the_parsing_is_written_where_it_is_asked_for(folder, capsys):
     output(folder)
     assert not (folder / "out-parsing.png").exists()
