@@ -18,7 +18,7 @@ from .networks import (
     named,
     networks,
 )
-from .parts import PARTS, Box, boxes, pasted
+from .parts import BOXES, PARTS, Box, boxes, pasted
 from .training import (
     AppearanceTraining,
     CoarseFusionTraining,
@@ -30,6 +30,7 @@ from .training import (
 )
 
 __all__ = [
+    "BOXES",
     "PAPER",
     "PARTS",
     "AppearanceEncoder",
