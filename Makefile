@@ -23,15 +23,16 @@ REST := (slow or packaging) and not gpu and not memory
 # The tools in .venv/bin come before the machine's, in the tests too.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv build test test-full test-sanitize coverage bench bench-full demo layer-demo gpu-report lint \
+.PHONY: help venv build test test-full test-sanitize test-races coverage bench bench-full demo layer-demo gpu-report lint \
         format wheel clean
 
 help:
 	@echo "make venv           create .venv with torch, this package (editable) and its tools"
 	@echo "make build          rebuild the native libraries if a source has changed"
 	@echo "make test           lint and the quick tests"
-	@echo "make test-full      the other tests: slow, packaging, sanitizers"
+	@echo "make test-full      the other tests: slow, packaging, sanitizers, races"
 	@echo "make test-sanitize  the emulated CUDA kernels under AddressSanitizer and UBSan"
+	@echo "make test-races     the emulated CUDA kernels, every access checked for a missing barrier"
 	@echo "make coverage       line coverage of Python and C++ through the op tests"
 	@echo "make bench          time ours against pure PyTorch, 5 minutes (DEVICE=cpu|cuda)"
 	@echo "make bench-full     every case, layout and dtype (ARGUMENTS=... for both)"
@@ -74,12 +75,18 @@ test-full: build wheel
 	$(BIN)/pytest -m 'memory and not gpu' tests/ops
 	$(PYTEST) -m '$(REST)' $(ARGUMENTS)
 	$(MAKE) test-sanitize
+	$(MAKE) test-races
 
 # The sanitizers' run-time library must be loaded before Python is. Python itself never frees all.
 test-sanitize: build
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TORCHEXT_EMULATOR_SANITIZE=1 \
 	TORCHEXT_TEST_BACKENDS=cuda-emulated $(PYTEST) -m '$(QUICK)' tests/ops $(ARGUMENTS)
+
+# Every kernel of every op runs in these.
+test-races: build
+	TORCHEXT_EMULATOR_RACES=1 TORCHEXT_TEST_BACKENDS=cuda-emulated \
+	$(PYTEST) -m '$(QUICK)' -k 'emulated and (order or backward)' tests/ops $(ARGUMENTS)
 
 # A second build, with counters, beside the development build, which stays as fast as it is.
 COVERAGE := $(CURDIR)/build/coverage

@@ -27,7 +27,9 @@ using Sizes = std::vector<int64_t>;
 constexpr int kThreads = 256;
 // Accesses of a thread; more of them spill for numbers of 64 and of 16 bits.
 template <typename T>
-constexpr int kUnroll = sizeof(T) == 4 ? 4 : sizeof(T) == 2 ? 2 : 1;
+constexpr int kUnroll = sizeof(T) == 4   ? 4
+                        : sizeof(T) == 2 ? 2
+                                         : 1;
 constexpr int kMaxMasks = 64;
 
 // The channels that each mask channel stands for, as a kernel argument; none: one each.

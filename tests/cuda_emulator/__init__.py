@@ -22,6 +22,8 @@ Environment:
       LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
       ASAN_OPTIONS=detect_leaks=0 TORCHEXT_EMULATOR_SANITIZE=1 pytest tests/ops
 
+- `TORCHEXT_EMULATOR_RACES=1`: `load()` builds with a check of every access to shared memory, and of
+  what several blocks do to the same global memory; `races()` tells what it found.
 - `TORCHEXT_EMULATOR_COVERAGE=1`: `load()` builds for gcov; the counts of a run land beside the
   objects in `build/cuda_emulator/objects` (`gcovr --root . build/cuda_emulator`).
 """
@@ -60,6 +62,7 @@ _LINK = (f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-Bsymbolic")
 # not optimised: with these checks g++ takes several times longer for -O1
 _SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr",
              "-fno-sanitize-recover=all")  # fmt: skip
+_RACES = ("-fsanitize=thread", "-O1", "-fno-optimize-sibling-calls", "-DEMULATOR_RACES")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,12 @@ class Emulator:
                 f"order must be 'forward', 'reverse', 'shuffled' or 'shuffled:SEED', got {name!r}"
             )
         self._order = name
+
+    def races(self) -> tuple[int, list[str]]:
+        """Bytes checked, and the races found, since the last call; of a build with races=True."""
+        self._controls.emulator_races.restype = ctypes.c_char_p
+        checked, *found = self._controls.emulator_races().decode().splitlines()
+        return int(checked), found
 
     @contextmanager
     def order(self, name: str) -> Iterator[None]:
@@ -178,11 +187,13 @@ def build(
     *,
     sanitize: bool = False,
     coverage: bool = False,
+    races: bool = False,
     flags: Sequence[str] = (),
 ) -> Path:
     """Build `sources` (by default csrc/cuda/*.cu) unless that has been done; return the library."""
     paths = sorted(sources or (_ROOT / "csrc" / "cuda").glob("*.cu"))
     flags = (*flags, *(_SANITIZE if sanitize else ("-O1", "--coverage") if coverage else ("-O2",)))
+    compiled = (*flags, *_RACES) if races else flags  # not linked: the hooks are race.h's
     headers = sorted(
         path
         for folder in (_ROOT / "csrc", _INCLUDE)
@@ -193,7 +204,7 @@ def build(
     _BUILD.mkdir(parents=True, exist_ok=True)
     with open(_BUILD / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may build at the same time
-        objects = list(pool.map(lambda path: _compile(path, headers_key, flags), paths))
+        objects = list(pool.map(lambda path: _compile(path, headers_key, compiled), paths))
         library = _BUILD / f"libtorchext_emulated-{_digest(*objects, *_LINK)}.so"
         if not library.exists():
             partial = library.with_suffix(".partial")
@@ -208,12 +219,15 @@ def load(
     *,
     sanitize: bool | None = None,
     coverage: bool | None = None,
+    races: bool | None = None,
     flags: tuple[str, ...] = (),
 ) -> Emulator:
     """Build (see `build`; the environment decides what is left None) and load, once."""
     sanitize = _flag("TORCHEXT_EMULATOR_SANITIZE") if sanitize is None else sanitize
     coverage = _flag("TORCHEXT_EMULATOR_COVERAGE") if coverage is None else coverage
-    return Emulator(build(sources, sanitize=sanitize, coverage=coverage, flags=flags))
+    races = _flag("TORCHEXT_EMULATOR_RACES") if races is None else races
+    kind = {"sanitize": sanitize, "coverage": coverage, "races": races}
+    return Emulator(build(sources, **kind, flags=flags))
 
 
 def sanitizer_environment() -> dict[str, str]:

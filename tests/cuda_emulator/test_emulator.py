@@ -267,6 +267,30 @@ def test_atomics(emulator, run):
         assert result[9:].view(torch.float32).item() == 320.0
 
 
+def test_a_missing_barrier_is_a_race():
+    """In a process of its own: a build with the check defines the fixtures' ops again."""
+    code = (
+        "import sys, pathlib, torch, cuda_emulator\n"
+        "emulator = cuda_emulator.load((pathlib.Path(sys.argv[1]),), races=True)\n"
+        "run = torch.ops.cuda_emulator_fixtures.run\n"
+        "for barrier in (1, 0):\n"
+        "    run('neighbour', torch.zeros(256), torch.zeros(256), [barrier])\n"
+        "    checked, found = emulator.races()\n"
+        "    print(checked > 0, found)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(KERNELS)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with_barrier, without = result.stdout.splitlines()
+    assert with_barrier == "True []"
+    assert without.startswith("True ['neighbour_kernel")
+    assert "after" in without
+
+
 def test_an_access_out_of_bounds_ends_a_sanitized_process():
     cuda_emulator.build((OVERFLOW,), sanitize=True)
     code = (

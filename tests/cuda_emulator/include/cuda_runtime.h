@@ -2,6 +2,7 @@
 // -DTORCHEXT_EMULATED, g++ compiles csrc/cuda/*.cu unchanged into functions that run on the CPU.
 //
 //   emulator/fiber.h      stacks and switches
+//   emulator/race.h       accesses that no barrier separates, in builds that ask for them
 //   emulator/image.h      kernel names and static shared memory, from the library's own file
 //   emulator/scheduler.h  grids, blocks, warps, barriers, deadlocks
 //   emulator/ledger.h     bytes and sectors of global memory
@@ -173,8 +174,13 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     return runtime.fail(cudaErrorInvalidValue);
   }
   ledger.begin_launch();
+  void (*begin_block)() = nullptr;
+#ifdef EMULATOR_RACES
+  races.begin_launch();
+  begin_block = [] { races.begin_block(); };
+#endif
   const std::string failure =
-      scheduler.run(kernel, grid, block, config.dynamicSmemBytes, invoke, arguments);
+      scheduler.run(kernel, grid, block, config.dynamicSmemBytes, invoke, arguments, begin_block);
   if (!failure.empty()) return runtime.fail(cudaErrorLaunchFailure, failure);
   if (ledger.enabled) {
     ledger.end_launch(image().kernel_name(kernel), grid, block, config.dynamicSmemBytes);

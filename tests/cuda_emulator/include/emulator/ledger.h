@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "emulator/race.h"
 #include "emulator/scheduler.h"
 
 namespace emulator {
@@ -120,10 +121,16 @@ inline void count_access(Traffic& traffic, const void* address, size_t bytes, si
 }
 
 inline void count_load(const void* address, size_t bytes, size_t access) {
+#ifdef EMULATOR_RACES
+  races.global_access(address, bytes, false);
+#endif
   count_access(ledger.loads, address, bytes, access);
 }
 
 inline void count_store(const void* address, size_t bytes, size_t access) {
+#ifdef EMULATOR_RACES
+  races.global_access(address, bytes, true);
+#endif
   count_access(ledger.stores, address, bytes, access);
 }
 

@@ -27,6 +27,9 @@ inline dim3 blockDim;
 inline dim3 gridDim;
 constexpr int warpSize = 32;
 
+// Not seen by the check of races, where a build has it.
+#define EMULATOR_UNCHECKED __attribute__((no_sanitize("thread")))
+
 namespace emulator {
 
 constexpr unsigned kWarp = 32;
@@ -141,7 +144,7 @@ class Scheduler {
 
   // Runs the grid; returns what went wrong, if anything. invoke(arguments) is one thread's work.
   std::string run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                  void (*invoke)(void*), void* arguments) {
+                  void (*invoke)(void*), void* arguments, void (*begin_block)() = nullptr) {
     kernel_ = kernel;
     invoke_ = invoke;
     arguments_ = arguments;
@@ -156,6 +159,7 @@ class Scheduler {
     if (shared_bytes > 0 && posix_memalign(&shared, 1024, shared_bytes) != 0)
       throw std::bad_alloc();
     dynamic_shared_ = {static_cast<char*>(shared), shared_bytes};
+    static_shared_ = hull(image().shared());
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
     Order order = orders.over(blocks);
     for (uint64_t i = 0; i < blocks && failure_.empty(); ++i) {
@@ -163,6 +167,7 @@ class Scheduler {
       blockIdx.x = static_cast<unsigned>(block_number % grid.x);
       blockIdx.y = static_cast<unsigned>(block_number / grid.x % grid.y);
       blockIdx.z = static_cast<unsigned>(block_number / grid.x / grid.y);
+      if (begin_block != nullptr) begin_block();
       run_block();
     }
     dynamic_shared_ = {nullptr, 0};
@@ -180,7 +185,22 @@ class Scheduler {
     return false;
   }
 
+  // Quickly, for almost every address that is not; race.h asks at every access.
+  EMULATOR_UNCHECKED bool may_be_shared(const void* address) const {
+    const auto within = [address](const Range& range) EMULATOR_UNCHECKED {
+      return static_cast<size_t>(static_cast<const char*>(address) - range.begin) < range.size;
+    };
+    return within(dynamic_shared_) || within(static_shared_);
+  }
+
   bool in_kernel() const { return current_ != nullptr; }
+
+  // Of the thread that runs, in its block.
+  unsigned number() const { return static_cast<unsigned>(current_ - threads_.data()); }
+
+  // How many barriers the block, and a warp, has passed since the launch began.
+  uint32_t block_barriers() const { return block_barriers_; }
+  uint32_t warp_barriers(unsigned warp) const { return warp_barriers_[warp]; }
 
   // Ends the launch from inside a kernel.
   [[noreturn]] void fail(const std::string& why) {
@@ -217,6 +237,7 @@ class Scheduler {
     waiting_lanes_[warp] |= bit;
     Thread* lanes = &threads_[warp * kWarp];
     if ((waiting_lanes_[warp] & mask) == mask && all_joined(lanes, wait, mask)) {
+      if (wait == Wait::kSyncwarp) ++warp_barriers_[warp];
       exchange(lanes, wait, mask);
       waiting_lanes_[warp] &= ~mask;
       release(lanes, kWarp, mask);
@@ -236,6 +257,7 @@ class Scheduler {
     self.wait = wait;
     predicates_ += predicate;
     if (++arrived_ == num_threads_) {
+      ++block_barriers_;
       for (unsigned i = 0; i < num_threads_; ++i) threads_[i].received = predicates_;
       arrived_ = 0;
       predicates_ = 0;
@@ -264,6 +286,18 @@ class Scheduler {
     unsigned tail_ = 0;
   };
 
+  template <class Ranges>
+  static Range hull(const Ranges& ranges) {
+    Range all{nullptr, 0};
+    for (const Range& range : ranges) {
+      if (range.size == 0) continue;
+      char* const begin = all.size > 0 ? std::min(all.begin, range.begin) : range.begin;
+      char* const end = std::max(all.begin + all.size, range.begin + range.size);
+      all = {begin, static_cast<size_t>(end - begin)};
+    }
+    return all;
+  }
+
   static std::string text(uint3 v) {
     return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) +
            ")";
@@ -274,8 +308,6 @@ class Scheduler {
     std::snprintf(buffer, sizeof(buffer), "0x%08x", mask);
     return buffer;
   }
-
-  unsigned number() const { return static_cast<unsigned>(current_ - threads_.data()); }
 
   void run_block() {
     for (const Range& range : image().shared()) fill_with_garbage(range);
@@ -460,6 +492,9 @@ class Scheduler {
   std::vector<Fiber*> idle_;  // those that hold no thread
 
   uint32_t waiting_lanes_[kMaxThreads / kWarp] = {};
+  Range static_shared_{nullptr, 0};  // and what lies in between
+  uint32_t block_barriers_ = 0;
+  uint32_t warp_barriers_[kMaxThreads / kWarp] = {};
   Wait barrier_ = Wait::kNothing;  // that arrived_ threads wait at
   unsigned arrived_ = 0;
   uint64_t predicates_ = 0;
