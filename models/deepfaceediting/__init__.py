@@ -5,7 +5,7 @@ from ..paper import Paper, Stage
 from .checkpoint import FILES, load_published, options
 from .config import Config
 from .data import FacePhotos, dataset, train_arguments
-from .drawing import DrawingDecoder, DrawingEncoder, nearest_rows, project, read_bank
+from .drawing import DrawingDecoder, DrawingEncoder, nearest_rows, project, read_bank, write_bank
 from .editing import FaceEditor, Geometry, add_arguments, check_options, edit
 from .networks import (
     AppearanceEncoder,
@@ -60,6 +60,7 @@ __all__ = [
     "pasted",
     "project",
     "read_bank",
+    "write_bank",
 ]
 
 _SKETCHES = (*named("sketch_encoder"), *named("sketch_decoder"))

@@ -31,7 +31,7 @@ FILES |= {
 }
 _DISCRIMINATOR = "discriminator_0.model0.0.weight"
 _PART = re.compile(rf"({'|'.join(PARTS)})(?![a-z0-9])")
-_LAST = re.compile(r"model\.\d+\.weight")
+_WEIGHT = re.compile(r"model\.\d+\.weight")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -67,7 +67,7 @@ def _shapes(state: Mapping[str, Any]) -> Shapes:
 def _kind(shapes: Shapes) -> str | None:
     """The kind of network that has these entries; both kinds of encoders are "encoder"."""
     if "enc_style.model.0.conv.weight" in shapes:
-        normed = any(len(s) == 1 and _LAST.fullmatch(k) for k, s in shapes.items())
+        normed = any(len(s) == 1 and _WEIGHT.fullmatch(k) for k, s in shapes.items())
         return "coarse_generator" if normed else "generator"
     if "fc_mu.0.weight" in shapes:
         return "drawing_encoder"
@@ -158,7 +158,7 @@ def _told(shapes: Shapes, name: str = "") -> dict[str, Any]:
         }
     if kind in ("generator", "coarse_generator", "sketch_decoder"):
         channels = shapes["model.0.conv_block.0.conv.weight"][0]
-        [width] = {s[1] for k, s in shapes.items() if _LAST.fullmatch(k) and s[2:] == (7, 7)}
+        [width] = {s[1] for k, s in shapes.items() if _WEIGHT.fullmatch(k) and s[2:] == (7, 7)}
         told = {
             "coarse_width" if kind == "coarse_generator" else "width": width,
             "downsamplings": (channels // width).bit_length() - 1,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_images
+from ..files import whole_or_nothing
 from .layers import BatchNorm, ResnetBlock, reflecting
 
 MOMENTUM = 0.9
@@ -222,3 +223,9 @@ def read_bank(path: Path, length: int = 512) -> Tensor:
     if not values.isfinite().all():
         raise ValueError(f"{path}: expected finite numbers, got others among {len(values)} rows")
     return values
+
+
+def write_bank(codes: Tensor, path: Path) -> None:
+    """Write codes (rows,K) as `read_bank` reads them, at once or not at all."""
+    with whole_or_nothing(Path(path)) as partial:
+        codes.detach().float().cpu().numpy().astype("<f4").tofile(partial)

@@ -81,12 +81,17 @@ class FaceEditor:
         crop = self._crop("geometry", given.picture, part)
         return self._network(f"{kind}_{part}")(crop)
 
+    @torch.no_grad()
+    def code(self, part: str, sketch: Tensor) -> Tensor:
+        """The codes (N,K) of a part of sketches; those of many real sketches make a bank."""
+        crop = self._crop("sketch", sketch, part)[:, :1]
+        return self._network(f"drawing_encoder_{part}")(crop)
+
     def coarse_geometry(
         self, part: str, sketch: Tensor, bank: Tensor | None, amount: float
     ) -> Tensor:
         """The same of a coarse sketch, whose code is projected onto those of a bank."""
-        crop = self._crop("sketch", sketch, part)[:, :1]
-        code = self._network(f"drawing_encoder_{part}")(crop)
+        code = self.code(part, sketch)
         if amount:
             if bank is None:
                 raise ValueError(f"banks: expected one for {part}, as its amount is {amount:g}")

@@ -23,6 +23,8 @@ from torchext.models.deepfaceediting import (
     GeometryEncoder,
     PartGenerator,
     boxes,
+    read_bank,
+    write_bank,
 )
 from torchext.models.deepfaceediting.checkpoint import FILES
 from torchext.models.deepfaceediting.editing import read_picture
@@ -147,6 +149,26 @@ def test_a_part_changes_its_own_place_before_the_fusion(folder):
         CONFIG.network.boxes[part].crop(inside)[:] = True
         assert changed[inside].any(), part
         assert not changed[~inside].any(), part
+
+
+def test_a_bank_of_ones_own_sketches(folder, tmp_path):
+    """A sketch in the middle of a bank that is nothing but itself stays what it is."""
+    networks = {name: network.eval() for name, network in new_networks().items()}
+    editor = FaceEditor(networks, CONFIG.network.boxes, 128)
+    photo, sketch = (read_picture(folder / f"{n}.png", CONFIG) for n in ("photo", "photo-sketch"))
+    for part in PARTS:
+        code = editor.code(part, sketch)
+        assert code.shape == (1, 16)
+        write_bank(code.repeat(15, 1), tmp_path / part)
+    banks = {part: read_bank(tmp_path / part, 16) for part in PARTS}
+    photos = dict.fromkeys(PARTS, photo)
+    plain = editor.of_coarse_sketch(sketch, photos, amount=0)
+    same = editor.of_coarse_sketch(sketch, photos, banks=banks)
+    rounding = (same - plain).abs().max()
+    assert rounding < 1e-3
+    elsewhere = {part: bank + 1 for part, bank in banks.items()}
+    moved = editor.of_coarse_sketch(sketch, photos, banks=elsewhere)
+    assert (moved - plain).abs().max() > 10 * rounding + 1e-3
 
 
 def test_other_shapes_give_the_middle_square(folder, tmp_path):
