@@ -8,7 +8,8 @@ does two things with `python -m torchext.models fe_gan`:
 - `train` of both stages with a quarter of the width on this photo alone, once with red and blue
   exchanged, so that the colours of the suit cannot be known from its form. Then `edit` with the
   checkpoint: nothing drawn, a sketch of a pocket, strokes of blue, both. It shows the commands, not
-  what the paper reaches.
+  what the paper reaches: in this time the hole takes the suit's colour, what is drawn changes it by
+  little.
 """
 
 import shutil

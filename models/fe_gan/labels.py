@@ -1,4 +1,4 @@
-"""Human parsings of 20 classes, in the order of LIP and ATR-style parsers trained on it."""
+"""Human parsings: the 20 classes of LIP (Look into Person), in its order and its colours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
