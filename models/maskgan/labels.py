@@ -10,11 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchext.ops.labels import check_label_map
-
 from ..data import PairedImages, Place, Sample
 from ..geometry import Field, Preparation
-from ..label_maps import Colour, read_numbers
+from ..label_maps import Colour, check_labels, read_numbers
 from ..paper import Stage
 from ..pictures import open_picture
 from .networks import Config
@@ -41,29 +39,6 @@ PER_FOLDER = 2000  # photos for each folder of part masks
 
 
 # --- label maps -----------------------------------------------------------------------------------
-
-
-def check_labels(labels: Tensor, classes: int, name: str = "labels") -> Tensor:
-    """The label map as int64 (N,1,H,W).
-
-    Args:
-        labels: (N,1,H,W) or (N,H,W), integers from 0 to classes - 1.
-        name: of the map, for errors.
-
-    Raises:
-        TypeError: no integers.
-        ValueError: another shape, or a number that is no label.
-    """
-    try:
-        labels = check_label_map(labels)[:, None].long()
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {str(error).removeprefix('labels: ')}") from None
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.numel():
-        raise ValueError(
-            f"{name}: expected labels from 0 to {classes - 1}, got {int(wrong.flatten()[0])}"
-        )
-    return labels
 
 
 def coloured(labels: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .labels import NAMES, check_labels
+from ..label_maps import check_labels
+from .labels import NAMES
 
 DIGITS = 16
 ONE = 1 << DIGITS
