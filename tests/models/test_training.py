@@ -92,6 +92,18 @@ def test_two_processes_equal_one_with_the_joined_batch(name, photos, pretrained,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["fe_gan", "fe_gan stage parsing"])
+def test_two_processes_equal_one_with_two_parts(name, photos, pretrained, tmp_path):
+    """Of networks whose batch norms see their own part of the batch alone."""
+    given = {"photos": photos, "pretrained": pretrained, "iterations": 1, "batch": 1}
+    # A step so small that spectral norms stay settled; gradients are what is compared.
+    given |= {"double": True, "settled": True, "settings": {"rate": 1e-12}}
+    trainer(name, output=tmp_path / "one", accumulate=2, **given).run()
+    train_in_two_processes(name, tmp_path / "two", **given)
+    assert_same_gradients(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["partial_convolutions", "fe_gan", "fe_gan stage parsing"])
 def test_two_processes_with_statistics_of_their_own_agree_with_each_other(
     name, photos, pretrained, tmp_path

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchext.models import checkpoint, papers
+from torchext.models.blocks import iterated
 from torchext.models.data import Place, Sample
 from torchext.models.masks import GeneratedMasks, MaskSource
 from torchext.models.training import Options, Trainer, checkpoints
@@ -254,9 +255,14 @@ def trainer(
     settings: dict[str, Any] | None = None,
     masks: MaskSource | None = None,
     double: bool = False,
+    settled: bool = False,
     **options: Any,
 ) -> Trainer:
-    """A trainer of a small network of a paper."""
+    """A trainer of a small network of a paper.
+
+    `settled` leaves nothing to the power iterations of spectral norms, of which each part of a
+    batch makes one.
+    """
     paper = papers.find(name.split()[0])
     stage = paper.stage(name.partition(" stage ")[2] or None)
     config = papers.configure(paper.config, {**SMALL[name], **(settings or {})})
@@ -269,6 +275,8 @@ def trainer(
     dataset = paper.dataset(given, config, stage)
     if double:
         recipe, dataset = recipe.double(), InDouble(dataset)
+    if settled:
+        iterated(recipe, 3000)
     given = {"iterations": 4, "batch": 2, "quiet": True, "log_every": 1, **options}
     return Trainer(paper, config, stage, recipe, dataset, Options(output=output, **given))
 
