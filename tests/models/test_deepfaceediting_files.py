@@ -1,5 +1,6 @@
 """DeepFaceEditing on plain files: edits of the command line, and published files."""
 
+import functools
 import hashlib
 import pickle
 import re
@@ -28,15 +29,34 @@ from torchext.models.deepfaceediting import (
 )
 from torchext.models.deepfaceediting.checkpoint import FILES
 from torchext.models.deepfaceediting.editing import read_picture
+from torchext.models.deepfaceediting.training import start_plain
 
 skimage = pytest.importorskip("skimage.data")
 CONFIG = papers.configure(PAPER.config, SMALL["deepfaceediting"])
-TRAINED_ALONE = ("sketch_decoder", "discriminator", "fusion_discriminator")
+
+
+@functools.cache
+def _state(seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """Of new networks through which signals of a sensible size pass, as through trained ones."""
+    torch.manual_seed(seed)
+    networks = PAPER.networks(CONFIG)
+    for network in networks.values():
+        if isinstance(network, PartGenerator):
+            start_plain(network)
+    fusion = networks["coarse_fusion"]
+    for module in fusion.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of one forward
+    with torch.no_grad():
+        fusion(torch.rand(1, 2, 128, 128))
+    return {name: network.state_dict() for name, network in networks.items()}
 
 
 def new_networks(seed: int = 0) -> dict[str, nn.Module]:
-    torch.manual_seed(seed)
-    return PAPER.networks(CONFIG)
+    networks = PAPER.networks(CONFIG)
+    for name, network in networks.items():
+        network.load_state_dict(_state(seed)[name])
+    return networks
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +152,7 @@ def test_the_command_line_writes_what_python_makes(folder):
         {part: Geometry(x.picture.repeat(2, 1, 1, 1), x.source) for part, x in geometry.items()},
         appearance,
     )
-    torch.testing.assert_close(both[1:], made, atol=1e-4, rtol=0)
+    torch.testing.assert_close(both[1:], made, atol=3e-3, rtol=0)
 
 
 def test_a_part_changes_its_own_place_before_the_fusion(folder):
@@ -285,8 +305,10 @@ def test_a_published_folder_loads_whole_and_file_by_file(tmp_path):
         assert alone.keys() == {name}
         for networks in (found, alone):
             loaded = networks[name].state_dict()
-            for key, value in state.items():
-                assert value.equal(loaded[key]), (name, key)
+            assert loaded.keys() == state.keys()
+            for key in state:
+                if not key.endswith("num_batches_tracked"):  # which no published file has
+                    assert state[key].equal(loaded[key]), (name, key)
 
 
 def test_the_keys_are_the_published_ones():
