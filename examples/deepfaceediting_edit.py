@@ -7,9 +7,9 @@ for a sketch, and its cat for another look, and does two things:
   Their weights are random, as none come with the package: it shows what an edit costs. What they
   paint means nothing; the contrast is stretched.
 - `python -m torchext.models deepfaceediting train`, four stages with an eighth of the width and a
-  quarter of the size on these two pictures alone, then `edit` with the checkpoint: the cat's look, a mouth
-  from a sketch with another line in it, and both. It shows the commands, not what the paper
-  reaches.
+  quarter of the size on these two pictures alone, then `edit` with the checkpoint: the cat's look,
+  a mouth from a sketch with another line in it, and both. It shows the commands, not what the
+  paper reaches.
 """
 
 import shutil
