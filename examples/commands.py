@@ -1,8 +1,10 @@
 """What the examples share: commands of `torchext.models` in this process, training by the clock."""
 
 import argparse
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torchext.models.__main__ import main as command_line
@@ -60,3 +62,49 @@ def train_for(seconds: float, train: Callable[[int], None]) -> int:
         # As many a second as just before: others may use the machine too.
         more = max(1, int((end - now) / stretches_left * more / (now - begin)))
     return iterations
+
+
+def train_share(options: argparse.Namespace, share: float, train: Callable[[int], None]) -> int:
+    """Train for a share of the example's seconds, or its iterations; returns how many."""
+    if options.iterations is None:
+        return train_for(share * options.seconds, train)
+    train(options.iterations)
+    return options.iterations
+
+
+def train_stages(
+    options: argparse.Namespace,
+    shares: Mapping[str, float],
+    train: Callable[[Path, int, tuple[object, ...]], None],
+    checkpoint: Path,
+) -> tuple[list[int], float]:
+    """Train one stage after the other, each from the networks of the one before.
+
+    Args:
+        options: of `parse`.
+        shares: of the seconds, for each stage.
+        train: what is to be written to a folder, for so many iterations, with more options of
+            `train`; continues what is in the folder.
+        checkpoint: the file to write, of the last stage.
+
+    Returns:
+        the iterations of each stage, and the seconds of all.
+    """
+    counts: list[int] = []
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        how: tuple[object, ...] = ()
+        for stage, share in shares.items():
+            output = Path(temporary, stage)
+
+            def further(
+                count: int, output: Path = output, how: tuple = ("--stage", stage, *how)
+            ) -> None:
+                train(output, count, how)
+
+            counts.append(train_share(options, share, further))
+            [newest] = output.glob("*.safetensors")
+            how = ("--checkpoint", newest)
+        seconds = time.perf_counter() - begin
+        shutil.copyfile(newest, checkpoint)
+    return counts, seconds

@@ -12,8 +12,6 @@ for a sketch, and its cat for another look, and does two things:
   paper reaches.
 """
 
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from torchext.models import papers
 from torchext.models.deepfaceediting import PARTS, FaceEditor, Geometry
 from torchext.models.deepfaceediting.editing import read_picture
 
-from .commands import parse, run, train_for
+from .commands import parse, run, train_stages
 from .dagan_edit import draw, stretched
 
 PAPER = "deepfaceediting"
@@ -118,28 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = options.output
     write_files(folder)
     large, seconds_large = edit_at_full_size(folder, folder / "random.png")
-    counts = []
-    with tempfile.TemporaryDirectory() as temporary:
-        start = time.perf_counter()
-        before: tuple[object, ...] = ()
-        for stage, share in STAGES.items():
-            output = Path(temporary, stage)
-
-            def further(
-                count: int, output: Path = output, how: tuple = ("--stage", stage, *before)
-            ) -> None:
-                train(folder, output, count, *how)
-
-            if options.iterations is None:
-                counts.append(train_for(share * options.seconds, further))
-            else:
-                counts.append(options.iterations)
-                further(options.iterations)
-            [newest] = output.glob("*.safetensors")
-            before = ("--checkpoint", newest)
-        seconds = time.perf_counter() - start
-        checkpoint = folder / "networks.safetensors"
-        shutil.copyfile(newest, checkpoint)
+    checkpoint = folder / "networks.safetensors"
+    counts, seconds = train_stages(
+        options,
+        STAGES,
+        lambda output, count, how: train(folder, output, count, *how),
+        checkpoint,
+    )
     look = ("--appearance", folder / "photos" / "cat.png")
     mouth = ("--sketch", f"mouth={folder / 'redrawn.png'}")
     edits = {"again": (), "look": look, "mouth": mouth, "both": (*look, *mouth)}

@@ -12,8 +12,6 @@ does two things with `python -m torchext.models fe_gan`:
   little.
 """
 
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from torchext.models.blocks import iterated
 from torchext.models.fe_gan import COLOURS, NAMES
 from torchext.models.fe_gan.prepare import prepare
 
-from .commands import parse, run, train_for
+from .commands import parse, run, train_stages
 from .dagan_edit import draw
 
 PAPER = "fe_gan"
@@ -143,28 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sketch = ("--sketch", folder / "sketch.png")
     blue = ("--colours", folder / "blue.png")
     large, seconds_large = edit_at_full_size(folder, folder / "random.png", *sketch, *blue)
-    counts = []
-    with tempfile.TemporaryDirectory() as temporary:
-        start = time.perf_counter()
-        before: tuple[object, ...] = ()
-        for stage, share in (("parsing", FOR_PARSING), ("inpainting", FOR_PAINTING)):
-            output = Path(temporary, stage)
-
-            def further(
-                count: int, output: Path = output, how: tuple = ("--stage", stage, *before)
-            ) -> None:
-                train(folder, output, count, *how)
-
-            if options.iterations is None:
-                counts.append(train_for(share * options.seconds, further))
-            else:
-                counts.append(options.iterations)
-                further(options.iterations)
-            [newest] = output.glob("*.safetensors")
-            before = ("--checkpoint", newest)
-        seconds = time.perf_counter() - start
-        checkpoint = folder / "networks.safetensors"
-        shutil.copyfile(newest, checkpoint)
+    checkpoint = folder / "networks.safetensors"
+    counts, seconds = train_stages(
+        options,
+        {"parsing": FOR_PARSING, "inpainting": FOR_PAINTING},
+        lambda output, count, how: train(folder, output, count, *how),
+        checkpoint,
+    )
     edits = {"plain": (), "lines": sketch, "strokes": blue}
     edits["both"] = (*sketch, *blue, "--write-parsing")
     made = {n: edit(folder, checkpoint, folder / f"{n}.png", *how) for n, how in edits.items()}

@@ -13,8 +13,6 @@ and its cat, whose fur is the other look, and does two things with
 """
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from PIL import Image, ImageDraw
 from torchext.models import papers
 from torchext.models.blocks import iterated
 
-from .commands import parse, run, train_for
+from .commands import parse, run, train_stages
 from .dagan_edit import draw, stretched
 
 PAPER = "michigan"
@@ -138,28 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look += ("--appearance-hair", folder / "hair" / "fur.png")
     shape, strokes = ("--shape", folder / "longer.png"), ("--strokes", folder / "strokes.json")
     large, seconds_large = edit_at_full_size(folder, folder / "random.png", *look, *shape, *strokes)
-    counts = []
-    with tempfile.TemporaryDirectory() as temporary:
-        start = time.perf_counter()
-        before: tuple[object, ...] = ()
-        for stage, share in (("orientation", FOR_ORIENTATION), ("hair", FOR_TRAINING)):
-            output = Path(temporary, stage)
-
-            def further(
-                count: int, output: Path = output, how: tuple = ("--stage", stage, *before)
-            ) -> None:
-                train(folder, output, count, *how)
-
-            if options.iterations is None:
-                counts.append(train_for(share * options.seconds, further))
-            else:
-                counts.append(options.iterations)
-                further(options.iterations)
-            [newest] = output.glob("*.safetensors")
-            before = ("--checkpoint", newest)
-        seconds = time.perf_counter() - start
-        checkpoint = folder / "networks.safetensors"
-        shutil.copyfile(newest, checkpoint)
+    checkpoint = folder / "networks.safetensors"
+    counts, seconds = train_stages(
+        options,
+        {"orientation": FOR_ORIENTATION, "hair": FOR_TRAINING},
+        lambda output, count, how: train(folder, output, count, *how),
+        checkpoint,
+    )
     edits = {"again": (), "look": look, "shape": shape, "strokes": strokes}
     edits["all"] = (*look, *shape, *strokes, "--paste", "--margin", 1)
     made = {n: edit(folder, checkpoint, folder / f"{n}.png", *how) for n, how in edits.items()}

@@ -25,7 +25,7 @@ from PIL import Image
 
 from torchext.models import papers
 
-from .commands import parse, run, train_for
+from .commands import parse, run, train_share
 from .dagan_edit import EDITED, LEARNT, SIDE, draw, photograph, write_tiles
 
 PAPER = "semantic_photo_manipulation"
@@ -113,12 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             def continued(count: int, stage: str = stage) -> None:
                 train(output / "photos", folder / stage, checkpoint, stage, count)
 
-            if options.iterations is None:
-                share = FOR_TRAINING * options.seconds / len(STAGES)
-                iterations.append(train_for(share, continued))
-            else:
-                continued(options.iterations)
-                iterations.append(options.iterations)
+            iterations.append(train_share(options, FOR_TRAINING / len(STAGES), continued))
             [newest] = (folder / stage).glob("*.safetensors")
             shutil.copyfile(newest, checkpoint)
         if fitted is None:

@@ -200,16 +200,18 @@ def colour_difference(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a, b: (N,3,H,W) in [-1,1]; RGB is taken as linear light, as papers on portraits do.
     """
-    return F.l1_loss(_chroma(a), _chroma(b))
+    return F.l1_loss(lab(a)[:, 1:], lab(b)[:, 1:])
 
 
-def _chroma(image: Tensor) -> Tensor:
-    """a and b of Lab, (N,2,H,W)."""
+def lab(image: Tensor) -> Tensor:
+    """CIE Lab (N,3,H,W) of photos (N,3,H,W) in [-1,1], taken as linear light."""
     matrix = torch.tensor(_XYZ, dtype=torch.float64)
     matrix = (matrix / matrix.sum(dim=1, keepdim=True)).to(image)
     xyz = torch.einsum("ij,njhw->nihw", matrix, (image + 1) / 2)
+    bright = xyz > _DARK
     root = torch.where(
-        xyz > _DARK, xyz.clamp(min=_DARK) ** (1 / 3), 7.787 * xyz + 0.137931
+        bright, xyz.clamp(min=_DARK) ** (1 / 3), 7.787 * xyz + 0.137931
     )  # the clamp keeps the gradient of what is not taken finite
     x, y, z = root.unbind(1)
-    return torch.stack((500 * (x - y), 200 * (y - z)), dim=1)
+    lightness = torch.where(bright[:, 1], 116 * y - 16, 903.3 * xyz[:, 1])
+    return torch.stack((lightness, 500 * (x - y), 200 * (y - z)), dim=1)

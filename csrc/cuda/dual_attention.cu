@@ -355,7 +355,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// out[image][from + c] = factor * the sum over an image's blocks, in their order. A warp for each.
+// out[image * stride + c] = factor * the sum over an image's blocks, in a fixed order. Launch: a
+// block for 32 channels of an image, whose warps share the parts.
 template <typename A>
 __global__ void __launch_bounds__(kThreads, 2)
     combine_channel_sums_kernel(const A* parts, int64_t channels, int64_t image_blocks, A factor,

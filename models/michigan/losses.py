@@ -10,15 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..losses import lab
+
 EPS = 1e-5
 EDGE_SHARE = 0.06  # of a score map's height: the breadth of the hair's edge
-# CIE XYZ of RGB, as published: without decoding sRGB.
-_XYZ = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
-)
-_DARK = 0.008856
 
 
 def resized(mask: Tensor, like: Tensor) -> Tensor:
@@ -147,23 +142,6 @@ def _moments(x: Tensor, hair: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 # --- colours --------------------------------------------------------------------------------------
-
-
-def lab(image: Tensor) -> Tensor:
-    """CIE Lab (N,3,H,W) of photos (N,3,H,W) in [-1,1], taken as linear light."""
-    matrix = torch.tensor(_XYZ, dtype=torch.float64)
-    matrix = (matrix / matrix.sum(dim=1, keepdim=True)).to(image)
-    xyz = torch.einsum("ij,njhw->nihw", matrix, (image + 1) / 2)
-    bright = xyz > _DARK
-    root = torch.where(bright, xyz.clamp(min=_DARK) ** (1 / 3), 7.787 * xyz + 0.137931)
-    x, y, z = root.unbind(1)
-    lightness = torch.where(bright[:, 1], 116 * y - 16, 903.3 * xyz[:, 1])
-    return torch.stack((lightness, 500 * (x - y), 200 * (y - z)), dim=1)
-
-
-def colour(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of the colours, a and b of Lab."""
-    return F.l1_loss(lab(a)[:, 1:], lab(b)[:, 1:])
 
 
 def average_colour(a: Tensor, b: Tensor, hair_a: Tensor, hair_b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torchext.nn import OrientationLoss
 
 from ..blocks import initialise as fill_weights
 from ..discriminators import halves
-from ..losses import AdversarialLoss, feature_matching, perceptual
+from ..losses import AdversarialLoss, colour_difference, feature_matching, perceptual
 from ..recipe import AdversarialRecipe, Batch, Passed, Phase, Recipe, Terms
 from ..schedules import constant_then_linear
 from ..vgg import SYNTHESIS_TAPS, VGGFeatures
@@ -124,7 +124,7 @@ class Michigan(AdversarialRecipe):
         terms = {
             "adversarial": self.hinge.generator([scale[-1] for scale in of_fake], hair),
             "matching": given.matching_weight * matching,
-            "lab": given.lab_weight * losses.colour(fake, real),
+            "lab": given.lab_weight * colour_difference(fake, real),
             "orientation": given.orientation_weight * along,
             "confidence": given.confidence_weight * confidence,
             "background": given.background_weight * losses.background(fake, real, hair),

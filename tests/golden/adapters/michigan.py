@@ -12,7 +12,7 @@ from golden.recipe import Golden, draw
 from torchext import orientation
 from torchext.models import checkpoint
 from torchext.models.discriminators import MultiscaleDiscriminator
-from torchext.models.losses import feature_matching, perceptual
+from torchext.models.losses import colour_difference, feature_matching, perceptual
 from torchext.models.michigan import hair, inpainting, losses
 from torchext.models.michigan.networks import (
     AppearanceEncoder,
@@ -550,7 +550,7 @@ class LossesAdapter(NothingToLoad):
             "d_fake": hinge.fake(fakes, area),
             "d_real": hinge.real(reals, area),
             "g_feat": given["lambda_feat"] * matching,
-            "lab": losses.colour(a, b),
+            "lab": colour_difference(a, b),
             "background": losses.background(a, b, area),
             "hair_avg_lab": losses.average_colour(a, b, area, reference),
             "rgb": (a - b).abs().mean(),
