@@ -13,14 +13,21 @@ FIRST, STRETCHES = 20, 5  # iterations whose time tells how many follow, and run
 
 
 def parse(
-    name: str, description: str | None, arguments: Sequence[str] | None
+    name: str,
+    description: str | None,
+    arguments: Sequence[str] | None,
+    papers: Sequence[str] = (),
 ) -> argparse.Namespace:
-    """seconds, iterations and output of the example of a name."""
+    """seconds, iterations and output of the example of a name, and one of its papers."""
     parser = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for everything (default: %(default)g)"
     )
     parser.add_argument("--iterations", type=int, help="of training, instead of seconds")
+    if papers:
+        parser.add_argument(
+            "--paper", choices=papers, default=papers[0], help="(default: %(default)s)"
+        )
     parser.add_argument(
         "--output",
         type=Path,
@@ -77,15 +84,17 @@ def train_stages(
     shares: Mapping[str, float],
     train: Callable[[Path, int, tuple[object, ...]], None],
     checkpoint: Path,
+    start: Path | None = None,
 ) -> tuple[list[int], float]:
     """Train one stage after the other, each from the networks of the one before.
 
     Args:
         options: of `parse`.
-        shares: of the seconds, for each stage.
+        shares: of the seconds, for each stage; "" is the stage of a paper that has one.
         train: what is to be written to a folder, for so many iterations, with more options of
             `train`; continues what is in the folder.
         checkpoint: the file to write, of the last stage.
+        start: networks to begin with.
 
     Returns:
         the iterations of each stage, and the seconds of all.
@@ -93,18 +102,18 @@ def train_stages(
     counts: list[int] = []
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
-        how: tuple[object, ...] = ()
+        newest = start
         for stage, share in shares.items():
-            output = Path(temporary, stage)
+            output = Path(temporary, stage or "only")
+            how: tuple[object, ...] = ("--stage", stage) if stage else ()
+            if newest is not None:
+                how += ("--checkpoint", newest)
 
-            def further(
-                count: int, output: Path = output, how: tuple = ("--stage", stage, *how)
-            ) -> None:
+            def further(count: int, output: Path = output, how: tuple = how) -> None:
                 train(output, count, how)
 
             counts.append(train_share(options, share, further))
             [newest] = output.glob("*.safetensors")
-            how = ("--checkpoint", newest)
         seconds = time.perf_counter() - begin
         shutil.copyfile(newest, checkpoint)
     return counts, seconds

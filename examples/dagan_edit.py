@@ -13,9 +13,9 @@ things with `python -m torchext.models dagan`:
 """
 
 import functools
-import shutil
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from skimage.segmentation import felzenszwalb
 from torchext.models import papers
 from torchext.models.blocks import iterated
 
-from .commands import parse, run, train_for
+from .commands import run, train_stages
+from .sheets import Sheet, draw, present, stretched  # noqa: F401
 
 PAPER = "dagan"
 LEARNT, EDITED = ("astronaut", "coffee", "rocket"), "chelsea"
@@ -142,36 +143,8 @@ def edit_at_full_size(labels: np.ndarray, folder: Path, output: Path) -> float:
 # --- the sheet ------------------------------------------------------------------------------------
 
 
-def stretched(picture: np.ndarray) -> np.ndarray:
-    """Each channel from its first to its last hundredth over the whole range."""
-    low, high = np.percentile(picture, (1, 99), axis=(0, 1))
-    return ((picture - low) / np.maximum(high - low, 1)).clip(0, 1)
-
-
-def draw(cells: Sequence[tuple[str, np.ndarray]], note: str, path: Path) -> None:
-    """Pictures in two rows, each under its title."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = len(cells) // 2
-    figure, axes = pyplot.subplots(2, columns, figsize=(4 * columns, 9), layout="constrained")
-    for axis, (title, picture) in zip(axes.flat, cells, strict=True):
-        axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
-        axis.imshow(picture, interpolation="nearest")
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.supxlabel(note, fontsize=10, x=0.01, ha="left")
-    figure.savefig(path, dpi=80, facecolor="white")
-    pyplot.close(figure)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse("dagan_edit", __doc__, arguments)
-    begin = time.perf_counter()
+def make(options: Namespace) -> Sheet:
     output = options.output
-    output.mkdir(parents=True, exist_ok=True)
     tiles = write_tiles(output)
     labels = label_map(EDITED)
     maps = {"map": labels, "changed": painted_over(labels)}
@@ -179,20 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Image.fromarray(values).save(output / f"{name}.png")
     with tempfile.TemporaryDirectory() as temporary:
         large = edit_at_full_size(segments(EDITED), Path(temporary), output / "random.png")
-        folder = Path(temporary, "train")
-        start = time.perf_counter()
-        iterations = options.iterations
-        if iterations is None:
-            print(f"this takes about {options.seconds:.0f} s", flush=True)
-            iterations = train_for(
-                FOR_TRAINING * options.seconds, lambda count: train(output, folder, count)
-            )
-        else:
-            train(output, folder, iterations)
-        seconds = time.perf_counter() - start
-        [newest] = folder.glob("*.safetensors")
-        checkpoint = output / "network.safetensors"
-        shutil.copyfile(newest, checkpoint)
+    checkpoint = output / "network.safetensors"
+    [iterations], seconds = train_stages(
+        options,
+        {"": FOR_TRAINING},
+        lambda folder, count, how: train(output, folder, count),
+        checkpoint,
+    )
     for name in maps:
         made = output / f"photo-of-{name}.png"
         run(PAPER, "edit", output / f"{name}.png", "-o", made, "--checkpoint", checkpoint)
@@ -218,10 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("the label map, painted over", colours[maps["changed"]]),
         ("trained: photo of that map", made["photo-of-changed"]),
     ]
-    print(note)
-    draw(cells, note, output / "sheet.png")
-    print(f"wrote {output / 'sheet.png'}, {time.perf_counter() - begin:.0f} s in all")
-    return 0
+    return Sheet(cells, note, gallery=(0, 1, 2))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return present("dagan_edit", __doc__, make, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ for a sketch, and its cat for another look, and does two things:
 """
 
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from torchext.models import papers
 from torchext.models.deepfaceediting import PARTS, FaceEditor, Geometry
 from torchext.models.deepfaceediting.editing import read_picture
 
-from .commands import parse, run, train_stages
-from .dagan_edit import draw, stretched
+from .commands import run, train_stages
+from .sheets import Sheet, present, stretched
 
 PAPER = "deepfaceediting"
 FACE, CAT = (150, 36, 292, 178), (92, 0, 392, 300)  # where they are cut out, aligned
@@ -110,9 +111,7 @@ def edit_at_full_size(folder: Path, output: Path) -> tuple[np.ndarray, float]:
     return values, seconds
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse("deepfaceediting_edit", __doc__, arguments)
-    begin = time.perf_counter()
+def make(options: Namespace) -> Sheet:
     folder = options.output
     write_files(folder)
     large, seconds_large = edit_at_full_size(folder, folder / "random.png")
@@ -150,10 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("trained: the drawn mouth", made["mouth"]),
         ("trained: both", made["both"]),
     ]
-    print(note)
-    draw(cells, note, folder / "sheet.png")
-    print(f"wrote {folder / 'sheet.png'}, {time.perf_counter() - begin:.0f} s in all")
-    return 0
+    return Sheet(cells, note, gallery=(0, 1, 5))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return present("deepfaceediting_edit", __doc__, make, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ does two things with `python -m torchext.models fe_gan`:
 """
 
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from torchext.models.blocks import iterated
 from torchext.models.fe_gan import COLOURS, NAMES
 from torchext.models.fe_gan.prepare import prepare
 
-from .commands import parse, run, train_stages
-from .dagan_edit import draw
+from .commands import run, train_stages
+from .sheets import Sheet, present
 
 PAPER = "fe_gan"
 CUT = (40, 0, 360, 512)  # out of the picture: a photo of the paper's size
@@ -132,9 +133,7 @@ def coloured(parsing: Path) -> np.ndarray:
     return np.array(COLOURS, np.uint8)[np.asarray(Image.open(parsing))]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse("fe_gan_edit", __doc__, arguments)
-    begin = time.perf_counter()
+def make(options: Namespace) -> Sheet:
     folder = options.output
     write_files(folder)
     prepare(folder / "photos", folder / "parsings", folder)
@@ -175,10 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("trained: the colours", made["strokes"]),
         ("trained: both", made["both"]),
     ]
-    print(note)
-    draw(cells, note, folder / "sheet.png")
-    print(f"wrote {folder / 'sheet.png'}, {time.perf_counter() - begin:.0f} s in all")
-    return 0
+    return Sheet(cells, note, gallery=(0, 2, 7))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return present("fe_gan_edit", __doc__, make, arguments)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ segmentation (those of `examples.dagan_edit`), and does two things with
 """
 
 import json
-import shutil
-import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,19 +26,18 @@ from PIL import Image
 from torchext.models import papers
 from torchext.models.maskgan import paint, read_strokes
 
-from .commands import parse, run, train_for
+from .commands import run, train_stages
 from .dagan_edit import (
     CLASSES,
     EDITED,
     LEARNT,
     SIDE,
     class_colours,
-    draw,
     label_map,
     photograph,
-    stretched,
     write_tiles,
 )
+from .sheets import Sheet, present, stretched
 
 PAPER = "maskgan"
 SIZE = 128  # of the trained networks
@@ -80,11 +78,11 @@ def edit(folder: Path, checkpoint: Path, output: Path, *how: object) -> None:
     )
 
 
-def train(tiles: Path, folder: Path, iterations: int) -> None:
+def train(tiles: Path, folder: Path, iterations: int, *how: object) -> None:
     """Train until there have been so many iterations; continues what is in the folder."""
     run(
         *(PAPER, "train", tiles / "photos", "--labels", tiles / "labels", "-o", folder),
-        *("--stage", 1, "--iterations", iterations, "--batch", BATCH, "--workers", 0),
+        *(*how, "--iterations", iterations, "--batch", BATCH, "--workers", 0),
         *("--log-every", 50, "--keep", 1, "--resume"),
         *(f"--set={name}={value}" for name, value in SETTINGS.items()),
     )
@@ -105,32 +103,21 @@ def edit_at_full_size(folder: Path, output: Path) -> float:
     return seconds
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse("maskgan_edit", __doc__, arguments)
-    begin = time.perf_counter()
+def make(options: Namespace) -> Sheet:
     output = options.output
-    output.mkdir(parents=True, exist_ok=True)
     tiles = write_tiles(output)
     Image.fromarray(photograph(EDITED)).save(output / "photo.png")
     Image.fromarray(label_map(EDITED)).save(output / "map.png")
     painted_by = output / "strokes.json"
     painted_by.write_text(json.dumps(strokes(SIZE)))
     large = edit_at_full_size(output, output / "random.png")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, "train")
-        start = time.perf_counter()
-        iterations = options.iterations
-        if iterations is None:
-            print(f"this takes about {options.seconds:.0f} s", flush=True)
-            iterations = train_for(
-                FOR_TRAINING * options.seconds, lambda count: train(output, folder, count)
-            )
-        else:
-            train(output, folder, iterations)
-        seconds = time.perf_counter() - start
-        [newest] = folder.glob("*.safetensors")
-        checkpoint = output / "networks.safetensors"
-        shutil.copyfile(newest, checkpoint)
+    checkpoint = output / "networks.safetensors"
+    [iterations], seconds = train_stages(
+        options,
+        {"1": FOR_TRAINING},
+        lambda folder, count, how: train(output, folder, count, *how),
+        checkpoint,
+    )
     edit(output, checkpoint, output / "edited.png", "--strokes", painted_by)
     edit(output, checkpoint, output / "pasted.png", "--strokes", painted_by, "--paste")
     edit(output, checkpoint, output / "again.png", output / "map.png")
@@ -157,10 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("trained: photo of the painted map", made["edited"]),
         ("the same, pasted into the photo", made["pasted"]),
     ]
-    print(note)
-    draw(cells, note, output / "sheet.png")
-    print(f"wrote {output / 'sheet.png'}, {time.perf_counter() - begin:.0f} s in all")
-    return 0
+    return Sheet(cells, note, gallery=(0, 1, 4))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return present("maskgan_edit", __doc__, make, arguments)
 
 
 if __name__ == "__main__":

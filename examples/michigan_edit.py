@@ -14,6 +14,7 @@ and its cat, whose fur is the other look, and does two things with
 
 import json
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from PIL import Image, ImageDraw
 from torchext.models import papers
 from torchext.models.blocks import iterated
 
-from .commands import parse, run, train_stages
-from .dagan_edit import draw, stretched
+from .commands import run, train_stages
+from .sheets import Sheet, present, stretched
 
 PAPER = "michigan"
 SIDE = 256  # of the photos
@@ -127,9 +128,7 @@ def edit_at_full_size(folder: Path, output: Path, *how: object) -> tuple[np.ndar
     return made, seconds
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse("michigan_edit", __doc__, arguments)
-    begin = time.perf_counter()
+def make(options: Namespace) -> Sheet:
     folder = options.output
     write_files(folder)
     look = ("--appearance", folder / "photos" / "fur.png")
@@ -168,10 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("trained: strokes", made["strokes"]),
         ("trained: all three, pasted", made["all"]),
     ]
-    print(note)
-    draw(cells, note, folder / "sheet.png")
-    print(f"wrote {folder / 'sheet.png'}, {time.perf_counter() - begin:.0f} s in all")
-    return 0
+    return Sheet(cells, note, gallery=(0, 1, 7))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return present("michigan_edit", __doc__, make, arguments)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@
   reaches.
 """
 
-import shutil
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from PIL import Image
 
 from torchext.models import papers
 
-from .commands import parse, run, train_share
-from .dagan_edit import EDITED, LEARNT, SIDE, draw, photograph, write_tiles
+from .commands import run, train_stages
+from .dagan_edit import EDITED, LEARNT, SIDE, photograph, write_tiles
+from .sheets import Sheet, present
 
 PAPER = "semantic_photo_manipulation"
 STAGES = ("resnet", "layers", "joint")
@@ -82,46 +83,41 @@ def edit(folder: Path, checkpoint: Path, output: Path, *how: object) -> float:
     return time.perf_counter() - begin
 
 
-def train(photos: Path, folder: Path, start: Path, stage: str, iterations: int) -> None:
+def train(photos: Path, folder: Path, iterations: int, *how: object) -> None:
     """Train until there have been so many iterations; continues what is in the folder."""
     run(
-        *(PAPER, "train", photos, "-o", folder, "--stage", stage, "--iterations", iterations),
+        *(PAPER, "train", photos, "-o", folder, *how, "--iterations", iterations),
         *("--batch", BATCH, "--workers", 0, "--log-every", 50, "--keep", 1, "--resume"),
-        *("--checkpoint", start, *(f"--set={name}={value}" for name, value in SETTINGS.items())),
+        *(f"--set={name}={value}" for name, value in SETTINGS.items()),
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse("semantic_photo_edit", __doc__, arguments)
-    begin = time.perf_counter()
+def make(options: Namespace) -> Sheet:
     output = options.output
-    output.mkdir(parents=True, exist_ok=True)
     tiles = write_tiles(output)
     Image.fromarray(photograph(EDITED)).save(output / "photo.png")
     Image.fromarray(mask()).save(output / "mask.png")
-    iterations, fitted = [], options.iterations
+    checkpoint = output / "networks.safetensors"
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        start, checkpoint = folder / "random.safetensors", output / "networks.safetensors"
+        start = Path(temporary, "random.safetensors")
         new_networks(start, {"vgg_weight": 0})
         steps = ("--steps", LARGE_STEPS, "--refine-steps", LARGE_STEPS, "--samples", 4)
         large = edit(output, start, output / "random.png", *steps)
         new_networks(start, SETTINGS)
-        shutil.copyfile(start, checkpoint)
-        for stage in STAGES:
-
-            def continued(count: int, stage: str = stage) -> None:
-                train(output / "photos", folder / stage, checkpoint, stage, count)
-
-            iterations.append(train_share(options, FOR_TRAINING / len(STAGES), continued))
-            [newest] = (folder / stage).glob("*.safetensors")
-            shutil.copyfile(newest, checkpoint)
-        if fitted is None:
-            seconds = edit(
-                output, checkpoint, output / "plain.png", "--variant", "image",
-                *("--steps", 10, "--refine-steps", 10),
-            )  # fmt: skip
-            fitted = max(20, int(10 * 0.2 * options.seconds / seconds))
+        iterations, _ = train_stages(
+            options,
+            dict.fromkeys(STAGES, FOR_TRAINING / len(STAGES)),
+            lambda folder, count, how: train(output / "photos", folder, count, *how),
+            checkpoint,
+            start,
+        )
+    fitted = options.iterations
+    if fitted is None:
+        seconds = edit(
+            output, checkpoint, output / "plain.png", "--variant", "image",
+            *("--steps", 10, "--refine-steps", 10),
+        )  # fmt: skip
+        fitted = max(20, int(10 * 0.2 * options.seconds / seconds))
     how = ("--steps", fitted, "--refine-steps", fitted)
     edit(output, checkpoint, output / "plain.png", *how, "--variant", "none")
     edit(output, checkpoint, output / "edited.png", *how)
@@ -148,10 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("fitted to the edit, pasted", made["pasted"]),
         ("published size, random weights", made["random"]),
     ]
-    print(note)
-    draw(cells, note, output / "sheet.png")
-    print(f"wrote {output / 'sheet.png'}, {time.perf_counter() - begin:.0f} s in all")
-    return 0
+    return Sheet(cells, note, gallery=(0, 1, 4))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return present("semantic_photo_edit", __doc__, make, arguments)
 
 
 if __name__ == "__main__":

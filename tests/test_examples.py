@@ -13,15 +13,20 @@ from examples import commands, dagan_edit, train_and_edit
 from torchext.models import papers
 
 
-def test_training_and_editing_meet(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "paper, stages",
+    [("region_normalization", 1), ("partial_convolutions", 1), ("pd_gan", 2)],
+)
+def test_training_and_editing_meet(paper, stages, tmp_path, capsys):
     output = tmp_path / "output"
-    assert train_and_edit.main(["--iterations", "2", "--output", str(output)]) == 0
+    how = ["--iterations", "2", "--output", str(output), "--paper", paper]
+    assert train_and_edit.main(how) == 0
     text = capsys.readouterr().out
-    assert text.count("$ python -m torchext.models region_normalization train") == 1
-    assert text.count("$ python -m torchext.models region_normalization edit") == 1
+    assert text.count(f"$ python -m torchext.models {paper} train") == stages
+    assert text.count(f"$ python -m torchext.models {paper} edit") == 1
     assert text.count(" dB, SSIM ") == 2
-    assert "a quarter of the paper's width" in text
-    assert "2 iterations on" in text
+    assert " of the paper's width" in text
+    assert f"{' and '.join(['2'] * stages)} iterations on" in text
 
     photo, mask, filled = (
         np.asarray(Image.open(output / f"{name}.png")) for name in ("photo", "mask", "filled")
@@ -30,8 +35,8 @@ def test_training_and_editing_meet(tmp_path, capsys):
     assert not changed[mask == 0].any()
     assert changed[mask > 0].mean() > 0.9
     assert np.asarray(Image.open(output / "sheet.png").convert("L")).std() > 10
-    networks, _ = papers.load(output / "network.safetensors", papers.find(train_and_edit.PAPER))
-    assert networks["generator"].encoder_conv1.out_channels == train_and_edit.SETTINGS["width"]
+    _, config = papers.load(output / "network.safetensors", papers.find(paper))
+    assert config.network.width == train_and_edit.EXAMPLES[paper].settings["width"]
 
 
 def test_label_maps_become_photos(tmp_path, capsys):

@@ -19,7 +19,7 @@ class InpaintingLoss(nn.Module):
     """The five terms of the U-Net's loss, unweighted. Mask: 1 known, 0 hole.
 
     Args:
-        vgg: features at `TAPS`.
+        vgg: features at `TAPS`; None leaves out "prc" and "style".
         variation: "image": total variation of the whole composite (published code); "hole": of the
             holes grown by one pixel (paper).
 
@@ -30,7 +30,9 @@ class InpaintingLoss(nn.Module):
         TypeError, ValueError: an image or the mask does not fit.
     """
 
-    def __init__(self, vgg: VGGFeatures, *, variation: Literal["image", "hole"] = "image") -> None:
+    def __init__(
+        self, vgg: VGGFeatures | None, *, variation: Literal["image", "hole"] = "image"
+    ) -> None:
         super().__init__()
         if variation not in ("image", "hole"):
             raise ValueError(f"variation: expected 'image' or 'hole', got {variation!r}")
@@ -43,20 +45,22 @@ class InpaintingLoss(nn.Module):
         check_mask("mask", mask, gt, (1, gt.shape[1]))
         mask = mask.to(gt.dtype)
         merged = composite(input, mask, output)
-        with torch.no_grad():
-            wanted = self._features(gt)
-        both = [self._features(image) for image in (output, merged)]
         if self.variation == "image":
             variation = total_variation(merged)
         else:
             variation = total_variation_in_holes(merged, mask)
-        return {
+        terms = {
             "valid": F.l1_loss(mask * output, mask * gt),
             "hole": F.l1_loss((1 - mask) * output, (1 - mask) * gt),
-            "prc": sum(perceptual(features, wanted) for features in both),
-            "style": sum(style(features, wanted) for features in both),
             "tv": variation,
         }
+        if self.vgg is not None:
+            with torch.no_grad():
+                wanted = self._features(gt)
+            both = [self._features(image) for image in (output, merged)]
+            terms["prc"] = sum(perceptual(features, wanted) for features in both)
+            terms["style"] = sum(style(features, wanted) for features in both)
+        return terms
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
         return self.vgg(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)

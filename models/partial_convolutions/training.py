@@ -31,7 +31,8 @@ class PartialConvolutions(Recipe):
     Args:
         networks: "generator".
         config: its options.
-        pretrained: "vgg16"; see `vgg.VGGFeatures.load`.
+        pretrained: "vgg16"; see `vgg.VGGFeatures.load`. Not needed where the weights of its terms are
+            0.
         initialise: has no effect: the layers are built with the published weights (He-normal).
     """
 
@@ -39,10 +40,10 @@ class PartialConvolutions(Recipe):
 
     def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
         super().__init__(networks, config, **options)
-        self.loss = InpaintingLoss(
-            VGGFeatures(16, TAPS).load(self.pretrained.get("vgg16")),
-            variation=config.loss.variation,
-        )
+        vgg = None
+        if config.loss.perceptual_weight or config.loss.style_weight:
+            vgg = VGGFeatures(16, TAPS).load(self.pretrained.get("vgg16"))
+        self.loss = InpaintingLoss(vgg, variation=config.loss.variation)
         self.weights = {
             "valid": config.loss.valid_weight,
             "hole": config.loss.hole_weight,

@@ -65,18 +65,22 @@ class _Stage(Recipe):
     Args:
         networks: of the stage.
         config: its options.
-        pretrained: "vgg16"; see `vgg.VGGFeatures.load`.
+        pretrained: "vgg16"; see `vgg.VGGFeatures.load`. Not needed where the weights of the stage's
+            terms of it are 0.
         initialise: names of the networks which, if this stage trains them, are filled as the
             published script does: normal with deviation 0.02, biases 0.
     """
 
     taps: tuple[str, ...]
+    weights: tuple[str, ...]  # of the terms that see features of VGG
     trains: tuple[str, ...]
     betas: tuple[float, float]
 
     def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
         super().__init__(networks, config, **options)
-        self.vgg = VGGFeatures(16, self.taps).load(self.pretrained.get("vgg16"))
+        self.vgg = None
+        if any(getattr(config.loss, weight) for weight in self.weights):
+            self.vgg = VGGFeatures(16, self.taps).load(self.pretrained.get("vgg16"))
         for name in self.trains:
             if name in self.fresh:
                 fill_weights(networks[name], lambda weight: nn.init.normal_(weight, 0, 0.02))
@@ -96,6 +100,7 @@ class FirstStage(_Stage):
     """The published training of encoder and decoder: a single fill, the prior."""
 
     taps = (*PRIOR_TAPS, *STYLE_TAPS)
+    weights = ("prior_perceptual_weight", "style_weight")
     trains = averaged = ("encoder", "decoder")
     betas = (0.0, 0.999)
 
@@ -119,19 +124,21 @@ class FirstStage(_Stage):
         image = batch["image"] * 2 - 1
         output = self.prior(image, known)
         merged = composite(image, known, output)
-        with torch.no_grad():
-            wanted = self.vgg(image)
-        ours, of_merged = self.vgg(output), self.vgg(merged)
-        weights = dict.fromkeys(PRIOR_TAPS, 1.0)
         hole = 1 - known
-        return {
+        terms = {
             "hole": given.l1_hole_weight * F.l1_loss(output * hole, image * hole),
             "known": given.l1_known_weight * F.l1_loss(output * known, image * known),
-            "perceptual": given.prior_perceptual_weight
-            * (perceptual(ours, wanted, weights) + perceptual(of_merged, wanted, weights)),
-            "style": given.style_weight * style(ours, wanted, STYLE_TAPS),
             "variation": self._variation(merged, known),
         }
+        if self.vgg is not None:
+            with torch.no_grad():
+                wanted = self.vgg(image)
+            ours, of_merged = self.vgg(output), self.vgg(merged)
+            weights = dict.fromkeys(PRIOR_TAPS, 1.0)
+            both = perceptual(ours, wanted, weights) + perceptual(of_merged, wanted, weights)
+            terms["perceptual"] = given.prior_perceptual_weight * both
+            terms["style"] = given.style_weight * style(ours, wanted, STYLE_TAPS)
+        return terms
 
     def samples(self, batch: Batch) -> list[Tensor]:
         image, known = batch["image"], batch["known"]
@@ -142,6 +149,7 @@ class SecondStage(AdversarialRecipe, _Stage):
     """The published training of the generator, from the prior of a frozen first stage."""
 
     taps = PERCEPTUAL_TAPS
+    weights = ("perceptual_weight", "diversity_weight")
     trains = ("generator", "discriminator")
     averaged = ("generator",)
     betas = (0.0, 0.9)
@@ -182,23 +190,25 @@ class SecondStage(AdversarialRecipe, _Stage):
     def generator_loss(self, batch: Batch, fakes: tuple[Tensor, ...]) -> Terms:
         given, known = self.config.loss, batch["known"]
         image = batch["image"] * 2 - 1
-        with torch.no_grad():
-            wanted = self.vgg(image)
-        adversarial, matching, features, variation = [], [], [], []
+        adversarial, matching, variation = [], [], []
         for fake in fakes:
             of_fake, of_real = self._scores(fake, batch)
             adversarial.append(self.adversarial.generator([scale[-1] for scale in of_fake]))
             matching.append(feature_matching(of_fake, of_real))
-            features.append(perceptual(self.vgg(fake), wanted))
             variation.append(self._variation(composite(image, known, fake), known))
-        distance = diversity(self.vgg, *fakes, 1 - known)
-        return {
+        terms = {
             "adversarial": sum(adversarial),
             "matching": given.matching_weight * sum(matching),
-            "perceptual": given.perceptual_weight * sum(features),
             "variation": sum(variation),
-            "diversity": given.diversity_weight * diversity_loss(distance),
         }
+        if self.vgg is not None:
+            with torch.no_grad():
+                wanted = self.vgg(image)
+            features = sum(perceptual(self.vgg(fake), wanted) for fake in fakes)
+            distance = diversity(self.vgg, *fakes, 1 - known)
+            terms["perceptual"] = given.perceptual_weight * features
+            terms["diversity"] = given.diversity_weight * diversity_loss(distance)
+        return terms
 
     def samples(self, batch: Batch) -> list[Tensor]:
         image, known = batch["image"], batch["known"]
