@@ -23,8 +23,8 @@ REST := (slow or packaging) and not gpu and not memory
 # The tools in .venv/bin come before the machine's, in the tests too.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv build test test-full test-sanitize test-races coverage bench bench-full demo layer-demo gpu-report lint \
-        format wheel clean
+.PHONY: help venv build test test-full test-sanitize test-races coverage bench bench-full demo layer-demo gallery \
+        gpu-report lint format wheel clean
 
 help:
 	@echo "make venv           create .venv with torch, this package (editable) and its tools"
@@ -38,6 +38,7 @@ help:
 	@echo "make bench-full     every case, layout and dtype (ARGUMENTS=... for both)"
 	@echo "make demo           fill a hole in a photo from the photo alone, as a picture sheet"
 	@echo "make layer-demo     region normalisation on a photo, as a picture sheet"
+	@echo "make gallery        docs/gallery.md: every paper on real photographs, 2 minutes each"
 	@echo "make gpu-report     what the compilers say of every CUDA and Triton kernel"
 	@echo "make lint, format   check or apply ruff and clang-format"
 	@echo "make wheel          a manylinux wheel in wheelhouse/, an sdist in dist/"
@@ -116,6 +117,9 @@ demo: build
 
 layer-demo: build
 	$(BIN)/python -m benchmarks.layer_demo $(ARGUMENTS)
+
+gallery: build
+	$(BIN)/python -m examples.gallery $(ARGUMENTS)
 
 gpu-report: build
 	$(BIN)/python -m benchmarks.gpu_report $(ARGUMENTS)

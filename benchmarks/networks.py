@@ -3,8 +3,9 @@
 Published is the network with the published operation sequences in pure PyTorch, on the same
 weights; cap is its time over that of its bare convolutions in the same run: the most that fusing
 everything else could give. What convolves less goes past it: up-sampling by phases, holes that are
-skipped, labels of DAGAN and MaskGAN that are looked up instead of convolved as one-hot maps.
-PD-GAN's row compares eight samples of one photo with eight separate passes.
+skipped, labels of DAGAN and MaskGAN that are looked up instead of convolved as one-hot maps, last
+levels of MichiGAN that are computed near the hair alone. The row of PD-GAN's samples compares eight
+of one photo with eight separate passes.
 """
 
 from .environment import restart_with_settled_heap
@@ -15,6 +16,7 @@ if __name__ == "__main__":
 import argparse
 import functools
 import json
+import math
 import statistics
 import sys
 import time
@@ -23,17 +25,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchext.models import masks, papers
 from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
+from torchext.models.deepfaceediting.networks import GeometryEncoder, PartGenerator
+from torchext.models.fe_gan.networks import InpaintingGenerator
 from torchext.models.maskgan.networks import DenseMappingNetwork
+from torchext.models.michigan.networks import HairGenerator
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan import Sampler, SPDNormGenerator
 from torchext.models.pd_gan.first_stage import restore
 from torchext.models.region_normalization import G_Net
+from torchext.models.semantic_photo_manipulation.networks import ProgressiveGenerator
 
 from . import label_maps
 from .baselines import networks as published
@@ -41,10 +48,6 @@ from .harness import computes_bfloat16, cores
 
 Call = Callable[[], object]
 DIRECTIONS = ("inference", "training step")
-NETWORKS = (
-    *("PConv U-Net L=7", "RN generator", "PD-GAN generator", "DAGAN generator"),
-    "MaskGAN generator",
-)
 TITLES = f"{'':<52}{'published':>8} ms{'ours ms':>10}{'ratio':>11}{'cap':>9}"
 
 
@@ -142,39 +145,98 @@ def bare(layers: list[tuple[nn.Module, Tensor]], backward: bool) -> Call:
     return call
 
 
-def pairs(size: int, dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, nn.Module, tuple]]:
-    """Name, published form, ours, inputs."""
-    torch.manual_seed(0)
-    hole = torch.from_numpy(masks.irregular_hole(size, size, share=0.25, seed=4))[None, None]
-    image, known = torch.rand(1, 3, size, size, dtype=dtype), (~hole).to(dtype)
-    net = PConvUNet().to(dtype)
-    yield f"{NETWORKS[0]} {size}", published.UNet(net), net, (image * known, known)
-    generator = G_Net().to(dtype)
-    theirs = published.with_published_region_norm(generator).to(dtype)
-    yield f"{NETWORKS[1]} {size}", theirs, generator, (image, 1 - known)
-    latent = size // 64
-    diverse = SPDNormGenerator(latent_sh=latent, latent_sw=latent).to(dtype)
+Pair = tuple[nn.Module, nn.Module, tuple]  # published form, ours, inputs
+
+
+def _known(size: int, dtype: torch.dtype) -> Tensor:
+    hole = torch.from_numpy(masks.irregular_hole(size, size, share=0.25, seed=4))
+    return (~hole)[None, None].to(dtype)
+
+
+def _labels(size: int, classes: int, *photographs: str) -> list[Tensor]:
+    maps = (label_maps.segmented(size, size, classes, name) for name in photographs)
+    return [torch.from_numpy(labels)[None, None] for labels in maps]
+
+
+def partial_convolutions(size: int, dtype: torch.dtype) -> Pair:
+    image, known = torch.rand(1, 3, size, size, dtype=dtype), _known(size, dtype)
+    ours = PConvUNet().to(dtype)
+    return published.UNet(ours), ours, (image * known, known)
+
+
+def region_normalization(size: int, dtype: torch.dtype) -> Pair:
+    image, known = torch.rand(1, 3, size, size, dtype=dtype), _known(size, dtype)
+    ours = G_Net().to(dtype)
+    theirs = published.with_published_region_norm(ours).to(dtype)
+    return theirs, ours, (image, 1 - known)
+
+
+def pd_gan(size: int, dtype: torch.dtype) -> Pair:
+    side = size // 64
+    ours = SPDNormGenerator(latent_sh=side, latent_sw=side).to(dtype)
     prior, noise = torch.rand(1, 3, size, size, dtype=dtype) * 2 - 1, torch.randn(1, 256).to(dtype)
-    yield (
-        f"{NETWORKS[2]} {size}",
-        published.PDGAN(diverse).to(dtype),
-        diverse,
-        (noise, prior, known),
-    )
-    spade = iterated(SPADEGenerator(semantic_nc=151, crop_size=size)).to(dtype)
-    labels = torch.from_numpy(label_maps.segmented(size, size, spade.semantic_nc))[None, None]
-    yield f"{NETWORKS[3]} {size}", published.DAGAN(spade).to(dtype), spade, (labels,)
-    dense = DenseMappingNetwork().to(dtype)
-    maps = [
-        torch.from_numpy(label_maps.segmented(size, size, 19, name))[None, None]
-        for name in label_maps.PHOTOGRAPHS[:2]
-    ]
-    yield (
-        f"{NETWORKS[4]} {size}",
-        published.MaskGAN(dense).to(dtype),
-        dense,
-        (*maps, image * 2 - 1),
-    )
+    return published.PDGAN(ours).to(dtype), ours, (noise, prior, _known(size, dtype))
+
+
+def dagan(size: int, dtype: torch.dtype) -> Pair:
+    ours = iterated(SPADEGenerator(semantic_nc=151, crop_size=size)).to(dtype)
+    labels = _labels(size, ours.semantic_nc, *label_maps.PHOTOGRAPHS[:1])
+    return published.DAGAN(ours).to(dtype), ours, (*labels,)
+
+
+def maskgan(size: int, dtype: torch.dtype) -> Pair:
+    ours = DenseMappingNetwork().to(dtype)
+    image = torch.rand(1, 3, size, size, dtype=dtype) * 2 - 1
+    labels = _labels(size, 19, *label_maps.PHOTOGRAPHS[:2])
+    return published.MaskGAN(ours).to(dtype), ours, (*labels, image)
+
+
+def michigan(size: int, dtype: torch.dtype) -> Pair:
+    """Hair on 30 % of the photo: a disc above its middle."""
+    ours = iterated(HairGenerator()).to(dtype)
+    reference, target, noise = torch.rand(3, 1, 3, size, size, dtype=dtype)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    distance = (rows - 0.4 * size) ** 2 + (columns - 0.5 * size) ** 2
+    hair = (distance < 0.3 / math.pi * size**2)[None, None].to(dtype)
+    angles = torch.rand(1, 1, size // 16, size // 16, dtype=dtype) * 2 * math.pi
+    angles = F.interpolate(angles, size=(size, size))
+    orientation = torch.cat((angles.sin(), angles.cos()), 1) * hair
+    inputs = (reference * 2 - 1, hair, target * 2 - 1, hair, orientation, noise)
+    return published.michigan(ours).to(dtype), ours, inputs
+
+
+def fe_gan(size: int, dtype: torch.dtype) -> Pair:
+    ours = iterated(InpaintingGenerator()).to(dtype)
+    [labels] = _labels(size, 20, *label_maps.PHOTOGRAPHS[:1])
+    known = _known(size, dtype)
+    image, condition = (torch.rand(1, channels, size, size, dtype=dtype) for channels in (3, 5))
+    parsing = published.one_hot(labels, 20, image)
+    x = torch.cat((parsing, (image * 2 - 1) * known, known, condition * (1 - known)), 1)
+    return published.fe_gan(ours).to(dtype), ours, (x,)
+
+
+def deepfaceediting(size: int, dtype: torch.dtype) -> Pair:
+    ours = published.DeepFaceEditing(GeometryEncoder(), PartGenerator()).to(dtype)
+    sketch, photo = torch.rand(2, 1, 3, size, size, dtype=dtype) * 2 - 1
+    return published.deepfaceediting(ours).to(dtype), ours, (sketch, photo)
+
+
+def progressive(size: int, dtype: torch.dtype) -> Pair:
+    ours = ProgressiveGenerator(size).to(dtype)
+    return published.progressive(ours).to(dtype), ours, (torch.randn(1, 512, dtype=dtype),)
+
+
+NETWORKS: dict[str, Callable[[int, torch.dtype], Pair]] = {
+    "PConv U-Net L=7": partial_convolutions,
+    "RN generator": region_normalization,
+    "PD-GAN generator": pd_gan,
+    "DAGAN generator": dagan,
+    "MaskGAN generator": maskgan,
+    "MichiGAN generator": michigan,
+    "FE-GAN inpainting": fe_gan,
+    "DeepFaceEditing part": deepfaceediting,
+    "progressive generator": progressive,
+}
 
 
 @torch.no_grad()
@@ -187,23 +249,31 @@ def check_equal(name: str, theirs: nn.Module, ours: nn.Module, inputs: tuple) ->
 
 
 def measure(
-    size: int, dtype: torch.dtype, rounds: int, seconds: float = float("inf")
+    size: int,
+    dtype: torch.dtype,
+    rounds: int,
+    seconds: float = float("inf"),
+    *,
+    directions: Sequence[str] = DIRECTIONS,
+    networks: Sequence[str] = tuple(NETWORKS),
 ) -> Iterator[Callable[[], Row]]:
     """The rows, each measured when it is called; `seconds` for each."""
-    networks = list(pairs(size, dtype))
 
-    def row(name: str, theirs: nn.Module, ours: nn.Module, inputs: tuple, train: bool) -> Row:
+    def row(name: str, direction: str) -> Row:
+        torch.manual_seed(0)
+        theirs, ours, inputs = NETWORKS[name](size, dtype)
+        train = direction == "training step"
         if dtype == torch.float32 and not train:
             check_equal(name, theirs.eval(), ours.eval(), inputs)
         make = training if train else inference
         both = [network.train(train) for network in (theirs, ours)]
         calls = [make(network, inputs) for network in both]
         times = medians([*calls, bare(convolutions(theirs, inputs), train)], rounds, seconds)
-        return Row(name, str(dtype).removeprefix("torch."), DIRECTIONS[train], *times)
+        return Row(f"{name} {size}", str(dtype).removeprefix("torch."), direction, *times)
 
-    for train in (False, True):
-        for network in networks:
-            yield functools.partial(row, *network, train)
+    for direction in directions:
+        for name in networks:
+            yield functools.partial(row, name, direction)
 
 
 @torch.no_grad()
@@ -232,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--network", choices=NETWORKS, nargs="*", default=tuple(NETWORKS))
     parser.add_argument("--no-bfloat16", action="store_true")
     parser.add_argument("--no-samples", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("results", "networks.json"))
@@ -242,10 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dtypes.append(torch.bfloat16)
     print(TITLES)
     rows = []
-    rows_of_each = len(NETWORKS) * len(DIRECTIONS)
+    rows_of_each = len(options.network) * len(DIRECTIONS)
     with tqdm(total=rows_of_each * len(dtypes) + (not options.no_samples), leave=False) as bar:
         for dtype in dtypes:
-            for measured in measure(options.size, dtype, options.rounds):
+            for measured in measure(options.size, dtype, options.rounds, networks=options.network):
                 rows.append(measured())
                 bar.write(rows[-1].line)
                 bar.update()

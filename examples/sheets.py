@@ -45,7 +45,8 @@ def draw(cells: Sequence[Cell], note: str, path: Path, *, width: float = 4.0) ->
     rows = 1 if len(cells) < 6 else 2
     columns = len(cells) // rows
     tallest = max(picture.shape[0] / picture.shape[1] for _, picture in cells)
-    size = (width * columns, rows * (width * min(tallest, 1.1) + 0.3) + 0.25 * note.count("\n"))
+    below = 0.2 * (1 + note.count("\n")) if note else 0
+    size = (width * columns, rows * (width * min(tallest, 1.1) + 0.35) + 0.1 + below)
     figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained")
     for axis, (title, picture) in zip(axes.flat, cells, strict=True):
         axis.set_title(title, fontsize=11, loc="left", fontweight="bold")

@@ -1,5 +1,7 @@
 """The examples that train and edit, in two iterations."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
-from examples import commands, dagan_edit, train_and_edit
+from examples import commands, dagan_edit, gallery, train_and_edit
 from torchext.models import papers
 
 
@@ -68,6 +70,20 @@ def test_classes_are_colours_of_segments(name, most):
     assert labels.max() < dagan_edit.CLASSES
     distance = np.abs(dagan_edit.class_colours()[labels] - photo).mean()
     assert distance < most * np.abs(photo.mean((0, 1)) - photo).mean()
+
+
+def test_gallery_shows_a_paper(tmp_path):
+    how = ["--iterations", "2", "--papers", "partial_convolutions", "--output", str(tmp_path)]
+    assert gallery.main(how) == 0
+    page = (tmp_path / "gallery.md").read_text()
+    assert page.count("\n## ") == 1
+    assert "![photo, not in the training; hole; fill](gallery/partial_convolutions.jpg)" in page
+    assert "No trained weights come with the\npackage" in page
+    assert "2 iterations on" in page
+    assert re.search(r"published \d+ ms, ours \d+ ms, \*\*\d\.\d\dx\*\*", page)
+    picture = np.asarray(Image.open(tmp_path / "gallery" / "partial_convolutions.jpg"))
+    assert picture.shape[1] > 3 * 250
+    assert picture.std() > 10
 
 
 @pytest.mark.parametrize("example", [train_and_edit, dagan_edit])

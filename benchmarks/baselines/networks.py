@@ -1,29 +1,41 @@
 """Whole networks with the published operation sequences, in pure PyTorch.
 
 The U-Net of partial convolutions carries masks of all channels and sums them by dense convolutions
-of ones; the generators of region normalisation, PD-GAN, DAGAN and MaskGAN have the published layers
-in place of ours, the last two on one-hot label maps.
+of ones; the other generators have the published layers in place of ours, those of DAGAN and MaskGAN
+on one-hot label maps.
 """
+
+import copy
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchext.models.dagan import SPADEGenerator
+from torchext.models.deepfaceediting.layers import AdaIN, InstanceNorm
+from torchext.models.fe_gan.networks import DownBlock, InpaintingGenerator
 from torchext.models.maskgan.networks import (
     ConvBlock,
     DenseMappingNetwork,
     InstanceNormReLU,
     ResidualBlock,
 )
+from torchext.models.michigan.networks import AppearanceEncoder, HairGenerator
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.pd_gan.networks import SPDNormGenerator
 from torchext.models.region_normalization import G_Net
-from torchext.nn import RN_B, RN_L, SPADEResnetBlock, SPDNormResnetBlock
+from torchext.models.semantic_photo_manipulation.networks import (
+    NormConvBlock,
+    NormUpscaleConvBlock,
+    OutputConvBlock,
+    ProgressiveGenerator,
+)
+from torchext.nn import RN_B, RN_L, ANLs, SPADEResnetBlock, SPDNormResnetBlock
 
 from . import modulated_layers, region_norm
 from .dual_attention import DualAttention
-from .partial_conv import PartialConv
+from .partial_conv import PartialConv, PartialConv2d
 
 
 def with_published_partial_conv(ours: nn.Module) -> PartialConv:
@@ -76,23 +88,35 @@ class UNet(nn.Module):
         return x, mask
 
 
-def with_published_region_norm(ours: G_Net) -> G_Net:
-    """The same network with the published layers, on weights of its own."""
-    network = G_Net(
-        residual_blocks=len(ours.middle),
-        threshold=ours.middle[0].conv_block[2].threshold,
-        width=ours.encoder_conv1.out_channels,
-    )
+def with_published_layers(
+    ours: nn.Module, layers: Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
+) -> nn.Module:
+    """A copy of a network, with the same weights.
+
+    Args:
+        ours: the network.
+        layers: by class of our layers, what makes the published one of such a layer.
+    """
+    network = copy.deepcopy(ours, {id(value): value for value in ours.parameters()})
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, RN_B):
-                channels = len(layer.foreground_gamma)
-                setattr(parent, name, region_norm.RN_B(channels))
-            elif isinstance(layer, RN_L):
-                published = region_norm.RN_L(layer.feature_channels, layer.threshold)
-                setattr(parent, name, published)
-    network.load_state_dict(ours.state_dict())
+            if type(layer) in layers:
+                setattr(parent, name, layers[type(layer)](layer))
     return network
+
+
+def with_published_region_norm(ours: G_Net) -> nn.Module:
+    def of_mask(layer: RN_B) -> nn.Module:
+        norm = region_norm.RN_B(len(layer.foreground_gamma))
+        norm.load_state_dict(layer.state_dict())
+        return norm
+
+    def self_aware(layer: RN_L) -> nn.Module:
+        norm = region_norm.RN_L(layer.feature_channels, layer.threshold)
+        norm.load_state_dict(layer.state_dict())
+        return norm
+
+    return with_published_layers(ours, {RN_B: of_mask, RN_L: self_aware})
 
 
 class SPDNormBlock(nn.Module):
@@ -247,3 +271,150 @@ class MaskGAN(nn.Module):
             adaptive = isinstance(layer, AdaptiveResidualBlock)
             x = layer(x, next(styles)) if adaptive else layer(x)
         return x
+
+
+# --- hair, clothes, faces, scenes -----------------------------------------------------------------
+
+
+class _Appearance(nn.Module):
+    """MichiGAN's encoder of a reference's hair, on the weights of ours."""
+
+    def __init__(self, ours: AppearanceEncoder) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for layer in ours.children():
+            shape = (layer.in_channels, layer.out_channels, layer.kernel_size)
+            conv = PartialConv2d(*shape, layer.stride, layer.padding, return_mask=True)
+            conv.load_state_dict(layer.state_dict())
+            self.layers.append(conv)
+        self.norms = nn.ModuleList(nn.InstanceNorm2d(conv.out_channels) for conv in self.layers)
+
+    def forward(
+        self, image: Tensor, hair_reference: Tensor, hair_target: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        x, known = image, hair_reference
+        for conv, norm in zip(self.layers, self.norms, strict=True):
+            x, known = conv(x, known)
+            x = F.leaky_relu(norm(x), 0.2)
+        inside, target = (F.interpolate(m, x.shape[2:]) for m in (hair_reference, hair_target))
+        area = inside.sum((2, 3), keepdim=True).clamp(min=1)
+        spread = (x * inside).sum((2, 3), keepdim=True) / area * target
+        return F.interpolate(spread, size=size, mode="bilinear", align_corners=False)
+
+
+def michigan(ours: HairGenerator) -> nn.Module:
+    """All levels everywhere, as published."""
+    network = with_published_layers(ours, {SPADEResnetBlock: SPADEBlock})
+    network.fc = _Appearance(ours.fc)
+    network.near_hair = False
+    return network
+
+
+class _Down(nn.Module):
+    """FE-GAN's partial convolution of a mask of all channels, on the weights of ours."""
+
+    def __init__(self, ours: DownBlock) -> None:
+        super().__init__()
+        conv = ours.conv
+        self.reflected = ours.reflected
+        self.conv = PartialConv2d(
+            *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding),
+            bias=False,
+            multi_channel=True,
+            return_mask=True,
+        )
+        self.conv.load_state_dict(conv.state_dict())
+        self.norm = ours.norm
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        mask = mask.expand(-1, x.shape[1], -1, -1)
+        if self.reflected:
+            x, mask = (F.pad(value, (self.reflected,) * 4, mode="reflect") for value in (x, mask))
+        x, mask = self.conv(x, mask)
+        return F.relu(self.norm(x)), mask[:, :1]
+
+
+def fe_gan(ours: InpaintingGenerator) -> nn.Module:
+    def attention(layer: ANLs) -> nn.Module:
+        norm = modulated_layers.ANLs(layer.gamma.out_channels, layer.shared[0].in_channels)
+        norm.load_state_dict(layer.state_dict())
+        return norm
+
+    return with_published_layers(ours, {DownBlock: _Down, ANLs: attention})
+
+
+class _Instance(nn.InstanceNorm2d):
+    """Instance norm with affine, and a ReLU or none, on the weights of ours."""
+
+    def __init__(self, ours: InstanceNorm) -> None:
+        super().__init__(ours.num_features, affine=True)
+        self.load_state_dict(ours.state_dict())
+        self.relu = ours.activation is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return F.relu(x) if self.relu else x
+
+
+class _Adaptive(AdaIN):
+    """Published AdaIN with scale and shift (N,C), and a ReLU or none."""
+
+    def __init__(self, ours: AdaIN) -> None:
+        super().__init__(ours.num_features, ours.activation)
+        self.norm = modulated_layers.AdaptiveInstanceNorm2d(ours.num_features)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        self.norm.weight, self.norm.bias = scale, shift
+        x = self.norm(x)
+        return x if self.activation is None else F.relu(x)
+
+
+class DeepFaceEditing(nn.Module):
+    """A part's picture from a sketch and a photo: its encoder and its generator.
+
+    Args:
+        encoder, generator: ours, or those of `deepfaceediting`.
+    """
+
+    def __init__(self, encoder: nn.Module, generator: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.generator = encoder, generator
+
+    def forward(self, sketch: Tensor, photo: Tensor) -> Tensor:
+        return self.generator(self.encoder(sketch), photo)
+
+
+def deepfaceediting(ours: DeepFaceEditing) -> nn.Module:
+    return with_published_layers(ours, {InstanceNorm: _Instance, AdaIN: _Adaptive})
+
+
+class _NormConv(nn.Module):
+    """Pixel norm, up-sampling where there is one, convolution, scale, bias, leaky ReLU or none."""
+
+    def __init__(self, ours: NormConvBlock | OutputConvBlock) -> None:
+        super().__init__()
+        self.norm = modulated_layers.PixelNorm()
+        self.upsamples = isinstance(ours, NormUpscaleConvBlock)
+        conv = ours.conv
+        padding = conv.kernel_size[0] // 2 if self.upsamples else conv.padding
+        shape = (conv.in_channels, conv.out_channels, conv.kernel_size)
+        self.conv = nn.Conv2d(*shape, padding=padding, bias=False)
+        self.conv.load_state_dict(conv.state_dict())
+        self.wscale = ours.wscale
+        self.clamp = isinstance(ours, OutputConvBlock) and ours.clamp
+
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        if self.upsamples:
+            x = F.interpolate(x, scale_factor=2)
+        x = self.conv(x) * self.wscale.scale + self.wscale.b[None, :, None, None]
+        if self.wscale.slope is not None:
+            x = F.leaky_relu(x, self.wscale.slope)
+        if delta is not None:
+            x = x * (1 + delta)
+        return x.clamp(-1, 1) if self.clamp else x
+
+
+def progressive(ours: ProgressiveGenerator) -> nn.Module:
+    kinds = (NormConvBlock, NormUpscaleConvBlock, OutputConvBlock)
+    return with_published_layers(ours, dict.fromkeys(kinds, _NormConv))

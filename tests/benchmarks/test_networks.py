@@ -1,4 +1,4 @@
-"""The published forms of DAGAN's and MaskGAN's generators, and the label maps of both."""
+"""The published forms of the papers' generators, and the label maps of some."""
 
 import copy
 
@@ -13,7 +13,11 @@ from benchmarks import label_maps
 from benchmarks.baselines import networks as published
 from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
+from torchext.models.deepfaceediting.networks import GeometryEncoder, PartGenerator
+from torchext.models.fe_gan.networks import InpaintingGenerator
 from torchext.models.maskgan.networks import DenseMappingNetwork
+from torchext.models.michigan.networks import HairGenerator
+from torchext.models.semantic_photo_manipulation.networks import ProgressiveGenerator
 
 
 @pytest.mark.parametrize("upsampling", ["normal", "more"])
@@ -43,6 +47,59 @@ def test_maskgan_agrees_with_its_published_form():
     assert expected.std() > 0.01
     got = ours(labels, style_labels, image)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+CASES = {
+    "michigan": (
+        published.michigan,
+        lambda: iterated(HairGenerator(4, padding=32)),
+        lambda: (
+            *(torch.rand(1, 3, 128, 128), disc(128), torch.rand(1, 3, 128, 128), disc(128)),
+            *(torch.rand(1, 2, 128, 128) * disc(128), torch.rand(1, 3, 128, 128)),
+        ),
+    ),
+    "fe_gan": (
+        published.fe_gan,
+        lambda: iterated(InpaintingGenerator(4, blocks=2)),
+        lambda: (torch.cat((torch.rand(2, 23, 32, 32), disc(32).expand(2, -1, -1, -1),
+                            torch.rand(2, 5, 32, 32)), 1),),
+    ),
+    "deepfaceediting": (
+        published.deepfaceediting,
+        lambda: published.DeepFaceEditing(
+            GeometryEncoder(ngf=4), PartGenerator(ngf=4, n_blocks=2, appearance_width=4)
+        ),
+        lambda: tuple(torch.rand(2, 2, 3, 64, 64) * 2 - 1),
+    ),
+    "progressive": (
+        published.progressive,
+        lambda: ProgressiveGenerator(sizes=(16, 16, 8, 8, 4)),
+        lambda: (torch.randn(2, 16),),
+    ),
+}  # fmt: skip
+
+
+def disc(size: int) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return ((rows - size / 3) ** 2 + (columns - size / 2) ** 2 < size**2 / 12)[None, None].float()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("training", [False, True])
+def test_others_agree_with_their_published_forms(name, training):
+    torch.manual_seed(0)
+    publish, make, inputs = CASES[name]
+    ours = make().double()
+    given = tuple(x.double() for x in inputs())
+    theirs = publish(ours).double()
+    state = copy.deepcopy(ours.state_dict())
+    torch.manual_seed(1)  # MichiGAN draws how far its background is from the hair
+    expected = theirs.train(training)(*given)
+    ours.load_state_dict(state)  # both make the same power iteration
+    torch.manual_seed(1)
+    got = ours.train(training)(*given)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("photograph", label_maps.PHOTOGRAPHS)
