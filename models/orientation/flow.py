@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from torchext.ops.checks import check_mask_values, check_positive, check_tensor
+from torchext.ops.filter_banks import difference_of_gaussians_bank
 from torchext.ops.gabor_orientation import (
-    difference_of_gaussians_bank,
     grey_image,
     orientation_angle,
     orientation_map,

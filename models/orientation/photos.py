@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchext.ops.filter_banks import difference_of_gaussians_bank
 from torchext.ops.gabor_orientation import (
-    difference_of_gaussians_bank,
     grey_image,
     orientation_angle,
 )

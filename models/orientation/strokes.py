@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchext.ops.checks import check_integer, check_mask_values, check_positive, check_tensor
+from torchext.ops.filter_banks import difference_of_gaussians_bank
 from torchext.ops.gabor_orientation import (
-    difference_of_gaussians_bank,
     orientation_map,
     oriented_filter_max,
 )

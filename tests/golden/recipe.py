@@ -47,7 +47,8 @@ class Golden:
         config: its `config`: paper, class, args, call, mode, ...
         shapes: published state_dict key to shape.
         inputs: name to shape and kind, in the file's order.
-        arrays: what was computed: out.NAME, gradin.INPUT, grad.PARAMETER.
+        arrays: what was computed: out.NAME, f64.NAME (the same in float64), gradin.INPUT,
+            grad.PARAMETER.
         data: further arrays, stored because no recipe draws them (pictures).
     """
 
@@ -142,7 +143,7 @@ def read(path: Path) -> Golden:
             if kind not in KINDS:
                 raise ValueError(f"input {key!r} should be of kind {KINDS}, not {kind!r}")
             inputs[key] = Input(_shape(dims), kind)
-        prefixes = ("out.", "gradin.", "grad.")
+        prefixes = ("out.", "f64.", "gradin.", "grad.")
         arrays = {key: value for key, value in stored.items() if key.startswith(prefixes)}
         if not arrays:
             raise ValueError(f"no array to compare: none starts with one of {prefixes}")

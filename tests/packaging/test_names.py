@@ -13,7 +13,7 @@ import torchext
 from torchext import reference, schema
 from torchext.ops.op import OPS as RECORDS
 
-SHARED = {"checks", "convolution", "distributed", "hole_tiles", "labels", "op"}
+SHARED = {"checks", "convolution", "distributed", "filter_banks", "hole_tiles", "labels", "op"}
 FILES_OF_THE_CPU = {
     "gather_tiles": "partial_conv",
     "scatter_tiles": "partial_conv",

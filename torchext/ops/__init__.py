@@ -2,13 +2,18 @@
 
 from .diversity_map import diversity_map, soft_diversity_map
 from .dual_attention import dual_attention, dual_attention_pools
-from .gabor_orientation import (
+from .filter_banks import (
+    difference_of_gaussians,
     difference_of_gaussians_bank,
     gabor_bank,
+    gabor_kernel_bank,
+)
+from .gabor_orientation import (
     gabor_orientation,
     orientation_angle,
     orientation_map,
     oriented_filter_max,
+    oriented_filter_statistics,
 )
 from .label_conv2d import label_conv2d
 from .label_windows import LabelWindows, label_windows
@@ -23,11 +28,13 @@ from .upsample_conv import upsample_conv2d
 
 __all__ = [
     "LabelWindows",
+    "difference_of_gaussians",
     "difference_of_gaussians_bank",
     "diversity_map",
     "dual_attention",
     "dual_attention_pools",
     "gabor_bank",
+    "gabor_kernel_bank",
     "gabor_orientation",
     "install",
     "label_conv2d",
@@ -37,6 +44,7 @@ __all__ = [
     "orientation_angle",
     "orientation_map",
     "oriented_filter_max",
+    "oriented_filter_statistics",
     "partial_conv2d",
     "partial_conv3d",
     "partial_upsample_conv2d",

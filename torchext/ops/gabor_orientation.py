@@ -1,138 +1,40 @@
-"""Gabor orientation: "MichiGAN: Multi-Input-Conditioned Hair Image Generation" (SIGGRAPH 2020)."""
+"""Gabor orientation: "MichiGAN: Multi-Input-Conditioned Hair Image Generation" (SIGGRAPH 2020).
+
+And the orientation maps of hair reconstruction: NeuralHaircut (ICCV 2023), MonoHair (CVPR 2024),
+GaussianHaircut (ECCV 2024) and Im2Haircut (ICCV 2025).
+"""
 
 import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .. import reference
 from .checks import (
     FLOATING,
     accumulate_dtype,
     check_choice,
     check_device,
     check_feature_map,
-    check_integer,
-    check_positive,
+    check_number,
     check_tensor,
     is_number,
     native,
 )
+from .filter_banks import BANKS, MAX_COUNT, MAX_SIZE
 from .op import Gradients, Op
 
+Confidence = Literal["variance", "spread"]
+Border = Literal["zero", "wrap", "reflect"]
 Rectify = Literal["relu", "abs"]
 BankName = Literal["gabor", "dog"]
 Grey = Literal["published", "standard"]
 Order = Literal["sin_cos", "cos_sin"]
 
-MAX_SIZE = 63
-MAX_COUNT = 1024
 # Weights of R, G and B. The published blue is a slip of the usual .114, and what checkpoints saw.
 GREY_WEIGHTS = {"published": (0.299, 0.587, 0.144), "standard": (0.299, 0.587, 0.114)}
-
-
-# --- banks --------------------------------------------------------------------------------------
-
-
-def gabor_bank(
-    count: int = 32,
-    size: int = 17,
-    *,
-    sigma_x: float = 2.0,
-    sigma_y: float = 3.0,
-    wavelength: float = 4.0,
-    phase: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Gabor filters at the angles pi * i / count; angle 0 answers to horizontal lines.
-
-    exp(-(a^2 / sigma_x^2 + b^2 / sigma_y^2) / 2) * cos(2 pi a / wavelength + phase), with
-    a = u cos + v sin and b = -u sin + v cos of the row offset u and the column offset v. The mean
-    is not subtracted and nothing is normalised, as published.
-
-    Args:
-        count: 1 to 1024.
-        size: odd, at most 63.
-        sigma_x, sigma_y: across and along the line.
-        wavelength: of the cosine, in pixels.
-        phase: in radians; a bank of another phase than 0 is not symmetric, and so slower.
-        dtype: float32 or float64.
-
-    Returns:
-        (count,size,size).
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range.
-    """
-    check_positive("sigma_x", sigma_x)
-    check_positive("sigma_y", sigma_y)
-    check_positive("wavelength", wavelength)
-    a, b = _rotated_grid(count, size, dtype, device)
-    envelope = torch.exp(-0.5 * (a.square() / sigma_x**2 + b.square() / sigma_y**2))
-    return (envelope * torch.cos(2 * math.pi / wavelength * a + phase)).to(dtype)
-
-
-def difference_of_gaussians_bank(
-    count: int = 32,
-    size: int = 17,
-    *,
-    sigma_high: float = 1.0,
-    sigma_low: float = 2.0,
-    sigma_y: float = 2.0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Oriented differences of Gaussians at the angles pi * i / count; 0 is a horizontal line.
-
-    (g(sigma_high) / sigma_high - g(sigma_low) / sigma_low) / (1 / sigma_high - 1 / sigma_low) with
-    g(sigma) = exp(-(a^2 / sigma^2 + b^2 / sigma_y^2) / 2), a and b as in `gabor_bank`.
-
-    Args:
-        count: 1 to 1024.
-        size: odd, at most 63.
-        sigma_high, sigma_low: across the line, of the narrow and of the wide Gaussian.
-        sigma_y: along the line.
-        dtype: float32 or float64.
-
-    Returns:
-        (count,size,size).
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range.
-    """
-    check_positive("sigma_high", sigma_high)
-    check_positive("sigma_low", sigma_low)
-    check_positive("sigma_y", sigma_y)
-    if sigma_high == sigma_low:
-        raise ValueError(f"sigma_low: expected another value than sigma_high, got {sigma_low}")
-    a, b = _rotated_grid(count, size, dtype, device)
-
-    def gaussian(sigma: float) -> Tensor:
-        return torch.exp(-0.5 * (a.square() / sigma**2 + b.square() / sigma_y**2)) / sigma
-
-    scale = 1 / sigma_high - 1 / sigma_low
-    return ((gaussian(sigma_high) - gaussian(sigma_low)) / scale).to(dtype)
-
-
-def _rotated_grid(
-    count: int, size: int, dtype: torch.dtype, device: torch.device | str | None
-) -> tuple[Tensor, Tensor]:
-    """Across and along each angle's line, in float64: rounded once, a bank stays symmetric."""
-    count = check_integer("count", count, 1, MAX_COUNT)
-    size = check_integer("size", size, 1, MAX_SIZE)
-    if size % 2 == 0:
-        raise ValueError(f"size: expected an odd number, got {size}")
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
-    kind = {"dtype": torch.float64, "device": device}
-    angle = (torch.arange(count, **kind) * (math.pi / count))[:, None, None]
-    offset = torch.arange(size, **kind) - size // 2
-    u, v = offset[:, None], offset
-    return u * angle.cos() + v * angle.sin(), v * angle.cos() - u * angle.sin()
-
-
-BANKS = {"gabor": gabor_bank, "dog": difference_of_gaussians_bank}
 
 
 # --- functions ----------------------------------------------------------------------------------
@@ -166,9 +68,7 @@ def oriented_filter_max(
         TypeError: an argument is of the wrong kind or dtype.
         ValueError: a shape, device or choice does not fit.
     """
-    check_feature_map("image", image)
-    if image.shape[1] != 1:
-        raise ValueError(f"image: expected the shape (N, 1, H, W), got {tuple(image.shape)}")
+    _check_grey_image(image)
     _check_bank(bank, image)
     check_choice("rectify", rectify, ("relu", "abs"))
     absolute = rectify == "abs"
@@ -177,6 +77,101 @@ def oriented_filter_max(
     if absolute:  # abs() has a second derivative of a kind that kernels cannot take
         return index, torch.where(response < 0, -response, response)
     return index, response
+
+
+def oriented_filter_statistics(
+    image: Tensor,
+    bank: Tensor,
+    *,
+    angles: Tensor | None = None,
+    confidence: Confidence = "variance",
+    eps: float = 0.0,
+    border: Border = "zero",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each pixel's best filter of a bank, its response, and how far the others agree. No mask.
+
+    Cross-correlation and absolute values; filter i of K stands for the angle pi * i / K, and all
+    responses F enter the confidence. They are never stored. As computed by NeuralHaircut,
+    GaussianHaircut, Im2Haircut and MonoHair, with the banks of `gabor_kernel_bank`. On the CPU a
+    bank whose filters are symmetric, in themselves and among each other, takes a fraction of the
+    multiplications, and zeros around filters take none.
+
+    Args:
+        image: (N,1,H,W), float32, float64, float16 or bfloat16.
+        bank: (K,k,k) or (K,1,k,k), k odd and at most 63, K at most 1024; smaller filters have
+            zeros around them.
+        angles: (K,), radians, floating point: the angle that distances are measured from where
+            filter i is the best; None for pi * i / K. Published tables: NeuralHaircut rounds i / K
+            and the product with pi to float16, Im2Haircut takes 255 i / 180 degrees.
+        confidence: "variance", the mean of the squared distance, sum d^2 F / max(sum F, eps), d in
+            [0, pi/2] radians; a small one is sure. "spread" (MonoHair): sqrt(sum d (F - max F)^2);
+            a large one is sure. MonoHair then divides by the image's largest and clamps s / .2.
+        eps: the least sum of responses for "variance". 0 gives NaN where nothing answers, as
+            NeuralHaircut and Im2Haircut have it; GaussianHaircut's 1e-12 gives 0 there, its surest.
+        border: beyond the image lie zeros ("zero"), the image again ("wrap", NeuralHaircut), or its
+            mirror image without the edge pixel repeated ("reflect"); of any size.
+
+    Returns:
+        index: int32 (N,1,H,W), the first filter of largest absolute response; 0 where all are 0 or
+            the window holds a NaN. Not differentiable.
+        strength: (N,1,H,W), that response; float32 (float64 for a float64 image).
+        confidence: (N,1,H,W), in the same dtype; 0 ("spread") where all responses are equal.
+
+    A NaN in the window gives NaN for both; where the bank has no weight it may be passed over. In
+    flat grey, rounding alone decides the index.
+    Gradients of strength and confidence reach the image and the bank, the index and the angles held
+    fixed; "spread" has none where it is 0. Kept for the backward: the image with its border, the
+    bank, and the index; responses are computed again, some rows at a time.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape, device or choice does not fit.
+    """
+    _check_grey_image(image)
+    _check_bank(bank, image)
+    check_choice("confidence", confidence, ("variance", "spread"))
+    check_choice("border", border, ("zero", "wrap", "reflect"))
+    check_number("eps", eps)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite number of at least 0, got {eps}")
+    dtype, count = accumulate_dtype(image.dtype), bank.shape[0]
+    if angles is None:
+        positions = torch.arange(count, dtype=dtype, device=image.device)
+    else:
+        check_tensor("angles", angles)
+        if angles.dtype not in FLOATING:
+            raise TypeError(f"angles: expected a floating-point tensor, got {angles.dtype}")
+        if angles.shape != (count,):
+            raise ValueError(f"angles: expected the shape ({count},), got {tuple(angles.shape)}")
+        check_device("angles", angles, image)
+        steps = angles.detach().double() * (count / math.pi)
+        positions = steps.remainder(count).to(dtype)
+    bank = bank.reshape(-1, *bank.shape[-2:]).to(dtype).contiguous()
+    strength, measure, index = reference.oriented_filter_statistics(
+        _with_border(image, bank.shape[-1] // 2, border),
+        bank,
+        positions,
+        confidence == "spread",
+        float(eps),
+    )
+    return index, strength, measure
+
+
+def _with_border(image: Tensor, width: int, border: Border) -> Tensor:
+    """The image and `width` pixels around it."""
+    if border == "zero":
+        return F.pad(image, [width] * 4)
+    places = []
+    for size in image.shape[-2:]:
+        place = torch.arange(-width, size + width, device=image.device)
+        if border == "wrap":
+            place = place.remainder(size)
+        else:
+            period = max(2 * (size - 1), 1)
+            place = place.remainder(period)
+            place = torch.minimum(place, period - place)
+        places.append(place)
+    return image[:, :, places[0]][..., places[1]]
 
 
 def gabor_orientation(
@@ -250,6 +245,12 @@ def resolve_bank(bank: BankName | Tensor, image: Tensor) -> Tensor:
         return BANKS[bank](dtype=accumulate_dtype(image.dtype), device=image.device)
     _check_bank(bank, image)
     return bank.reshape(-1, *bank.shape[-2:])
+
+
+def _check_grey_image(image: Tensor) -> None:
+    check_feature_map("image", image)
+    if image.shape[1] != 1:
+        raise ValueError(f"image: expected the shape (N, 1, H, W), got {tuple(image.shape)}")
 
 
 def _check_bank(bank: object, image: Tensor) -> None:

@@ -11,6 +11,8 @@ from .gabor_orientation import (
     oriented_filter_max,
     oriented_filter_max_backward_bank,
     oriented_filter_max_backward_image,
+    oriented_filter_statistics,
+    oriented_filter_statistics_backward,
 )
 from .label_conv2d import label_conv2d, label_conv2d_backward
 from .label_windows import label_windows
@@ -60,6 +62,8 @@ __all__ = [
     "oriented_filter_max",
     "oriented_filter_max_backward_bank",
     "oriented_filter_max_backward_image",
+    "oriented_filter_statistics",
+    "oriented_filter_statistics_backward",
     "partial_conv",
     "partial_conv_epilogue",
     "partial_conv_epilogue_backward",

@@ -57,6 +57,8 @@ class Adapter:
     ) -> dict[str, Tensor]:
         """The tensors that the file stores as out.NAME (before the slices in `sampled`), by NAME.
 
+        And those that it stores as f64.NAME, by that.
+
         Args:
             module: loaded and in the file's mode.
             golden: the file.
