@@ -2,11 +2,12 @@
 
 import argparse
 
+from ..face_labels import coloured, from_bisenet
 from ..paper import Paper, Stage
 from . import editing, labels
 from .checkpoint import FILES, load_published, options
 from .editing import FaceEditor, parse
-from .labels import LabelledFaces, coloured, from_bisenet, merge_files, merge_parts
+from .labels import LabelledFaces, merge_files, merge_parts
 from .mask_vae import MaskVAE
 from .networks import (
     AlphaBlender,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .. import pictures
 from ..checks import check_images
+from ..face_labels import read_labels
 from ..label_maps import add_palette, check_labels, read_palette
-from .labels import published_values, read_labels
+from .labels import published_values
 from .networks import Config, DenseMappingNetwork, Network
 from .parser import MULTIPLE, FaceParser
 from .strokes import paint, read_strokes

@@ -7,60 +7,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..data import PairedImages, Place, Sample
+from ..face_labels import NAMES, sides
 from ..geometry import Field, Preparation
-from ..label_maps import Colour, check_labels, read_numbers
+from ..label_maps import check_labels
 from ..paper import Stage
 from ..pictures import open_picture
 from .networks import Config
 
-NAMES = (
-    *("background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear"),
-    *("r_ear", "mouth", "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth"),
-)
 PARTS = NAMES[1:]  # in the order in which they are laid over each other
-COLOURS = (
-    *((0, 0, 0), (204, 0, 0), (76, 153, 0), (204, 204, 0), (51, 51, 255), (204, 0, 204)),
-    *((0, 255, 255), (51, 255, 255), (102, 51, 0), (255, 0, 0), (102, 204, 0), (255, 255, 0)),
-    *((0, 0, 153), (0, 0, 204), (255, 51, 153), (0, 204, 204), (0, 51, 0), (255, 153, 51)),
-    (0, 204, 0),
-)
-# How face parsers trained as BiSeNets on this data set number the same classes.
-BISENET_NAMES = (
-    *("background", "skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_g", "l_ear", "r_ear"),
-    *("ear_r", "nose", "mouth", "u_lip", "l_lip", "neck", "neck_l", "cloth", "hair", "hat"),
-)
-SWAPPED = {NAMES.index(f"l_{part}"): NAMES.index(f"r_{part}") for part in ("eye", "brow", "ear")}
-LABELS = Field("labels", swapped=SWAPPED)
+LABELS = Field("labels", swapped=sides(NAMES))
 PER_FOLDER = 2000  # photos for each folder of part masks
 
 
 # --- label maps -----------------------------------------------------------------------------------
-
-
-def coloured(labels: Tensor) -> Tensor:
-    """Label maps (N,1,H,W) or (N,H,W) as colours, float32 (N,3,H,W) in [0,1].
-
-    Raises:
-        TypeError, ValueError: what `check_labels` raises.
-    """
-    labels = check_labels(labels, len(COLOURS))
-    colours = torch.tensor(COLOURS, dtype=torch.float32, device=labels.device) / 255
-    return colours[labels[:, 0]].movedim(-1, 1)
-
-
-def from_bisenet(labels: Tensor, name: str = "labels") -> Tensor:
-    """CelebAMask-HQ's numbers, from those of `BISENET_NAMES`. int64 (N,1,H,W).
-
-    Raises:
-        TypeError, ValueError: what `check_labels` raises.
-    """
-    labels = check_labels(labels, len(BISENET_NAMES), name)
-    numbers = [NAMES.index(name) for name in BISENET_NAMES]
-    return torch.tensor(numbers, device=labels.device)[labels]
 
 
 def published_values(labels: Tensor) -> Tensor:
@@ -74,30 +36,6 @@ def published_values(labels: Tensor) -> Tensor:
 
 
 # --- files ----------------------------------------------------------------------------------------
-
-
-def read_labels(
-    path: Path,
-    palette: Mapping[Colour, int] | None = None,
-    numbering: Literal["celebamask", "bisenet"] = "celebamask",
-) -> Image.Image:
-    """A label map as a picture of CelebAMask-HQ's numbers.
-
-    Args:
-        path: of numbers, of one channel or three equal ones as the demo reads, or of `COLOURS`.
-        palette: the number of each colour, in place of `COLOURS`.
-        numbering: what the numbers mean: `NAMES` or `BISENET_NAMES`.
-
-    Raises:
-        UnreadableError: it cannot be read, or holds something else.
-        ValueError: a colour is not in the palette, or a number is none of a BiSeNet.
-    """
-    customary = {colour: number for number, colour in enumerate(COLOURS)}
-    picture = read_numbers(path, palette, customary=customary)
-    if numbering == "celebamask":
-        return picture
-    labels = torch.from_numpy(np.array(picture))[None]
-    return Image.fromarray(from_bisenet(labels, str(path))[0, 0].numpy().astype(np.int32))
 
 
 def merge_parts(parts: Mapping[str, Any]) -> np.ndarray:

@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def merge_data_set(annotations: Path, output: Path) -> int:
-    """Write the label map of every photo, `NUMBER.png` with the numbers of `labels.NAMES`.
+    """Write the label map of every photo, `NUMBER.png` with the numbers of `face_labels.NAMES`.
 
     Args:
         annotations: the folder of part masks, `CelebAMask-HQ-mask-anno`.

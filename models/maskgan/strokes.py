@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..face_labels import NAMES
 from ..label_maps import check_labels
-from .labels import NAMES
 
 DIGITS = 16
 ONE = 1 << DIGITS

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from ..discriminators import halves
+from ..face_labels import coloured
 from ..losses import AdversarialLoss, perceptual
 from ..recipe import Batch, Passed, Phase, Recipe, Terms
 from ..schedules import constant_then_linear
 from ..vgg import SYNTHESIS_TAPS, VGGFeatures
-from .labels import coloured
 from .losses import mask_vae_loss, matching, parsing_loss
 from .networks import Config
 

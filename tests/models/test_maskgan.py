@@ -14,6 +14,7 @@ from torch import Tensor
 from torchext.models import checkpoint, papers
 from torchext.models.__main__ import main
 from torchext.models.checkpoint import MisfitError
+from torchext.models.face_labels import BISENET_NAMES, COLOURS, NAMES, read_labels
 from torchext.models.geometry import Preparation
 from torchext.models.loop import Loop
 from torchext.models.maskgan import (
@@ -37,15 +38,7 @@ from torchext.models.maskgan import (
     parse,
 )
 from torchext.models.maskgan.editing import as_bytes, working_size
-from torchext.models.maskgan.labels import (
-    BISENET_NAMES,
-    COLOURS,
-    LABELS,
-    NAMES,
-    check_labels,
-    published_values,
-    read_labels,
-)
+from torchext.models.maskgan.labels import LABELS, check_labels, published_values
 from torchext.models.maskgan.losses import parsing_loss
 from torchext.models.maskgan.networks import Network
 from torchext.models.paper import configure

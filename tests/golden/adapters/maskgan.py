@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from golden.recipe import Golden
 from torchext.models import checkpoint, pictures
 from torchext.models.discriminators import MultiscaleDiscriminator
+from torchext.models.face_labels import NAMES
 from torchext.models.geometry import Field, Preparation
 from torchext.models.losses import AdversarialLoss
 from torchext.models.maskgan import (
@@ -33,7 +34,7 @@ from torchext.models.maskgan import (
 )
 from torchext.models.maskgan.checkpoint import discriminator_key, discriminator_state
 from torchext.models.maskgan.editing import as_bytes, label_tensor, photo_tensor
-from torchext.models.maskgan.labels import LABELS, NAMES, published_values
+from torchext.models.maskgan.labels import LABELS, published_values
 from torchext.models.maskgan.losses import matching, parsing_loss
 from torchext.models.maskgan.networks import AdaIN, ResidualBlock
 from torchext.models.paper import configure
