@@ -44,6 +44,7 @@ from torchext.models.semantic_photo_manipulation.networks import ProgressiveGene
 
 from . import label_maps
 from .baselines import networks as published
+from .baselines.partial_conv import PartialConv2d
 from .harness import computes_bfloat16, cores
 
 Call = Callable[[], object]
@@ -137,7 +138,8 @@ def bare(layers: list[tuple[nn.Module, Tensor]], backward: bool) -> Call:
     def call() -> None:
         with torch.set_grad_enabled(backward):
             for layer, x in layers:
-                y = layer(x.requires_grad_(backward))
+                convolve = layer.convolved if isinstance(layer, PartialConv2d) else layer
+                y = convolve(x.requires_grad_(backward))
                 if backward:
                     y.backward(y.detach())
                     layer.zero_grad()

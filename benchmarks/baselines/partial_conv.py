@@ -25,6 +25,10 @@ class PartialConv2d(nn.Conv2d):
         self.return_mask = return_mask
         self.last_size: torch.Size | None = None
 
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        return super().forward(x)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
         if mask is not None or self.last_size != x.shape:
             self.last_size = x.shape
@@ -40,7 +44,7 @@ class PartialConv2d(nn.Conv2d):
                 # float16 would round the published 1e-8 to 0
                 eps = 1e-8 if x.dtype != torch.float16 else 1e-6
                 self.ratio = ones[0].numel() / (s + eps) * self.updated
-        raw = super().forward(x if mask is None else x * mask)
+        raw = self.convolved(x if mask is None else x * mask)
         if self.bias is None:
             y = raw * self.ratio
         else:
