@@ -169,7 +169,10 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             return None
         return _convert(name, value, next(a for a in arguments if a is not type(None)))
     if origin is tuple:
-        items = value.strip("()[] ").split(",") if isinstance(value, str) else list(value)
+        if isinstance(value, str):  # also as Python shows a tuple of texts
+            parts = (part.strip(" '\"") for part in value.strip("()[] ").split(","))
+            value = [part for part in parts if part]
+        items = list(value)
         return tuple(_convert(name, item, arguments[0]) for item in items)
     if kind is bool and isinstance(value, str):
         if value.lower() not in ("true", "false", "1", "0"):

@@ -40,6 +40,7 @@ NAMES = (
     "semantic_photo_manipulation",
     "deepfaceediting",
     "fe_gan",
+    "maggan",
 )
 _added: dict[str, Paper] = {}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import by_network, load_strictly
+from ..checkpoint import MisfitError, by_network, load_strictly
 from .networks import DATA_SETS, Config, Network, networks
 
 # Files in a folder, by network.
@@ -37,7 +37,7 @@ def load_published(
     found = {}
     for name, state in by_network(content, built, FILES, _ENTRIES, "generator").items():
         if name not in built:
-            raise ValueError(f"{source}: holds an image encoder, which needs the option vae")
+            raise MisfitError(f"{source}: holds an image encoder, which needs the option vae")
         load_strictly(built[name], with_right_vectors(state), source)
         found[name] = built[name]
     return found

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchext import backend
+
 from ..checks import check_images
 
 WIDEST = 1024
@@ -209,7 +211,7 @@ class MultiLevelPatchDiscriminator(nn.Module):
             raise ValueError(
                 f"x: expected the height and width {self.image_size}, got {tuple(x.shape[2:])}"
             )
-        offsets = torch.as_tensor(offsets)
+        offsets = torch.as_tensor(offsets, device=x.device)
         count, base = len(self.levels), self.base_size
         if offsets.numel() == 0:
             offsets = offsets.new_zeros(0, len(x), 2)
@@ -218,19 +220,25 @@ class MultiLevelPatchDiscriminator(nn.Module):
                 f"offsets: expected the shape ({count - 1}, {len(x)}, 2), got"
                 f" {tuple(offsets.shape)}"
             )
+        if backend.checks_values(offsets):
+            most = torch.tensor(
+                [base * (2**level - 1) for level in range(1, count)], device=x.device
+            )[:, None, None]
+            if ((offsets < 0) | (offsets > most)).any():
+                raise ValueError(
+                    f"offsets: expected places from 0 to {most.flatten().tolist()} of each level,"
+                    f" got {offsets.tolist()}"
+                )
         seen = [F.avg_pool2d(x, self.image_size // base)]
-        for level, places in enumerate(offsets.tolist(), start=1):
-            side = base * 2**level
-            small = F.avg_pool2d(x, self.image_size // side)
-            patches = []
-            for image, (top, left) in zip(small, places, strict=True):
-                if not (0 <= top <= side - base and 0 <= left <= side - base):
-                    raise ValueError(
-                        f"offsets: expected places from 0 to {side - base} at level {level}, got"
-                        f" ({top}, {left})"
-                    )
-                patches.append(image[:, top : top + base, left : left + base])
-            seen.append(torch.stack(patches))
+        image = torch.arange(len(x), device=x.device)[:, None, None]
+        side = torch.arange(base, device=x.device)
+        for level, places in enumerate(offsets, start=1):
+            small = F.avg_pool2d(x, self.image_size // (base * 2**level))
+            top, left = places.unbind(1)
+            rows, columns = top[:, None] + side, left[:, None] + side
+            # Indices, not slices: the host need not know the places.
+            patches = small[image, :, rows[:, :, None], columns[:, None, :]]
+            seen.append(patches.movedim(-1, 1).contiguous())
         return seen
 
     def score(self, level: int, view: Tensor) -> Tensor:

@@ -13,11 +13,17 @@ Image = pytest.importorskip("PIL.Image")
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six crops of real photographs, 96 pixels wide; beside them maps of five shades."""
-    from support.training import labels_of  # needs Pillow and safetensors
+    """Six crops of real photographs, 96 pixels wide; beside them maps of five shades.
+
+    And a file of CelebA's attributes: each photograph has every third one.
+    """
+    from support.training import attributes_of, labels_of  # needs Pillow and safetensors
+
+    from torchext.models.maggan import CELEBA
 
     folder = tmp_path_factory.mktemp("photos")
     labels_of(folder).mkdir()
+    lines: list[str] = []
     for name in ("astronaut", "chelsea", "coffee"):
         picture = Image.fromarray(getattr(skimage, name)())
         for i, left in enumerate((40, 200)):
@@ -25,6 +31,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             crop.save(folder / f"{name}-{i}.png")
             shades = crop.convert("L").point(lambda value: 5 * value // 256)
             shades.save(labels_of(folder) / f"{name}-{i}.png")
+            shown = (1 if (k + len(lines)) % 3 == 0 else -1 for k in range(len(CELEBA)))
+            lines.append(f"{name}-{i}.jpg {' '.join(map(str, shown))}")
+    attributes_of(folder).write_text("\n".join([str(len(lines)), " ".join(CELEBA), *lines]))
     return folder
 
 

@@ -36,6 +36,7 @@ CONFIGS = {
         "semantic_photo_manipulation": SMALL["semantic_photo_manipulation"],
         "deepfaceediting": SMALL["deepfaceediting"],
         "fe_gan": SMALL["fe_gan"],
+        "maggan": SMALL["maggan"],
     }.items()
 }
 PAPERS = [papers.find(name) for name in CONFIGS]

@@ -37,6 +37,11 @@ PARAMETERS = {
         "generator": 42_876_300,
         "discriminator": 2_793_472,
     },
+    "maggan": {
+        "generator": 79_482_867,
+        "discriminator": 61_498_254 + 2 * 661_633,
+        "parser": 13_300_416,
+    },
 }
 
 # Convolutions and matrix products of one image in GFLOP, mask convolutions left out; the U-Net's
@@ -46,6 +51,7 @@ OPERATIONS = {
     "pd_gan": {"encoder": 4.6, "generator": 128.2, "discriminator": 9.3},
     "dagan": {"generator": 372.0},
     "fe_gan": {"parsing": 313.0, "generator": 1011.7, "discriminator": 18.4},
+    "maggan": {"generator": 1261.8, "parser": 27.5},
 }
 
 

@@ -59,6 +59,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "drawing_downsamplings": 3, "code": 16, "discriminators": 2, "discriminator_width": 2,
         "discriminator_layers": 2, "rate": 4e-3, "discriminator_rate": 4e-3,
     },
+    "maggan": {
+        "width": 4, "size": 64, "base_size": 32, "discriminator_width": 4, "fc_width": 8,
+        "discriminator_layers": 3, "patch_width": 4, "patch_layers": 2, "discriminator_steps": 1,
+        "rate": 4e-3, "parser_width": 4, "parser_size": 64, "parser_crop": 64, "warm_up": 2,
+        "parser_iterations": 200, "classifier_width": 4, "classifier_size": 32,
+    },
 }  # fmt: skip
 # Of the last stage, whose networks are not trained apart here.
 SMALL["maskgan"] = SMALL["maskgan stage 1"]
@@ -66,6 +72,8 @@ SMALL["michigan stage orientation"] = {**SMALL["michigan"], "rate": 2e-2, "inpai
 SMALL["fe_gan stage parsing"] = {**SMALL["fe_gan"], "width": 8, "rate": 1e-3}
 for _stage in ("resnet", "layers", "joint"):
     SMALL[f"semantic_photo_manipulation stage {_stage}"] = SMALL["semantic_photo_manipulation"]
+for _stage in ("parser", "classifier"):
+    SMALL[f"maggan stage {_stage}"] = {**SMALL["maggan"], "classifier_rate": 1e-2}
 for _stage in ("extractor", "sketch", "image", "appearance", "coarse", "coarse_fusion"):
     SMALL[f"deepfaceediting stage {_stage}"] = SMALL["deepfaceediting"]
 
@@ -90,6 +98,11 @@ class Kind(NamedTuple):
 def labels_of(photos: Path) -> Path:
     """The folder of the photos' label maps, of five classes."""
     return photos.with_name(f"{photos.name}-labels")
+
+
+def attributes_of(photos: Path) -> Path:
+    """The file of the photos' attributes."""
+    return photos.with_name(f"{photos.name}-attributes.txt")
 
 
 def write_photo(folder: Path) -> Path:
@@ -205,6 +218,14 @@ SKETCHES = Kind(
     lambda folder: [str(write_photo(folder)), "--sketch", f"mouth={write_mask(folder)}"],
     check_that_a_square_was_made,
 )
+ATTRIBUTES = Kind(
+    lambda photos: [*FROM_LABELS.train(photos), "--attributes", str(attributes_of(photos))],
+    lambda folder: [
+        *(str(write_photo(folder)), "Blond_Hair", "Eyeglasses=1.5", "--have", "Young,No_Beard"),
+        *("--labels", str(write_label_map(folder))),
+    ],
+    check_that_a_photo_was_made,
+)
 KINDS = {
     "partial_convolutions": INPAINTING,
     "region_normalization": INPAINTING,
@@ -215,6 +236,7 @@ KINDS = {
     "semantic_photo_manipulation": STROKES,
     "deepfaceediting": SKETCHES,
     "fe_gan": FASHION,
+    "maggan": ATTRIBUTES,
 }
 FILLING = [name for name, kind in KINDS.items() if kind is INPAINTING]
 
