@@ -421,9 +421,11 @@ def _masks(
 def _pasted(source: pictures.Photo, made: Edit, feather: int) -> pictures.Photo:
     """The file's photo with the edit within its region, at the file's size."""
     width, height = source.size
-    region = feathered(made.region.cpu(), feather)
-    how = {"mode": "nearest"} if not feather else {"mode": "bilinear", "align_corners": False}
-    region = F.interpolate(region, (height, width), **how)
+    region = F.interpolate(made.region.cpu(), (height, width), mode="nearest").clamp(0, 1)
+    if feather:  # inwards: what is preserved stays so
+        soft = feathered(made.region.cpu(), feather)
+        soft = F.interpolate(soft, (height, width), mode="bilinear", align_corners=False)
+        region = torch.where(region > 0, soft, region)
     large = F.interpolate(
         made.photo.cpu(), (height, width), mode="bicubic", antialias=True, align_corners=False
     )

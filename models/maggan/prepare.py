@@ -6,6 +6,7 @@ ours. initialise: a MagGAN generator whose encoder and transfer units are those 
 
 import argparse
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def read_tensorflow(path: Path) -> dict[str, Any]:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 variables = {name: archive[name] for name in archive.files}
-        except (EOFError, ValueError, KeyError) as error:
+        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: cut off, or no archive of arrays ({error})") from None
     else:
         variables = checkpoint.load_published(path)

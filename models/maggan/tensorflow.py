@@ -55,7 +55,7 @@ def read_variables(prefix: Path) -> dict[str, np.ndarray]:
             shape = [dict(_fields(size)).get(1, 0) for tag, size in _fields(fields[2]) if tag == 2]
             begin, size = fields.get(4, 0), fields.get(5, 0)
             values = data[fields.get(3, 0)][begin : begin + size]
-            found[key.decode()] = np.frombuffer(values.tobytes(), _DTYPES[fields[1]]).reshape(shape)
+            found[key.decode()] = np.array(values).view(_DTYPES[fields[1]]).reshape(shape)
     except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
         raise ValueError(f"{index}: cut off, or no checkpoint of TensorFlow ({error})") from None
     return found

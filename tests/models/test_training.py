@@ -37,6 +37,9 @@ FALLS = {
     "michigan stage orientation": ("orientation_l1", "strokes_l1"),
     "fe_gan": ("mask", "face"),
     "fe_gan stage parsing": ("cross_entropy",),
+    "maggan": ("reconstruction", "mask"),
+    "maggan stage parser": ("parsing", "parsing_16"),
+    "maggan stage classifier": ("attributes",),
 }
 # PD-GAN's smallest images are 128 pixels wide: its runs take minutes.
 PAPERS = [
@@ -58,7 +61,7 @@ def test_losses_fall(name, photos, pretrained, tmp_path):
     lines = log(tmp_path)
     assert len(lines) == iterations
     for loss in FALLS[name]:
-        values = [line[loss] for line in lines]
+        values = [line[loss] for line in lines if loss in line]  # not all step in each iteration
         assert np.mean(values[-4:]) < 0.9 * np.mean(values[:4]), (loss, values)
     (sheet,) = tmp_path.glob("samples-*.png")
     assert np.asarray(Image.open(sheet)).std() > 10
@@ -104,7 +107,9 @@ def test_two_processes_equal_one_with_two_parts(name, photos, pretrained, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["partial_convolutions", "fe_gan", "fe_gan stage parsing"])
+@pytest.mark.parametrize(
+    "name", ["partial_convolutions", "fe_gan", "fe_gan stage parsing", "maggan"]
+)
 def test_two_processes_with_statistics_of_their_own_agree_with_each_other(
     name, photos, pretrained, tmp_path
 ):
