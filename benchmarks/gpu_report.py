@@ -307,16 +307,22 @@ def _modulated_norm_cases() -> dict[str, tuple[Callable[[], Any], int]]:
 
 
 def _gabor_cases() -> dict[str, tuple[Callable[[], Any], int]]:
-    """Forward: the image in, two maps out. Backward of the image: two maps in, one out."""
+    """Forward: the image in, two maps out, or three. Backward of the image: two in, one out."""
     ops = torch.ops.torchext_emulated
     image = 255 * torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
     bank = torchext.gabor_bank()
     response, index = ops.oriented_filter_max(image, bank, False)
     floor = 3 * image.nbytes
+    few, positions = torchext.gabor_bank(8, 5), torch.arange(8.0)
+    bordered = torch.nn.functional.pad(image, [2] * 4)
     return {
         "oriented_filter_max forward": (
             lambda: ops.oriented_filter_max(image, bank, False),
             floor,
+        ),
+        "oriented_filter_statistics forward": (
+            lambda: ops.oriented_filter_statistics(bordered, few, positions, False, 0.0),
+            4 * image.nbytes,
         ),
         "oriented_filter_max backward image": (
             lambda: ops.oriented_filter_max_backward_image(response, index, bank),

@@ -5,9 +5,10 @@ rectified correlation of the image with each, response = that response. Backward
 the taps of the winning filters around it; each filter sums the windows of the pixels that it won.
 
 Passes: the image in, index and response out in 1 launch (the floor); the image's gradient 1; the
-bank's 2 (partial sums, then their sum in fixed order). Responses stay in registers, a block of
-filters at a time. Grid: one program per block of pixels; for the bank's gradient one per (tap,
-block of filters, split of the pixels). Symmetries of the bank are left to the CUDA kernels.
+bank's 2 (partial sums, then their sum in fixed order). The statistics of all filters: the image in,
+index, strength and confidence out in 1, the responses taken twice. Responses stay in registers, a
+block of filters at a time. Grid: one program per block of pixels; for the bank's gradient one per
+(tap, block of filters, split of the pixels). Symmetries of the bank are left to the CUDA kernels.
 """
 
 import torch
@@ -38,30 +39,38 @@ def _pixels(program, elements, H, W, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def oriented_filter_max_kernel(
-    image, bank, index, response, elements, H, W, K,
-    SIZE: tl.constexpr, ABSOLUTE: tl.constexpr, FILTERS: tl.constexpr, BLOCK: tl.constexpr,
+def _responses(
+    plane, bank, k, i, j, H, W, K, inside,
+    SIZE: tl.constexpr, REACH: tl.constexpr, BLOCK: tl.constexpr, FILTERS: tl.constexpr,
 ):  # fmt: skip
-    """The first of the largest rectified responses; a NaN gives NaN and filter 0."""
-    place, n, i, j, inside = _pixels(tl.program_id(0), elements, H, W, BLOCK)
-    plane = image + n * H * W
-    dtype = response.dtype.element_ty
+    """Of filters k at pixels (i, j), from REACH rows above and columns to the left on."""
+    total = tl.zeros((BLOCK, FILTERS), bank.dtype.element_ty)
+    for a in range(SIZE):
+        row = i + a - REACH
+        in_rows = inside & (row >= 0) & (row < H)
+        for b in range(SIZE):
+            column = j + b - REACH
+            valid = in_rows & (column >= 0) & (column < W)
+            value = accumulated(tl.load(plane + row * W + column, mask=valid, other=0.0))
+            weight = tl.load(bank + (k * SIZE + a) * SIZE + b, mask=k < K, other=0.0)
+            total += value[:, None] * weight[None, :]
+    return total
+
+
+@triton.jit
+def _best(
+    plane, bank, i, j, H, W, K, inside, SIZE: tl.constexpr, REACH: tl.constexpr,
+    ABSOLUTE: tl.constexpr, BLOCK: tl.constexpr, FILTERS: tl.constexpr,
+):  # fmt: skip
+    """Response and index of the first of the largest; a NaN gives NaN and filter 0."""
+    dtype = bank.dtype.element_ty
     best = tl.zeros((BLOCK,), dtype)
     best_response = tl.zeros((BLOCK,), dtype)
     best_index = tl.zeros((BLOCK,), tl.int32)
     nan = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, K, FILTERS):
         k = first + tl.arange(0, FILTERS)
-        total = tl.zeros((BLOCK, FILTERS), dtype)
-        for a in range(SIZE):
-            row = i + a - SIZE // 2
-            in_rows = inside & (row >= 0) & (row < H)
-            for b in range(SIZE):
-                column = j + b - SIZE // 2
-                valid = in_rows & (column >= 0) & (column < W)
-                value = accumulated(tl.load(plane + row * W + column, mask=valid, other=0.0))
-                weight = tl.load(bank + (k * SIZE + a) * SIZE + b, mask=k < K, other=0.0)
-                total += value[:, None] * weight[None, :]
+        total = _responses(plane, bank, k, i, j, H, W, K, inside, SIZE, REACH, BLOCK, FILTERS)
         nan = tl.maximum(nan, tl.max((total != total).to(tl.int32), axis=1))
         strength = tl.abs(total) if ABSOLUTE else total
         largest = tl.max(strength, axis=1)
@@ -72,8 +81,68 @@ def oriented_filter_max_kernel(
         best_index = tl.where(better, winner, best_index)
         best_response = tl.where(better, won, best_response)
         best = tl.where(better, largest, best)
-    tl.store(index + place, tl.where(nan > 0, 0, best_index), mask=inside)
-    tl.store(response + place, tl.where(nan > 0, float("nan"), best_response), mask=inside)
+    return tl.where(nan > 0, float("nan"), best_response), tl.where(nan > 0, 0, best_index)
+
+
+@triton.jit
+def oriented_filter_max_kernel(
+    image, bank, index, response, elements, H, W, K,
+    SIZE: tl.constexpr, ABSOLUTE: tl.constexpr, FILTERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place, n, i, j, inside = _pixels(tl.program_id(0), elements, H, W, BLOCK)
+    value, winner = _best(
+        image + n * H * W, bank, i, j, H, W, K, inside,
+        SIZE, SIZE // 2, ABSOLUTE, BLOCK, FILTERS,
+    )  # fmt: skip
+    tl.store(index + place, winner, mask=inside)
+    tl.store(response + place, value, mask=inside)
+
+
+@triton.jit
+def oriented_filter_statistics_kernel(
+    image, bank, positions, index, strength, confidence, elements, H, W, K,
+    SIZE: tl.constexpr, SPREAD: tl.constexpr, EPS: tl.constexpr, FILTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Responses are taken again for the distances from the best, which is known at the end alone.
+
+    H and W are the results'; the image has SIZE - 1 more of each.
+    """
+    place, n, i, j, inside = _pixels(tl.program_id(0), elements, H, W, BLOCK)
+    high = H + SIZE - 1
+    wide = W + SIZE - 1
+    plane = image + n * high * wide
+    value, winner = _best(
+        plane, bank, i, j, high, wide, K, inside, SIZE, 0, True, BLOCK, FILTERS
+    )  # fmt: skip
+    largest = tl.abs(value)
+    position = tl.load(positions + winner)
+    dtype = bank.dtype.element_ty
+    circle = tl.cast(K, dtype)
+    weighted = tl.zeros((BLOCK,), dtype)
+    total = tl.zeros((BLOCK,), dtype)
+    for first in range(0, K, FILTERS):
+        k = first + tl.arange(0, FILTERS)
+        responses = tl.abs(
+            _responses(plane, bank, k, i, j, high, wide, K, inside, SIZE, 0, BLOCK, FILTERS)
+        )
+        direct = tl.abs(k[None, :].to(dtype) - position[:, None])
+        distance = tl.minimum(direct, circle - direct)
+        if SPREAD:
+            below = responses - largest[:, None]
+            terms = distance * (below * below)
+        else:
+            terms = distance * distance * responses
+        weighted += tl.sum(tl.where((k < K)[None, :], terms, 0.0), axis=1)
+        total += tl.sum(responses, axis=1)
+    step = 3.14159265358979323846 / circle
+    if SPREAD:
+        measured = tl.sqrt(weighted * step)
+    else:
+        measured = weighted * (step * step) / tl.where(total < EPS, EPS, total)
+    tl.store(index + place, winner, mask=inside)
+    tl.store(strength + place, largest, mask=inside)
+    tl.store(confidence + place, measured, mask=inside)
 
 
 @triton.jit
@@ -152,6 +221,24 @@ def oriented_filter_max(image, bank, absolute):
     return response, index
 
 
+def oriented_filter_statistics(image, bank, positions, spread, eps):
+    """Strength, confidence and index (int32), (N,1,H,W), of an image with its border."""
+    N, size = image.shape[0], bank.shape[-1]
+    H, W = image.shape[2] - size + 1, image.shape[3] - size + 1
+    strength, confidence = (
+        torch.empty((N, 1, H, W), dtype=accumulate_dtype(image), device=image.device)
+        for _ in range(2)
+    )
+    index = torch.empty((N, 1, H, W), dtype=torch.int32, device=image.device)
+    block = 4096 if INTERPRETED else 32 if image.dtype == torch.float64 else 64
+    launch(
+        oriented_filter_statistics_kernel, triton.cdiv(N * H * W, block),
+        image, bank, positions, index, strength, confidence, N * H * W, H, W, bank.shape[0],
+        SIZE=size, SPREAD=spread, EPS=eps, FILTERS=_filters(bank.shape[0]), BLOCK=block,
+    )  # fmt: skip
+    return strength, confidence, index
+
+
 def oriented_filter_max_backward_image(grad, index, bank):
     """Gradient of the image, in grad's dtype."""
     N, _, H, W = grad.shape
@@ -196,6 +283,10 @@ def ahead_of_time_variants():
                 bank = torch.empty((count, size, size), dtype=accumulate_dtype(x), device="meta")
                 for absolute in (False, True):
                     response, index = oriented_filter_max(image, bank, absolute)
+                for spread in (False, True):
+                    positions = bank.new_empty(count)
+                    if min(image.shape[2:]) >= size:
+                        oriented_filter_statistics(image, bank, positions, spread, 0.0)
                 oriented_filter_max_backward_image(response, index, bank)
                 oriented_filter_max_backward_bank(response, index, image, count, size)
     return unique(variants)

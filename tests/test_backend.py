@@ -146,7 +146,8 @@ def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
             "LabelWindows",
             "install",
             "gabor_bank",
-            "difference_of_gaussians_bank",
+            "gabor_kernel_bank",
+            "difference_of_gaussians",
             "orientation_",
         )
         assert name.startswith(pure) or f"{name} on cpu" in text or f"{name}, " in text, name

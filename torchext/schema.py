@@ -172,6 +172,15 @@ SCHEMAS = {
     "oriented_filter_max_backward_bank": (
         "(Tensor grad, Tensor index, Tensor image, int count, int size) -> Tensor"
     ),
+    "oriented_filter_statistics": (
+        "(Tensor image, Tensor bank, Tensor positions, bool spread, float eps)"
+        " -> (Tensor strength, Tensor confidence, Tensor index)"
+    ),
+    "oriented_filter_statistics_backward": (
+        "(Tensor grad_strength, Tensor grad_confidence, Tensor image, Tensor bank,"
+        " Tensor positions, Tensor index, bool spread, float eps, bool[2] wanted)"
+        " -> (Tensor grad_image, Tensor grad_bank)"
+    ),
     "label_conv2d": (
         "(Tensor labels, Tensor weight, Tensor? bias, ScalarType dtype, bool check_values)"
         " -> Tensor"

@@ -154,6 +154,14 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
     "oriented_filter_max, any filters": lambda t: torchext.oriented_filter_max(
         t["x"][:, :1], t["kernel"][:, 0]
     )[1],
+    "oriented_filter_statistics": lambda t: torch.cat(
+        torchext.oriented_filter_statistics(
+            t["x"][:, :1], torchext.gabor_bank(8, 5, dtype=t["x"].dtype, device=t["x"].device)
+        )[1:]
+    ),
+    "oriented_filter_statistics, any filters": lambda t: torchext.oriented_filter_statistics(
+        t["x"][:, :1], t["kernel"][:, 0], confidence="spread", border="wrap"
+    )[2],
     "gabor_orientation": lambda t: torchext.gabor_orientation(t["x"][:, :3])[1],
 }  # fmt: skip
 

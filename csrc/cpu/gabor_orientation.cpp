@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <limits>
 #include <memory>
 #include <tuple>
@@ -95,6 +96,7 @@ class FoldedBank {
   std::vector<A> weights(int g, int64_t first, int64_t end,
                          const std::vector<std::pair<int64_t, int64_t>>& points, Weight weight) {
     bank_.group[g].filters = end - first;
+    bank_.group[g].points = static_cast<int64_t>(points.size());
     std::vector<A> result;
     for (const auto& [u, v] : points)
       for (int64_t k = first; k < end; ++k) result.push_back(weight(k, u, v));
@@ -132,6 +134,61 @@ class FoldedBank {
   Taps<A> taps_;
   FilterBank<A> bank_{};
   std::vector<A> weights_[4];
+};
+
+// The same in blocks, without the points where a block has no weight.
+template <class A>
+class BlockedBank {
+ public:
+  BlockedBank(const Taps<A>& taps, const A* positions, bool spread, A eps)
+      : folded_(taps),
+        bank_{folded_.bank().symmetry, taps.size, taps.count, nullptr, 0, positions, spread, eps} {
+    const FilterBank<A>& folded = folded_.bank();
+    if (bank_.symmetry != Symmetry::square) {
+      add_group(folded.group[0], 0, 0, 1);
+    } else {
+      const int64_t half = taps.count / 2;
+      int64_t first = 0;
+      const std::pair<int64_t, int64_t> slots[4] = {
+          {0, 1}, {half, -1}, {half + 1, 1}, {2 * half - 1, -1}};
+      for (int g = 0; g < 4; ++g) {
+        if (folded.group[g].filters > 0)
+          add_group(folded.group[g], first, slots[g].first, slots[g].second);
+        first += folded.group[g].points;
+      }
+    }
+    bank_.blocks = blocks_.data();
+    bank_.num_blocks = static_cast<int64_t>(blocks_.size());
+  }
+  BlockedBank(const BlockedBank&) = delete;
+  const StatisticsBank<A>& bank() const { return bank_; }
+
+ private:
+  void add_group(const FilterGroup<A>& group, int64_t first_point, int64_t slot, int64_t step) {
+    const int64_t most = TORCHEXT_AT_SIMD_LEVEL(block_filters)();
+    const int64_t stride = TileShape{bank_.size}.stride();
+    for (int64_t begin = 0; begin < group.filters; begin += most) {
+      const int64_t filters = std::min(most, group.filters - begin);
+      std::vector<int32_t>& places = places_.emplace_back();
+      std::vector<A>& weights = weights_.emplace_back();
+      for (int64_t point = 0; point < group.points; ++point) {
+        const A* from = group.weights + point * group.filters + begin;
+        if (std::all_of(from, from + filters, [](A weight) { return weight == 0; })) continue;
+        places.push_back(static_cast<int32_t>(bank_.symmetry == Symmetry::none
+                                                  ? point / bank_.size * stride + point % bank_.size
+                                                  : first_point + point));
+        weights.insert(weights.end(), from, from + filters);
+      }
+      blocks_.push_back({filters, static_cast<int64_t>(places.size()), places.data(),
+                         weights.data(), slot + begin * step, step});
+    }
+  }
+
+  FoldedBank<A> folded_;
+  StatisticsBank<A> bank_;
+  std::vector<FilterBlock<A>> blocks_;
+  std::deque<std::vector<int32_t>> places_;
+  std::deque<std::vector<A>> weights_;
 };
 
 // ---- tiles --------------------------------------------------------------------------------------
@@ -247,6 +304,54 @@ std::tuple<Tensor, Tensor> oriented_filter_max_cpu(const Tensor& image, const Te
   return {response, index};
 }
 
+std::tuple<Tensor, Tensor, Tensor> oriented_filter_statistics_cpu(const Tensor& image,
+                                                                  const Tensor& bank,
+                                                                  const Tensor& positions,
+                                                                  bool spread, double eps) {
+  const Tiles bordered = describe(image, "image: expected a contiguous (N, 1, H, W) tensor");
+  const ScalarType type = accumulate_type(image);
+  expects_bank(bank, type);
+  expects_plain(positions, type, bank.size(0), "positions: expected (K) in the accumulate type");
+  const int64_t size = bank.size(1);
+  expects(bordered.height >= size && bordered.width >= size,
+          "image: expected at least the filters' size");
+  const Tiles tiles{bordered.images, bordered.height - size + 1, bordered.width - size + 1};
+  const auto map = [&](ScalarType dtype) {
+    return empty(image, {tiles.images, 1, tiles.height, tiles.width}, dtype);
+  };
+  Tensor strength = map(type), confidence = map(type), index = map(ScalarType::Int);
+  dispatch_floating(image.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = accumulate_t<T>;
+    const BlockedBank<A> blocked(Taps<A>{data<A>(bank), bank.size(0), size}, data<A>(positions),
+                                 spread, static_cast<A>(eps));
+    const TileShape shape{size};
+    const T* in = data<T>(image);
+    int32_t* index_out = mutable_data<int32_t>(index);
+    A* strength_out = mutable_data<A>(strength);
+    A* confidence_out = mutable_data<A>(confidence);
+    parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+      Scratch<A> window(shape.rows() * shape.stride());
+      Scratch<A> scratch(statistics_scratch_elements(size, bank.size(0)));
+      int32_t best[kTileRows * kTileColumns];
+      A values[2][kTileRows * kTileColumns];
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile tile(tiles, i);
+        const int64_t from = tile.offset / (tiles.height * tiles.width) * bordered.height;
+        TORCHEXT_AT_SIMD_LEVEL(fill_tile<T, A>)(
+            in + from * bordered.width, bordered.height, bordered.width, tile.row, tile.column,
+            shape.rows(), shape.stride() - kSlack, window.data(), shape.stride());
+        TORCHEXT_AT_SIMD_LEVEL(statistics_tile<A>)(blocked.bank(), window.data(), tile.rows,
+                                                   scratch.data(), best, values[0], values[1]);
+        write_tile(tiles, tile, best, index_out);
+        write_tile(tiles, tile, values[0], strength_out);
+        write_tile(tiles, tile, values[1], confidence_out);
+      }
+    });
+  });
+  return {strength, confidence, index};
+}
+
 // Calls body(A{}) for float32 or float64.
 template <class Body>
 void dispatch_accumulate(ScalarType type, Body body) {
@@ -346,6 +451,7 @@ Tensor oriented_filter_max_backward_bank_cpu(const Tensor& grad, const Tensor& i
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
   m.impl("oriented_filter_max", TORCH_BOX(&oriented_filter_max_cpu));
+  m.impl("oriented_filter_statistics", TORCH_BOX(&oriented_filter_statistics_cpu));
   m.impl("oriented_filter_max_backward_image", TORCH_BOX(&oriented_filter_max_backward_image_cpu));
   m.impl("oriented_filter_max_backward_bank", TORCH_BOX(&oriented_filter_max_backward_bank_cpu));
 }

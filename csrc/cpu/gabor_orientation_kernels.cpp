@@ -5,13 +5,14 @@ namespace torchext {
 namespace TORCHEXT_SIMD {
 namespace {
 
-// Vectors' length, and how many sums of filters the registers hold.
+// Vectors' length, and how many sums of filters the registers hold: of one vector of pixels, and of
+// two, which share the weights.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kSums = 18;
+constexpr int kVectorBytes = 64, kSums = 18, kBlockFilters = 12;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kSums = 10;
+constexpr int kVectorBytes = 32, kSums = 10, kBlockFilters = 6;
 #else
-constexpr int kVectorBytes = 16, kSums = 10;
+constexpr int kVectorBytes = 16, kSums = 10, kBlockFilters = 6;
 #endif
 
 // GCC and Clang's own vectors: sums in registers must stay there, which loops do not promise.
@@ -277,6 +278,177 @@ void filter_tile(const FilterBank<A>& bank, const A* window, int64_t rows, A* sc
   }
 }
 
+// ---- statistics of all filters ------------------------------------------------------------------
+
+// Values of two vectors of pixels lie side by side: those of one point, or of one filter.
+template <class A>
+constexpr int64_t kPair = 2 * kLanes<A>;
+
+template <class A, int kFilters>
+void sum_block(const FilterBlock<A>& block, const A* source, int64_t unit, A* sums) {
+  Vector<A> left[kFilters] = {}, right[kFilters] = {};
+  const A* weights = block.weights;
+  for (int64_t point = 0; point < block.points; ++point, weights += kFilters) {
+    const A* at = source + block.places[point] * unit;
+    const Vector<A> a = load(at), b = load(at + kLanes<A>);
+#pragma GCC unroll 32
+    for (int f = 0; f < kFilters; ++f) {
+      left[f] += weights[f] * a;
+      right[f] += weights[f] * b;
+    }
+  }
+#pragma GCC unroll 32
+  for (int f = 0; f < kFilters; ++f) {
+    A* to = sums + (block.slot + f * block.step) * kPair<A>;
+    store(to, left[f]);
+    store(to + kLanes<A>, right[f]);
+  }
+}
+
+template <class A, int kFilters = kBlockFilters>
+void sum_blocks(const FilterBlock<A>& block, const A* source, int64_t unit, A* sums) {
+  if (block.filters == kFilters)
+    sum_block<A, kFilters>(block, source, unit, sums);
+  else if constexpr (kFilters > 1)
+    sum_blocks<A, kFilters - 1>(block, source, unit, sums);
+}
+
+// Pairs under point reflection: the upper half, row by row, and the centre.
+template <class A>
+void fold_even(const A* window, int64_t stride, int64_t size, A* folded) {
+  const A* last = window + (size - 1) * (stride + 1);
+  for (int64_t u = 0; u <= size / 2; ++u)
+    for (int64_t v = 0; v < (u < size / 2 ? size : size / 2); ++v, folded += kPair<A>)
+      store(folded, load(window + u * stride + v) + load(last - u * stride - v));
+  store(folded, load(window + size / 2 * (stride + 1)));
+}
+
+// Two groups of the same sign under mirroring, their points as in sum_square.
+template <class A, bool kEven>
+void fold_square(const A* centre, int64_t size, A* plus, A* minus) {
+  const int64_t half = size / 2, row = size * kLanes<A>;
+  const A* origin = kEven ? centre : centre + half * kLanes<A>;
+  const auto add_plus = [&](Vector<A> pixels) {
+    store(plus, pixels);
+    plus += kPair<A>;
+  };
+  const auto add_minus = [&](Vector<A> pixels) {
+    store(minus, pixels);
+    minus += kPair<A>;
+  };
+  const auto folded = [&](int64_t u, int64_t v) {
+    const A* at = origin + v * kLanes<A>;
+    const Vector<A> below = load(at + u * row), above = load(at - u * row);
+    return kEven ? below + above : below - above;
+  };
+  for (int64_t u = 1; u <= half; ++u) {
+    if (kEven) {
+      const Vector<A> column = folded(u, 0), across = load(origin + u * kLanes<A>);
+      add_plus(column + across);
+      add_minus(column - across);
+    }
+    for (int64_t v = 1; v < u; ++v) {
+      const Vector<A> own = folded(u, v), transposed = folded(v, u);
+      add_plus(own + transposed);
+      add_minus(own - transposed);
+    }
+    add_plus(folded(u, u));
+  }
+  if (kEven) add_plus(load(centre));
+}
+
+template <class A>
+inline Vector<A> absolute(Vector<A> value) {
+  return value < 0 ? -value : value;
+}
+
+// A response in place of a sum, without its sign.
+template <class A, bool kLater>
+inline void respond(Best<A>& best, A* sums, int32_t k, Vector<A> response) {
+  response = absolute<A>(response);
+  store(sums + k * kPair<A>, response);
+  best.template add<false, kLater>(response, k);
+}
+
+// Sums become responses, one vector of each pair; gives the first of the largest.
+template <class A>
+Best<A> respond_plain(A* sums, int32_t count) {
+  Best<A> best;
+  for (int32_t k = 0; k < count; ++k) respond<A, false>(best, sums, k, load(sums + k * kPair<A>));
+  return best;
+}
+
+template <class A>
+Best<A> respond_square(A* sums, int32_t count) {
+  const int32_t q = count / 4;
+  const auto at = [&](int32_t slot) { return load(sums + slot * kPair<A>); };
+  Best<A> own, transposed, both, mirrored;
+  const Vector<A> first = at(0), first_minus = at(2 * q);
+  respond<A, false>(own, sums, 0, first + first_minus);
+  respond<A, false>(both, sums, 2 * q, first - first_minus);
+  for (int32_t i = 1; i < q; ++i) {
+    const Vector<A> a = at(i), b = at(2 * q - i), c = at(2 * q + i), d = at(4 * q - i);
+    const Vector<A> sum = a + b, difference = a - b, odd_sum = c + d, odd_difference = c - d;
+    respond<A, false>(own, sums, i, sum + odd_sum);
+    respond<A, true>(transposed, sums, 2 * q - i, difference + odd_difference);
+    respond<A, false>(both, sums, 2 * q + i, difference - odd_difference);
+    respond<A, true>(mirrored, sums, 4 * q - i, sum - odd_sum);
+  }
+  const Vector<A> last = at(q), last_odd = at(3 * q);
+  respond<A, false>(own, sums, q, last + last_odd);
+  respond<A, false>(both, sums, 3 * q, last - last_odd);
+  own.merge(transposed);
+  own.merge(both);
+  own.merge(mirrored);
+  return own;
+}
+
+// From the distances of all filters, around the circle, to the position of the best one.
+template <class A, bool kSpread>
+Vector<A> confidence_of(const A* responses, int64_t count, A eps, Vector<A> position,
+                        Vector<A> strength) {
+  const A circle = static_cast<A>(count), step = static_cast<A>(3.14159265358979323846) / circle;
+  Vector<A> weighted = {}, total = {}, to_filter = -position;
+  for (int64_t k = 0; k < count; ++k, responses += kPair<A>, to_filter += 1) {
+    const Vector<A> response = load(responses);
+    const Vector<A> direct = absolute<A>(to_filter), around = circle - direct;
+    const Vector<A> distance = direct < around ? direct : around;
+    if (kSpread) {
+      const Vector<A> below = response - strength;
+      weighted += distance * (below * below);
+    } else {
+      weighted += distance * distance * response;
+      total += response;
+    }
+  }
+  if (!kSpread) {
+    total = total < eps ? Vector<A>{} + eps : total;
+    return weighted * (step * step) / total;
+  }
+  for (int64_t lane = 0; lane < kLanes<A>; ++lane)
+    weighted[lane] =
+        static_cast<A>(sizeof(A) == 4 ? sqrtf(static_cast<float>(weighted[lane] * step))
+                                      : sqrt(weighted[lane] * step));
+  return weighted;
+}
+
+template <class A>
+void statistics_of_pair(const StatisticsBank<A>& bank, A* responses, int32_t* index, A* strength,
+                        A* confidence) {
+  for (int64_t at = 0; at < kPair<A>; at += kLanes<A>) {
+    const int32_t count = static_cast<int32_t>(bank.count);
+    Best<A> best = bank.symmetry == Symmetry::square ? respond_square(responses + at, count)
+                                                     : respond_plain(responses + at, count);
+    best.template write<false>(index + at, strength + at);
+    A positions[kLanes<A>];
+    for (int64_t lane = 0; lane < kLanes<A>; ++lane)
+      positions[lane] = bank.positions[index[at + lane]];
+    const auto confidence_function = bank.spread ? confidence_of<A, true> : confidence_of<A, false>;
+    store(confidence + at, confidence_function(responses + at, bank.count, bank.eps,
+                                               load(positions), load(strength + at)));
+  }
+}
+
 inline void convert(const float* from, float* to, int64_t count) {
   memcpy(to, from, count * sizeof(float));
 }
@@ -319,6 +491,49 @@ void filter_tile(const FilterBank<A>& bank, const A* window, int64_t rows, bool 
     filter_tile<A, true>(bank, window, rows, scratch, index, response);
   else
     filter_tile<A, false>(bank, window, rows, scratch, index, response);
+}
+
+int64_t block_filters() {
+  return kBlockFilters;
+}
+
+template <class A>
+void statistics_tile(const StatisticsBank<A>& bank, const A* window, int64_t rows, A* scratch,
+                     int32_t* index, A* strength, A* confidence) {
+  const int64_t size = bank.size, half = size / 2, stride = TileShape{size}.stride();
+  const int64_t row = size * kLanes<A>, mirrored_elements = (kTileRows + size - 1) * row;
+  const int64_t octant = half * (half + 1) / 2;  // points of the square's odd-and-even groups
+  A* mirrored = scratch;
+  A* folded = mirrored + 2 * mirrored_elements;
+  A* responses = folded + (size * size / 2 + 1) * kPair<A>;
+  const bool square = bank.symmetry == Symmetry::square;
+  for (int64_t column = 0; column < kTileColumns; column += kPair<A>) {
+    if (square)
+      for (int64_t vector = 0; vector < 2; ++vector)
+        for (int64_t y = 0; y < rows + size - 1; ++y)
+          mirror_row(window + y * stride + column + vector * kLanes<A>, half,
+                     mirrored + vector * mirrored_elements + y * row);
+    for (int64_t y = 0; y < rows; ++y) {
+      const A* at = window + y * stride + column;
+      for (int64_t vector = 0; vector < 2; ++vector) {
+        A* to = folded + vector * kLanes<A>;
+        if (square) {
+          const A* centre = mirrored + vector * mirrored_elements + (y + half) * row;
+          A* even_minus = to + (octant + half + 1) * kPair<A>;
+          A* odd_plus = even_minus + octant * kPair<A>;
+          fold_square<A, true>(centre, size, to, even_minus);
+          fold_square<A, false>(centre, size, odd_plus, odd_plus + octant * kPair<A>);
+        } else if (bank.symmetry == Symmetry::even) {
+          fold_even(at + vector * kLanes<A>, stride, size, to);
+        }
+      }
+      const bool plain = bank.symmetry == Symmetry::none;
+      for (int64_t b = 0; b < bank.num_blocks; ++b)
+        sum_blocks(bank.blocks[b], plain ? at : folded, plain ? 1 : kPair<A>, responses);
+      const int64_t out = y * kTileColumns + column;
+      statistics_of_pair(bank, responses, index + out, strength + out, confidence + out);
+    }
+  }
 }
 
 #if defined(__AVX512F__)
@@ -398,10 +613,12 @@ TORCHEXT_INSTANTIATE_FILL(Half, float)
 TORCHEXT_INSTANTIATE_FILL(BFloat16, float)
 TORCHEXT_INSTANTIATE_FILL(int32_t, int32_t)
 
-#define TORCHEXT_INSTANTIATE_FILTERS(A)                                                          \
-  template void filter_tile<A>(const FilterBank<A>&, const A*, int64_t, bool, A*, int32_t*, A*); \
-  template void image_gradient_tile<A>(const A*, const int32_t*, int64_t, const A*, int64_t,     \
-                                       int64_t, A*);                                             \
+#define TORCHEXT_INSTANTIATE_FILTERS(A)                                                           \
+  template void filter_tile<A>(const FilterBank<A>&, const A*, int64_t, bool, A*, int32_t*, A*);  \
+  template void statistics_tile<A>(const StatisticsBank<A>&, const A*, int64_t, A*, int32_t*, A*, \
+                                   A*);                                                           \
+  template void image_gradient_tile<A>(const A*, const int32_t*, int64_t, const A*, int64_t,      \
+                                       int64_t, A*);                                              \
   template void bank_gradient_tile<A>(const A*, const int32_t*, const A*, int64_t, int64_t, A*);
 TORCHEXT_INSTANTIATE_FILTERS(float)
 TORCHEXT_INSTANTIATE_FILTERS(double)

@@ -28,7 +28,7 @@ enum class Symmetry : int {
 // Points of the folded window and the filters that take them: weights[point][filter].
 template <class A>
 struct FilterGroup {
-  int64_t filters;
+  int64_t filters, points;
   const A* weights;
 };
 
@@ -43,6 +43,36 @@ struct FilterBank {
   int64_t size, count;
   FilterGroup<A> group[4];
 };
+
+// A few filters, and the points where any of them has a weight: weights[point][filter].
+template <class A>
+struct FilterBlock {
+  int64_t filters, points;
+  const int32_t* places;  // of the points: in the window, or in its folded values
+  const A* weights;
+  int64_t slot, step;  // where the first filter's sum belongs among all sums, and the next one's
+};
+
+// A bank for its statistics: the groups of a FilterBank in blocks, so that zeros around filters are
+// passed over. Sums of the square's groups lie where the orbit's responses will:
+//   group 0: i    group 1: count / 2 - i    group 2: count / 2 + i    group 3: count - i
+template <class A>
+struct StatisticsBank {
+  Symmetry symmetry;
+  int64_t size, count;
+  const FilterBlock<A>* blocks;
+  int64_t num_blocks;
+  const A* positions;  // of each filter on the circle, in steps between filters
+  bool spread;         // or the variance
+  A eps;
+};
+
+// Elements of `scratch` that statistics_tile needs: mirrored windows, folded values and responses,
+// for two of the longest vectors.
+inline int64_t statistics_scratch_elements(int64_t size, int64_t count) {
+  constexpr int64_t kMostLanes = 16;
+  return 2 * kMostLanes * ((kTileRows + size - 1) * size + size * size / 2 + 1 + count);
+}
 
 // Elements of `scratch` that filter_tile needs: the mirrored window and the filters' sums, for the
 // longest vectors.
@@ -60,6 +90,12 @@ inline int64_t scratch_elements(int64_t size, int64_t count) {
   template <class A>                                                                               \
   void filter_tile(const FilterBank<A>& bank, const A* window, int64_t rows, bool absolute,        \
                    A* scratch, int32_t* index, A* response);                                       \
+  /* Filters of a FilterBlock, at most. */                                                         \
+  int64_t block_filters();                                                                         \
+  /* Index, strength and confidence, each [kTileRows][kTileColumns]. */                            \
+  template <class A>                                                                               \
+  void statistics_tile(const StatisticsBank<A>& bank, const A* window, int64_t rows, A* scratch,   \
+                       int32_t* index, A* strength, A* confidence);                                \
   /* out(q) = sum over taps t of gradient(q + t) * table[t][index(q + t)]. */                      \
   template <class A>                                                                               \
   void image_gradient_tile(const A* gradient, const int32_t* index, int64_t size, const A* table,  \

@@ -6,6 +6,9 @@
 // Passes over memory and launches (image = one channel):
 //   oriented_filter_max      image in, index and response out (the floor) in 1: a tile and its
 //                            surroundings lie in shared memory, responses in registers.
+//   oriented_filter_statistics  image in, index, strength and confidence out (the floor) in 1; the
+//                            responses are taken twice, as the confidence is about the best of
+//                            them.
 //   ..._backward_image       gradient and index in, gradient out in 1: a gather of the winning
 //                            filters' taps around each pixel.
 //   ..._backward_bank        gradient, index and image in, partial sums in 1; then added in order.
@@ -39,10 +42,11 @@ struct Tiles {
   int tile_height;
   int64_t down, across;
 
-  Tiles(const Tensor& map, int tile_height)
+  // Of the map without a border that belongs to no tile.
+  Tiles(const Tensor& map, int tile_height, int border = 0)
       : images(map.size(0)),
-        height(map.size(2)),
-        width(map.size(3)),
+        height(map.size(2) - border),
+        width(map.size(3) - border),
         tile_height(tile_height),
         down((height + tile_height - 1) / tile_height),
         across((width + kTileWidth - 1) / kTileWidth) {}
@@ -64,22 +68,28 @@ __host__ __device__ constexpr int window_elements(int tile_height, int size) {
   return (kTileWidth + size - 1) * (tile_height + size - 1);
 }
 
-// Copies a tile and `half` pixels around it; zeros outside the image.
+// Copies `rows` rows of `pitch` pixels from (top, left) on; zeros outside the map.
+template <typename To, typename From>
+__device__ __forceinline__ void load_area(To* area, const From* map, int64_t height, int64_t width,
+                                          int64_t top, int64_t left, int rows, int pitch) {
+  for (int i = threadIdx.x; i < pitch * rows; i += kThreads) {
+    const int64_t y = top + i / pitch;
+    const int64_t x = left + i % pitch;
+    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+    if constexpr (std::is_same_v<From, int32_t>) {
+      area[i] = inside ? load(map + y * width + x) : 0;
+    } else {
+      area[i] = inside ? to_accumulate(load(map + y * width + x)) : To(0);
+    }
+  }
+}
+
+// A tile and `half` pixels around it.
 template <typename To, typename From>
 __device__ __forceinline__ void load_window(To* window, const From* map, const Tiles& tiles,
                                             const TilePlace& place, int half) {
-  const int pitch = kTileWidth + 2 * half;
-  const int count = pitch * (tiles.tile_height + 2 * half);
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const int64_t y = place.y - half + i / pitch;
-    const int64_t x = place.x - half + i % pitch;
-    const bool inside = y >= 0 && y < tiles.height && x >= 0 && x < tiles.width;
-    if constexpr (std::is_same_v<From, int32_t>) {
-      window[i] = inside ? load(map + place.offset + y * tiles.width + x) : 0;
-    } else {
-      window[i] = inside ? to_accumulate(load(map + place.offset + y * tiles.width + x)) : To(0);
-    }
-  }
+  load_area(window, map + place.offset, tiles.height, tiles.width, place.y - half, place.x - half,
+            tiles.tile_height + 2 * half, kTileWidth + 2 * half);
 }
 
 // ---- forward ------------------------------------------------------------------------------------
@@ -303,16 +313,18 @@ __device__ __forceinline__ void filter_square(const A* window, int size, const A
   }
 }
 
-// A block of filters at a time, whose taps pass through shared memory row by row. All threads of
-// the block take part.
-template <int kPixels, typename A>
+// A block of filters at a time, whose taps pass through shared memory row by row; each response
+// goes to use(pixel, filter, response). With kEven each filter is its own point reflection, and two
+// pixels share a tap. All threads of the block take part.
+template <bool kEven, int kPixels, typename A, typename Use>
 __device__ __forceinline__ void filter_plain(const A* window, const A* bank, int count, int size,
-                                             A* row_weights, bool absolute,
-                                             Best<A> (&best)[kPixels]) {
+                                             A* row_weights, Use use) {
   const int pitch = kTileWidth + size - 1;
+  const int half = size / 2;
+  const A* const last = window + (size - 1) * (pitch + 1);
   for (int first = 0; first < count; first += kFilterBlock) {
     A sums[kPixels][kFilterBlock] = {};
-    for (int u = 0; u < size; ++u) {
+    for (int u = 0; u < (kEven ? half + 1 : size); ++u) {
       __syncthreads();
       for (int i = threadIdx.x; i < kFilterBlock * size; i += kThreads) {
         const int filter = first + i / size;
@@ -323,19 +335,30 @@ __device__ __forceinline__ void filter_plain(const A* window, const A* bank, int
       }
       __syncthreads();
       const A* const row = window + u * pitch;
+      const A* const reflected = last - u * pitch;
+      const int columns = kEven && u == half ? half : size;
 #pragma unroll 1
-      for (int v = 0; v < size; ++v) {
+      for (int v = 0; v < columns; ++v) {
         A pixels[kPixels];
 #pragma unroll
-        for (int p = 0; p < kPixels; ++p) pixels[p] = row[p * pitch + v];
+        for (int p = 0; p < kPixels; ++p) {
+          pixels[p] = row[p * pitch + v];
+          if (kEven) pixels[p] += reflected[p * pitch - v];
+        }
         add_products<kFilterBlock>(sums, row_weights + v * kFilterBlock, pixels);
+      }
+      if (kEven && u == half) {
+        A pixels[kPixels];
+#pragma unroll
+        for (int p = 0; p < kPixels; ++p) pixels[p] = row[p * pitch + half];
+        add_products<kFilterBlock>(sums, row_weights + half * kFilterBlock, pixels);
       }
     }
 #pragma unroll
     for (int f = 0; f < kFilterBlock; ++f) {
       if (first + f >= count) continue;
 #pragma unroll
-      for (int p = 0; p < kPixels; ++p) best[p].add(sums[p][f], first + f, absolute);
+      for (int p = 0; p < kPixels; ++p) use(p, first + f, sums[p][f]);
     }
   }
 }
@@ -378,7 +401,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     if (square) {
       filter_square<kPixels>(at, size, weights, absolute, best);
     } else {
-      filter_plain<kPixels>(at, bank, count, size, weights, absolute, best);
+      filter_plain<false, kPixels>(
+          at, bank, count, size, weights,
+          [&](int p, int filter, A response) { best[p].add(response, filter, absolute); });
     }
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {
@@ -389,6 +414,105 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
       const bool nan = best[p].strength != best[p].strength;
       store(index + to, nan ? 0 : best[p].index);
       store(response + to, best[p].response);
+    }
+  }
+}
+
+// ---- statistics of all filters ------------------------------------------------------------------
+
+// Whether each filter is its own point reflection, up to the rounding with which banks are made.
+template <typename A>
+__device__ bool is_even(const A* bank, int count, int size, A* scratch) {
+  __shared__ int agrees;
+  if (threadIdx.x == 0) agrees = 1;
+  const int taps = size * size;
+  const A epsilon = sizeof(A) == 8 ? A(DBL_EPSILON) : A(FLT_EPSILON);
+  const A tolerance = 16 * epsilon * largest_magnitude(bank, count * taps, scratch);
+  bool same = true;
+  for (int i = threadIdx.x; i < count * taps; i += kThreads) {
+    const int tap = i % taps;
+    if (tap < taps - 1 - tap)
+      same &= within(load(bank + i) - load(bank + i + taps - 1 - 2 * tap), tolerance);
+  }
+  if (!same) agrees = 0;  // whoever writes, writes the same
+  __syncthreads();
+  return agrees != 0;
+}
+
+// The distances of all filters are from the best one, which is known at the end alone: the
+// responses are taken a second time, as they fit neither registers nor shared memory.
+template <bool kEven, int kPixels, typename A>
+__device__ __forceinline__ void measure(const A* window, const A* bank, const A* positions,
+                                        int count, int size, A* row_weights, bool spread, A eps,
+                                        Best<A> (&best)[kPixels], A (&confidence)[kPixels]) {
+  filter_plain<kEven, kPixels>(
+      window, bank, count, size, row_weights,
+      [&](int p, int filter, A response) { best[p].add(response, filter, true); });
+  const A circle = A(count);
+  const A step = A(3.14159265358979323846) / circle;
+  A position[kPixels], weighted[kPixels] = {}, total[kPixels] = {};
+#pragma unroll
+  for (int p = 0; p < kPixels; ++p) {
+    if (best[p].strength != best[p].strength) best[p].index = 0;
+    position[p] = load(positions + best[p].index);
+  }
+  filter_plain<kEven, kPixels>(
+      window, bank, count, size, row_weights, [&](int p, int filter, A response) {
+        const A magnitude = response < A(0) ? -response : response;
+        const A offset = A(filter) - position[p];
+        const A direct = offset < A(0) ? -offset : offset;
+        const A around = circle - direct;
+        const A distance = direct < around ? direct : around;
+        const A below = magnitude - best[p].strength;
+        weighted[p] += distance * (spread ? below * below : distance * magnitude);
+        total[p] += magnitude;
+      });
+#pragma unroll
+  for (int p = 0; p < kPixels; ++p) {
+    confidence[p] = spread ? std::sqrt(weighted[p] * step)
+                           : weighted[p] * (step * step) / (total[p] < eps ? eps : total[p]);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+    oriented_filter_statistics_kernel(Tiles tiles, const T* image, const accumulate_t<T>* bank,
+                                      const accumulate_t<T>* positions, int count, int size,
+                                      bool spread, accumulate_t<T> eps, int32_t* index,
+                                      accumulate_t<T>* strength, accumulate_t<T>* confidence) {
+  using A = accumulate_t<T>;
+  constexpr int kPixels = kPixelsOf<A>;
+  constexpr int kRows = kRowsOf<A>;
+  DYNAMIC_SHARED(A, weights);
+  A* const window = weights + weight_elements(size, false);
+
+  const TilePlace place(tiles, blockIdx.x);
+  const int64_t height = tiles.height + size - 1, width = tiles.width + size - 1;
+  load_area(window, image + place.offset / (tiles.height * tiles.width) * (height * width), height,
+            width, place.y, place.x, tiles.tile_height + size - 1, kTileWidth + size - 1);
+  const bool even = is_even(bank, count, size, weights);
+
+  const int column = threadIdx.x % kTileWidth;
+  for (int round = 0; round < tiles.tile_height; round += kRows) {
+    if (place.y + round >= tiles.height) break;  // alike for the whole block
+    const int row = round + threadIdx.x / kTileWidth * kPixels;
+    const A* const at = window + row * (kTileWidth + size - 1) + column;
+    Best<A> best[kPixels];
+    A measured[kPixels];
+    if (even) {
+      measure<true>(at, bank, positions, count, size, weights, spread, eps, best, measured);
+    } else {
+      measure<false>(at, bank, positions, count, size, weights, spread, eps, best, measured);
+    }
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      const int64_t y = place.y + row + p;
+      const int64_t x = place.x + column;
+      if (y >= tiles.height || x >= tiles.width) continue;
+      const int64_t to = place.offset + y * tiles.width + x;
+      store(index + to, best[p].index);
+      store(strength + to, best[p].strength);
+      store(confidence + to, measured[p]);
     }
   }
 }
@@ -586,6 +710,42 @@ std::tuple<Tensor, Tensor> oriented_filter_max_cuda(const Tensor& image, const T
   return {response, index};
 }
 
+std::tuple<Tensor, Tensor, Tensor> oriented_filter_statistics_cuda(const Tensor& image,
+                                                                   const Tensor& bank,
+                                                                   const Tensor& positions,
+                                                                   bool spread, double eps) {
+  expects_map(image, "image: expected a contiguous (N, 1, H, W) tensor");
+  const ScalarType dtype = accumulate_type(image);
+  const int size = check_bank(bank, dtype);
+  const int count = static_cast<int>(bank.size(0));
+  expects_plain(positions, dtype, count, "positions: expected (K) in the accumulate type");
+  expects(image.size(2) >= size && image.size(3) >= size,
+          "image: expected at least the filters' size");
+  const DeviceGuard guard(image);
+  const auto map = [&](ScalarType type) {
+    return new_tensor(image, {image.size(0), 1, image.size(2) - size + 1, image.size(3) - size + 1},
+                      type);
+  };
+  Tensor strength = map(dtype), confidence = map(dtype), index = map(ScalarType::Int);
+  dispatch_floating(image.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = accumulate_t<T>;
+    const size_t limit = shared_memory_limit();
+    int height = kForwardTileHeight;
+    const auto bytes = [&] {
+      return sizeof(A) * (weight_elements(size, false) + window_elements(height, size));
+    };
+    while (height > kRowsOf<A> && bytes() > limit) height /= 2;
+    if (bytes() > limit) refuse(size);
+    const Tiles tiles(image, height, size - 1);
+    launch(oriented_filter_statistics_kernel<T>, grid_of(tiles.count()), dim3(kThreads), bytes(),
+           current_stream(image), tiles, data<const T>(image), data<const A>(bank),
+           data<const A>(positions), count, size, spread, static_cast<A>(eps), data<int32_t>(index),
+           data<A>(strength), data<A>(confidence));
+  });
+  return {strength, confidence, index};
+}
+
 // Calls f(element type) for float32 or float64.
 template <typename F>
 void dispatch_accumulate(ScalarType dtype, F&& f) {
@@ -677,6 +837,7 @@ Tensor oriented_filter_max_backward_bank_cuda(const Tensor& grad, const Tensor& 
 
 TORCHEXT_LIBRARY_IMPL(m) {
   m.impl("oriented_filter_max", TORCH_BOX(&oriented_filter_max_cuda));
+  m.impl("oriented_filter_statistics", TORCH_BOX(&oriented_filter_statistics_cuda));
   m.impl("oriented_filter_max_backward_image", TORCH_BOX(&oriented_filter_max_backward_image_cuda));
   m.impl("oriented_filter_max_backward_bank", TORCH_BOX(&oriented_filter_max_backward_bank_cuda));
 }

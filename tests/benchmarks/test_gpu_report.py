@@ -67,8 +67,9 @@ def test_traffic_and_launches(ledger: tuple) -> None:
     for op in ("modulated_norm position", "modulated_norm instance", "label_conv2d"):
         assert rows[op]["launches"] <= 3, rows[op]
         assert rows[op]["bytes"] <= 1.1 * rows[op]["floor_bytes"], rows[op]
-    for direction in ("forward", "backward image"):
-        row = rows[f"oriented_filter_max {direction}"]
+    oriented = ("max forward", "max backward image", "statistics forward")
+    for op in oriented:
+        row = rows[f"oriented_filter_{op}"]
         assert row["launches"] == 1
         assert row["bytes"] <= 1.5 * row["floor_bytes"]
 

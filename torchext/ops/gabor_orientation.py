@@ -147,8 +147,8 @@ def oriented_filter_statistics(
         steps = angles.detach().double() * (count / math.pi)
         positions = steps.remainder(count).to(dtype)
     bank = bank.reshape(-1, *bank.shape[-2:]).to(dtype).contiguous()
-    strength, measure, index = reference.oriented_filter_statistics(
-        _with_border(image, bank.shape[-1] // 2, border),
+    strength, measure, index = ORIENTED_FILTER_STATISTICS(
+        _with_border(image, bank.shape[-1] // 2, border).contiguous(),
         bank,
         positions,
         confidence == "spread",
@@ -371,6 +371,119 @@ def _fake_backward_bank(
     return grad.new_empty((count, size, size))
 
 
+def _fake_statistics(
+    image: Tensor, bank: Tensor, positions: Tensor, spread: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, _, H, W = image.shape
+    shape = (N, 1, H - bank.shape[-1] + 1, W - bank.shape[-1] + 1)
+    strength, confidence = (
+        image.new_empty(shape, dtype=accumulate_dtype(image.dtype)) for _ in range(2)
+    )
+    return strength, confidence, image.new_empty(shape, dtype=torch.int32)
+
+
+def _keep_statistics(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return {**vars(given), "index": outputs[2]}
+
+
+def _statistics_backward(
+    ops: Any, kept: Any, grad_strength: Tensor, grad_confidence: Tensor
+) -> Gradients:
+    wanted = ["image" in kept.needs, "bank" in kept.needs]
+    grad_image, grad_bank = ops.oriented_filter_statistics_backward(
+        grad_strength,
+        grad_confidence,
+        kept.image,
+        kept.bank,
+        kept.positions,
+        kept.index,
+        kept.spread,
+        kept.eps,
+        wanted,
+    )
+    return {
+        "image": grad_image.to(kept.image.dtype) if wanted[0] else None,
+        "bank": grad_bank if wanted[1] else None,
+    }
+
+
+def _compose_statistics_backward(
+    ops: Any,
+    grad_strength: Tensor,
+    grad_confidence: Tensor,
+    image: Tensor,
+    bank: Tensor,
+    positions: Tensor,
+    index: Tensor,
+    spread: bool,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """By the formula, so many rows at a time that their responses stay small."""
+    N, _, H, W = index.shape
+    count, size, _ = bank.shape
+    grad_image, grad_bank = _fake_statistics_backward(
+        grad_strength, grad_confidence, image, bank, positions, index, spread, eps, wanted
+    )
+    grad_image.zero_()
+    grad_bank.zero_()
+    rows = max(1, _RESPONSES // (count * W))
+    precision = {"enabled": torch.backends.cudnn.enabled, "deterministic": True}
+    with torch.backends.cudnn.flags(allow_tf32=False, **precision):
+        for n in range(N):
+            for row in range(0, H, rows):
+                band = (slice(n, n + 1), slice(None), slice(row, row + rows))
+                reached = (*band[:2], slice(row, row + rows + size - 1))
+                of_image, of_bank = reference.oriented_filter_statistics_backward(
+                    grad_strength[band],
+                    grad_confidence[band],
+                    image[reached],
+                    bank,
+                    positions,
+                    index[band],
+                    spread,
+                    eps,
+                    wanted,
+                )
+                if wanted[0]:
+                    grad_image[reached] += of_image
+                if wanted[1]:
+                    grad_bank += of_bank
+    return grad_image, grad_bank
+
+
+_RESPONSES = 1 << 22  # at a time in the backward: 16 MiB of float32, several times
+
+
+def _fake_statistics_backward(
+    grad_strength: Tensor,
+    grad_confidence: Tensor,
+    image: Tensor,
+    bank: Tensor,
+    positions: Tensor,
+    index: Tensor,
+    spread: bool,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor]:
+    return (
+        bank.new_empty(image.shape if wanted[0] else (0,)),
+        bank.new_empty(bank.shape if wanted[1] else (0,)),
+    )
+
+
+ORIENTED_FILTER_STATISTICS = Op(
+    name="oriented_filter_statistics",
+    fake=_fake_statistics,
+    keep=_keep_statistics,
+    backward=_statistics_backward,
+    outputs=2,
+)
+ORIENTED_FILTER_STATISTICS_BACKWARD = Op(
+    name="oriented_filter_statistics_backward",
+    fake=_fake_statistics_backward,
+    compose=_compose_statistics_backward,
+)
 ORIENTED_FILTER_MAX = Op(
     name="oriented_filter_max", fake=_fake, keep=_keep, backward=_backward, twice="backward"
 )

@@ -86,11 +86,14 @@ def oriented_filter_statistics(
     distance = step * filter_distances(index, positions)
     if spread:
         total = (distance * (rectified - strength).square()).sum(1, keepdim=True)
-        root = torch.where(total > 0, total, 1).sqrt()  # no gradient at 0
+        root = torch.where(total > 0, total, 1).sqrt()  # no gradient of 0
         confidence = torch.where(total > 0, root, total)
     else:
         total = rectified.sum(1, keepdim=True).clamp(min=eps)
-        confidence = (distance.square() * rectified).sum(1, keepdim=True) / total
+        mean = (distance.square() * rectified).sum(1, keepdim=True) / torch.where(
+            total > 0, total, 1
+        )
+        confidence = torch.where(total > 0, mean, torch.nan)  # nor here
     return strength, confidence, index.to(torch.int32)
 
 
@@ -120,9 +123,10 @@ def oriented_filter_statistics_backward(
         grad_strength = grad_strength - grad_confidence * grad.sum(1, keepdim=True)
     else:
         total = rectified.sum(1, keepdim=True)
-        squared = distance.square()
-        mean = (squared * rectified).sum(1, keepdim=True) / total.clamp(min=eps)
-        grad = (squared - torch.where(total < eps, 0, mean)) / total.clamp(min=eps)
+        squared, divisor = distance.square(), total.clamp(min=eps)
+        mean = (squared * rectified).sum(1, keepdim=True) / divisor
+        grad = (squared - torch.where(total < eps, 0, mean)) / divisor
+        grad = torch.where(divisor > 0, grad, 0)
     grad = torch.where(grad_confidence == 0, 0, grad * grad_confidence)
     grad = grad.scatter_add(1, index, grad_strength) * responses.sign()
     grad_image, grad_weight, _ = torch.ops.aten.convolution_backward(
