@@ -275,27 +275,28 @@ def difference_of_gaussians(image: Tensor, low: float = 0.4, high: float = 10.0)
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """The rows, then the columns: each a product with blocks of one banded matrix."""
+    """The columns, then the rows, as products of a banded matrix with some of their pixels each."""
     radius = int(4 * sigma + 0.5)
     offset = torch.arange(-radius, radius + 1, dtype=torch.float64, device=image.device)
     weights = torch.exp(-0.5 * offset.square() / sigma**2)
     weights = weights / weights.sum()
-    block = max(_BLOCK, radius)
+    block = 2 * radius + 32
     matrix = weights.new_zeros(block + 2 * radius, block)
     place = torch.arange(block, device=image.device)
     taps = torch.arange(2 * radius + 1, device=image.device)[:, None]
     matrix[place + taps, place] = weights[:, None].expand(-1, block)
-    for dim in (-2, -1):
-        lines = image.transpose(dim, -1).double()
-        size = lines.shape[-1]
-        at = torch.arange(-radius, -(-size // block) * block + radius, device=image.device)
-        windows = lines[..., at.clamp(0, size - 1)].unfold(-1, block + 2 * radius, block)
-        blurred = (windows @ matrix).flatten(-2)[..., :size]
-        image = blurred.to(image.dtype).transpose(dim, -1)
-    return image.contiguous()
-
-
-_BLOCK = 128  # pixels of a line at a time
+    for dim, border in ((-2, (0, 0, radius, radius)), (-1, (radius, radius, 0, 0))):
+        size = image.shape[dim]
+        lines = F.pad(image.double(), border, mode="replicate")
+        parts = []
+        for begin in range(0, size, block):
+            count = min(block, size - begin)
+            band = matrix[: count + 2 * radius, :count]
+            part = lines.narrow(dim, begin, count + 2 * radius)
+            part = part @ band if dim == -1 else band.t() @ part
+            parts.append(part.to(image.dtype))
+        image = torch.cat(parts, dim)
+    return image
 
 
 # --- checks -------------------------------------------------------------------------------------
