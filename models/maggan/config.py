@@ -128,6 +128,8 @@ class Schedule:
         beta1, beta2: of Adam.
         decay_epochs: behind each of these the rate is a tenth of that before.
         discriminator_steps: for each of the generator, each on a batch of its own.
+        momentum: share of a batch in the running statistics of the generator's batch norms, but
+            those of SPADE; runs of less than some thousand iterations need more than this.
         flip: probability of a mirror image (STGAN's files: 0).
         resize: "antialias", or STGAN's "tensorflow"; see `photos.resize_bicubic`.
         crop: "square", the largest in the middle, or STGAN's of CelebA's aligned photos, "celeba".
@@ -147,6 +149,7 @@ class Schedule:
     beta2: float = 0.999
     decay_epochs: int = 100
     discriminator_steps: int = 5
+    momentum: float = 1e-3
     flip: float = 0.5
     resize: Literal["antialias", "tensorflow"] = "antialias"
     crop: Literal["square", "celeba"] = "square"
@@ -167,6 +170,8 @@ class Schedule:
         for name in ("decay_epochs", "discriminator_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum: expected above 0, at most 1, got {self.momentum}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip: expected a probability from 0 to 1, got {self.flip}")
         for name in ("parser_size", "parser_crop"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import papers, pictures
 from ..checks import check_images
 from ..face_labels import read_labels
+from ..inpainting import check_not_read
 from ..label_maps import add_palette, read_palette
 from .attributes import (
     ATTRIBUTES,
@@ -262,7 +263,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="with --paste: pixels, at the size of the edit, over which regions fade inwards",
     )
-    parser.add_argument("--write-parsing", type=Path, help="a picture of the photo's parts")
+    parser.add_argument(
+        "--write-parsing",
+        action="store_true",
+        help="also write a picture of the photo's parts, as NAME-parsing.png",
+    )
 
 
 def read_edits(words: Sequence[str], intensity: float) -> dict[str, float]:
@@ -300,20 +305,22 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError("--feather: expected --paste")
     if options.paste and not options.attributes:
         raise ValueError("--paste: expected attributes, one picture")
-    if options.write_parsing is not None:
-        pictures.check_format(options.write_parsing)
 
 
 def _network(
-    name: str, networks: dict[str, nn.Module], path: Path | None, config: Config, device: str
-) -> nn.Module | None:
-    """A network of a file of its own, if there is one, else that of the checkpoint."""
+    name: str,
+    networks: dict[str, nn.Module],
+    config: Config,
+    path: Path | None,
+    device: str,
+) -> tuple[nn.Module | None, Config]:
+    """A network and its options: of a file of its own, if there is one, else of the checkpoint."""
     if path is None:
-        return networks.get(name)
-    found, _ = papers.load(path, papers.find("maggan"), config)
+        return networks.get(name), config
+    found, own = papers.load(path, papers.find("maggan"), config)
     if name not in found:
         raise ValueError(f"{path}: expected a {name}, found {[*found]}")
-    return found[name].to(device).eval()
+    return found[name].to(device).eval(), own
 
 
 def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Namespace) -> None:
@@ -339,7 +346,7 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
         picture, wanted = picture.crop(celeba_crop(size)), (size, size)
     photo = photo_tensor(picture, wanted, config.schedule.resize).to(options.device)
     if options.have is None:
-        classifier = _network("classifier", networks, options.classifier, config, options.device)
+        classifier, _ = _network("classifier", networks, config, options.classifier, options.device)
         if classifier is None:
             raise ValueError("--have: expected the photo's attributes, or --classifier FILE")
         found = classify(classifier, photo)[:, [CELEBA.index(name) for name in names]]
@@ -401,7 +408,7 @@ def _masks(
         except ValueError as error:
             raise ValueError(f"{options.labels}: {error}") from None
     else:
-        parser = _network("parser", networks, options.parser, config, options.device)
+        parser, own = _network("parser", networks, config, options.parser, options.device)
         if parser is None:
             if config.network.model == "maggan" or options.paste or options.write_parsing:
                 raise ValueError(
@@ -409,12 +416,14 @@ def _masks(
                     " face parser"
                 )
             return None
-        found = parse(parser, photo, soft=options.soft)
+        found = parse(parser, photo, size=own.schedule.parser_size, soft=options.soft)
         masks = found if options.soft else one_hot(found)
-    if options.write_parsing is not None:
+    if options.write_parsing:
+        output = options.output.with_name(f"{options.output.stem}-parsing.png")
+        check_not_read(output, options)
         shown = overlay(photo.cpu(), masks.argmax(dim=1, keepdim=True).cpu())
-        pictures.write(pictures.to_picture(shown[0]), options.write_parsing)
-        print(f"wrote {options.write_parsing}")
+        pictures.write(pictures.to_picture(shown[0]), output)
+        print(f"wrote {output}")
     return masks.to(options.device)
 
 

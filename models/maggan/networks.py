@@ -439,8 +439,14 @@ def networks(config: Config, names: Collection[str] | None = None) -> dict[str, 
             "stu_state": given.stu_state,
         }
         if given.model == "maggan":
-            return MagGANGenerator(**same, norm=given.norm)
-        return STGANGenerator(**same, use_stu=given.use_stu, one_more_conv=given.one_more_conv)
+            built: nn.Module = MagGANGenerator(**same, norm=given.norm)
+        else:
+            further = {"use_stu": given.use_stu, "one_more_conv": given.one_more_conv}
+            built = STGANGenerator(**same, **further)
+        for module in built.modules():
+            if type(module) is nn.BatchNorm2d:  # not SPADE's, which has a class of its own
+                module.momentum = config.schedule.momentum
+        return built
 
     def discriminator() -> nn.Module:
         same = {

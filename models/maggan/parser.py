@@ -232,6 +232,8 @@ def parse(parser: BiSeNet, photo: Tensor, *, size: int = SIZE, soft: bool = Fals
         TypeError, ValueError: the photo is none.
     """
     check_images("photo", photo, 3)
+    if size < MULTIPLE or size % MULTIPLE:
+        raise ValueError(f"size: expected a multiple of {MULTIPLE}, got {size}")
     images = torch.stack([to_tensor(prepared(to_picture(image), size)) for image in photo])
     scores = parser(normalised(images.to(photo)))[0]
     if soft:

@@ -21,12 +21,12 @@ from . import PAPER
 from .checkpoint import is_tensorflow, load_published, options
 from .config import STGAN, Config
 from .networks import networks
-from .parser import BiSeNet, parse
+from .parser import SIZE, BiSeNet, parse
 from .tensorflow import prefix_of, read_variables
 
 
 def parse_folder(
-    parser: BiSeNet, photos: Path, output: Path, *, size: int = 512, device: str = "cpu"
+    parser: BiSeNet, photos: Path, output: Path, *, size: int = SIZE, device: str = "cpu"
 ) -> int:
     """Write the label map of every photo of a folder, `NAME.png`, in the same subfolder.
 
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("parse", help="label maps of photos, by the face parser")
     action.add_argument("photos", type=Path, help="a folder of photos of faces")
     action.add_argument("--checkpoint", type=Path, required=True, help="79999_iter.pth, or ours")
-    action.add_argument("--size", type=int, default=512, help="of what the parser sees")
+    action.add_argument("--size", type=int, help="of what it sees (default: it was trained on)")
     action.add_argument("--device", default="cpu")
     action.add_argument("-o", "--output", type=Path, required=True, help="a folder")
     texts = {
@@ -167,10 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         if given.action == "parse":
-            found, _ = papers.load(given.checkpoint, PAPER)
+            found, config = papers.load(given.checkpoint, PAPER)
             if "parser" not in found:
                 raise ValueError(f"{given.checkpoint}: expected a face parser, found {[*found]}")
-            how = {"size": given.size, "device": given.device}
+            size = config.schedule.parser_size if given.size is None else given.size
+            how = {"size": size, "device": given.device}
             count = parse_folder(found["parser"], given.photos, given.output, **how)
             print(f"{count} label maps")
             return 0

@@ -182,6 +182,7 @@ def test_photos_of_any_size(size):
         (lambda: small(parser_crop=50), "parser_crop: expected a multiple of 32, got 50"),
         (lambda: small(warm_up=200), "warm_up: expected from 0 to below parser_iterations, 200"),
         (lambda: small(discriminator_steps=0), "discriminator_steps: expected at least 1, got 0"),
+        (lambda: small(momentum=0), "momentum: expected above 0, at most 1, got 0"),
         (lambda: small(parser_threshold=1.0), "parser_threshold: expected a probability"),
     ],
 )
