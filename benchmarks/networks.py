@@ -34,6 +34,13 @@ from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
 from torchext.models.deepfaceediting.networks import GeometryEncoder, PartGenerator
 from torchext.models.fe_gan.networks import InpaintingGenerator
+from torchext.models.maggan import (
+    MagGANGenerator,
+    difference,
+    influence_regions,
+    labels_of,
+    one_hot,
+)
 from torchext.models.maskgan.networks import DenseMappingNetwork
 from torchext.models.michigan.networks import HairGenerator
 from torchext.models.partial_convolutions import PConvUNet
@@ -217,6 +224,16 @@ def fe_gan(size: int, dtype: torch.dtype) -> Pair:
     return published.fe_gan(ours).to(dtype), ours, (x,)
 
 
+def maggan(size: int, dtype: torch.dtype) -> Pair:
+    """Other hair and glasses on a map of a face's parts."""
+    ours = MagGANGenerator().to(dtype)
+    [labels] = _labels(size, 19, *label_maps.PHOTOGRAPHS[:1])
+    att = difference(labels_of({"Young"}), ["Blond_Hair", "Eyeglasses"]).to(dtype)
+    condition = influence_regions(one_hot(labels).to(dtype), att).condition
+    image = torch.rand(1, 3, size, size, dtype=dtype) * 2 - 1
+    return published.maggan(ours).to(dtype), ours, (image, att, condition)
+
+
 def deepfaceediting(size: int, dtype: torch.dtype) -> Pair:
     ours = published.DeepFaceEditing(GeometryEncoder(), PartGenerator()).to(dtype)
     sketch, photo = torch.rand(2, 1, 3, size, size, dtype=dtype) * 2 - 1
@@ -236,6 +253,7 @@ NETWORKS: dict[str, Callable[[int, torch.dtype], Pair]] = {
     "MaskGAN generator": maskgan,
     "MichiGAN generator": michigan,
     "FE-GAN inpainting": fe_gan,
+    "MagGAN generator": maggan,
     "DeepFaceEditing part": deepfaceediting,
     "progressive generator": progressive,
 }

@@ -26,6 +26,7 @@ from . import (
     dagan_edit,
     deepfaceediting_edit,
     fe_gan_edit,
+    maggan_edit,
     maskgan_edit,
     michigan_edit,
     semantic_photo_edit,
@@ -70,6 +71,7 @@ ENTRIES = {
     "maskgan": Entry(maskgan_edit.make, "MaskGAN generator"),
     "michigan": Entry(michigan_edit.make, "MichiGAN generator"),
     "fe_gan": Entry(fe_gan_edit.make, "FE-GAN inpainting"),
+    "maggan": Entry(maggan_edit.make, "MagGAN generator"),
     "deepfaceediting": Entry(deepfaceediting_edit.make, "DeepFaceEditing part"),
     "semantic_photo_manipulation": Entry(semantic_photo_edit.make, "progressive generator"),
 }

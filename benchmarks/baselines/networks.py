@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchext.models.dagan import SPADEGenerator
 from torchext.models.deepfaceediting.layers import AdaIN, InstanceNorm
 from torchext.models.fe_gan.networks import DownBlock, InpaintingGenerator
+from torchext.models.maggan import MagGANGenerator
 from torchext.models.maskgan.networks import (
     ConvBlock,
     DenseMappingNetwork,
@@ -31,7 +32,7 @@ from torchext.models.semantic_photo_manipulation.networks import (
     OutputConvBlock,
     ProgressiveGenerator,
 )
-from torchext.nn import RN_B, RN_L, ANLs, SPADEResnetBlock, SPDNormResnetBlock
+from torchext.nn import RN_B, RN_L, SPADE, ANLs, SPADEResnetBlock, SPDNormResnetBlock
 
 from . import modulated_layers, region_norm
 from .dual_attention import DualAttention
@@ -341,6 +342,21 @@ def fe_gan(ours: InpaintingGenerator) -> nn.Module:
         return norm
 
     return with_published_layers(ours, {DownBlock: _Down, ANLs: attention})
+
+
+class _ModulatedReLU(modulated_layers.SPADE):
+    """SPADE, then ReLU, on the weights of ours."""
+
+    def __init__(self, ours: SPADE) -> None:
+        super().__init__("batch", ours.mlp_gamma.out_channels, ours.label_nc)
+        self.load_state_dict(ours.state_dict())
+
+    def forward(self, x: Tensor, segmap: Tensor, activation: float) -> Tensor:
+        return F.relu(super().forward(x, segmap))
+
+
+def maggan(ours: MagGANGenerator) -> nn.Module:
+    return with_published_layers(ours, {SPADE: _ModulatedReLU})
 
 
 class _Instance(nn.InstanceNorm2d):

@@ -15,6 +15,7 @@ from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
 from torchext.models.deepfaceediting.networks import GeometryEncoder, PartGenerator
 from torchext.models.fe_gan.networks import InpaintingGenerator
+from torchext.models.maggan import MagGANGenerator
 from torchext.models.maskgan.networks import DenseMappingNetwork
 from torchext.models.michigan.networks import HairGenerator
 from torchext.models.semantic_photo_manipulation.networks import ProgressiveGenerator
@@ -63,6 +64,11 @@ CASES = {
         lambda: iterated(InpaintingGenerator(4, blocks=2)),
         lambda: (torch.cat((torch.rand(2, 23, 32, 32), disc(32).expand(2, -1, -1, -1),
                             torch.rand(2, 5, 32, 32)), 1),),
+    ),
+    "maggan": (
+        published.maggan,
+        lambda: MagGANGenerator(3, 4, 3, 2),
+        lambda: (torch.rand(2, 3, 32, 48), torch.rand(2, 3), torch.rand(2, 3, 32, 48)),
     ),
     "deepfaceediting": (
         published.deepfaceediting,
