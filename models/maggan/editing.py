@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .. import papers, pictures
 from ..checks import check_images
-from ..face_labels import read_labels
+from ..face_labels import BISENET_NAMES, read_labels
 from ..inpainting import check_not_read
-from ..label_maps import add_palette, read_palette
+from ..label_maps import add_palette, check_labels, read_palette
 from .attributes import (
     ATTRIBUTES,
     CELEBA,
@@ -356,7 +356,7 @@ def edit(networks: dict[str, nn.Module], config: Config, options: argparse.Names
             found = labels_of(present, names)
         except ValueError as error:
             raise ValueError(f"--have: {error}") from None
-    masks = _masks(networks, config, options, photo, cropped)
+    masks = _masks(networks, config, options, photo, source.size, cropped)
     editor = AttributeEditor(
         networks["generator"],
         photo,
@@ -388,25 +388,30 @@ def _masks(
     config: Config,
     options: argparse.Namespace,
     photo: Tensor,
+    source: tuple[int, int],
     cropped: bool,
 ) -> Tensor | None:
-    """Masks of the face's parts, by a label map or the parser; None where STGAN has neither."""
+    """Masks of the face's parts, by a label map or the parser; None where STGAN has neither.
+
+    Args:
+        photo: (1,3,H,W), as it is edited.
+        source: width and height of its file.
+        cropped: whether a part of it was cut out.
+    """
     height, width = photo.shape[2:]
     if options.labels is not None:
         palette = None if options.palette is None else read_palette(options.palette)
         picture = read_labels(options.labels, palette, options.numbering, "bisenet")
-        if cropped:
-            picture = picture.crop(celeba_crop(width))
-        elif abs(picture.size[0] * height / (picture.size[1] * width) - 1) > 0.25:
+        if abs(picture.size[0] * source[1] / (picture.size[1] * source[0]) - 1) > 0.01:
             raise ValueError(
-                f"{options.labels}: expected the photo's form, got {picture.size[0]} x"
-                f" {picture.size[1]} pixels"
+                f"{options.labels}: expected the photo's form, {source[0]} x {source[1]}, got"
+                f" {picture.size[0]} x {picture.size[1]}"
             )
-        labels = torch.from_numpy(np.array(picture)).long()[None, None]
-        try:
-            masks = one_hot(resize_labels(labels, height, width))
-        except ValueError as error:
-            raise ValueError(f"{options.labels}: {error}") from None
+        if cropped:
+            picture = picture.resize(source, Image.Resampling.NEAREST).crop(celeba_crop(width))
+        labels = torch.from_numpy(np.array(picture))[None, None]
+        labels = check_labels(labels, len(BISENET_NAMES), str(options.labels))
+        masks = one_hot(resize_labels(labels, height, width))
     else:
         parser, own = _network("parser", networks, config, options.parser, options.device)
         if parser is None:

@@ -37,6 +37,8 @@ from torchext.models.maggan import (
     stgan_input,
 )
 from torchext.models.maggan.attributes import labels_of as present
+from torchext.models.maggan.evaluate import evaluate
+from torchext.models.maggan.evaluate import main as evaluation
 from torchext.models.maggan.parser import resize_labels
 from torchext.models.maggan.prepare import main as prepare
 from torchext.models.paper import configure
@@ -71,6 +73,10 @@ def test_the_published_schedule():
     assert steps == ([*["discriminator"] * 5, "generator"]) * 2
     rates = [recipe.learning_rates(epoch, 0)["generator"] for epoch in (0, 99, 100, 199, 200)]
     assert rates == pytest.approx([2e-4, 2e-4, 2e-5, 2e-5, 2e-6])
+    assert recipe.networks["generator"].encoder[0].norm.momentum == 1e-3
+    decoded = recipe_of(momentum=0.2).networks["generator"]
+    assert decoded.encoder[0].norm.momentum == 0.2
+    assert decoded.decoder[0].norm.param_free_norm.momentum == 0.1
     group = recipe.optimizers["discriminator"].param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.5, 0.999), 1e-8)
 
@@ -433,9 +439,12 @@ def test_stgan_at_celebas_crop(tmp_path):
         (["Bald", "--have", "Old"], "--have: attribute: expected one of"),
         (
             ["Bald", "--labels", "high.png"],
-            "high.png: labels: expected labels from 0 to 18, got 19",
+            "high.png: expected labels from 0 to 18, got 19",
         ),
-        (["Bald", "--labels", "wide.png"], "wide.png: expected the photo's form, got 90 x 20"),
+        (
+            ["Bald", "--labels", "wide.png"],
+            "wide.png: expected the photo's form, 90 x 75, got 90 x 20",
+        ),
         (["Bald", "--labels", "photo.png"], "photo.png: expected colours of the palette"),
     ],
 )
@@ -468,3 +477,65 @@ def test_label_maps_for_training(saved, photos, tmp_path, capsys):
     command[3] = str(alone)
     assert prepare(command) == 1
     assert "expected a face parser, found ['generator']" in capsys.readouterr().err
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+class Painter(torch.nn.Module):
+    """A generator whose edits are known: it adds what is asked of one attribute to all values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, x: Tensor, att: Tensor, condition: Tensor | None) -> Tensor:
+        return x + 0.2 * att[:, 7].view(-1, 1, 1, 1)  # Male
+
+
+class Brightness(torch.nn.Module):
+    """A classifier for which bright photos show every attribute."""
+
+    image_size = (8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(1, 2, 3), keepdim=True)[:, :, 0, 0].expand(-1, len(CELEBA))
+
+
+def test_counted_edits():
+    config = config_of()
+    labels = torch.full((1, 16, 16), BISENET_NAMES.index("cloth"))
+    labels[:, :8] = BISENET_NAMES.index("skin")
+    faces = [
+        {"image": torch.full((3, 16, 16), grey), "attributes": torch.full((13,), has)}
+        for grey, has in ((0.45, 0.0), (0.55, 1.0), (0.1, 0.0))
+    ]
+    found = evaluate(Painter(), Brightness(), faces, config)
+    # The step of 1.5 * 0.1 crosses the middle of two of the three.
+    assert found.accuracy == pytest.approx({name: 0.0 for name in ATTRIBUTES} | {"Male": 2 / 3})
+    assert found.changed is None
+    assert found.psnr > 100
+    weak = evaluate(Painter(), Brightness(), faces, config, intensity=0.1)
+    assert weak.accuracy["Male"] == pytest.approx(2 / 3)  # 0.55 * 0.1 does, too
+    found = evaluate(
+        Painter(), Brightness(), [{**face, "labels": labels} for face in faces], config
+    )
+    assert found.changed == pytest.approx(0.15 / 13)  # of the cloth, in one edit of thirteen
+    with pytest.raises(ValueError, match="samples: expected photos, got none"):
+        evaluate(Painter(), Brightness(), [], config)
+
+
+def test_evaluation_of_files(saved, photos, capsys):
+    command = [*arguments_of(photos), "--checkpoint", str(saved), "--count", "2"]
+    assert evaluation(command) == 0
+    text = capsys.readouterr().out
+    assert text.count("% flipped") == 14
+    assert "outside the regions" in text
+    alone = saved.parent / "alone.safetensors"
+    papers.save(alone, PAPER, config_of(), networks(config_of(), ["generator"]))
+    command[command.index(str(saved))] = str(alone)
+    assert evaluation(command) == 1
+    assert "expected a classifier, found ['generator']" in capsys.readouterr().err
