@@ -80,6 +80,7 @@ class Faces(PairedImages):
         names: of the attributes in a sample.
         numbering: of the files of label maps.
         resize: of photos; see `config.Schedule`.
+        resampling: of photos that are resized by "antialias".
         jitter: change the colours at random.
         seed: of everything random.
 
@@ -97,12 +98,13 @@ class Faces(PairedImages):
         names: Sequence[str] = (),
         numbering: Numbering = "bisenet",
         resize: Literal["antialias", "tensorflow"] = "antialias",
+        resampling: Literal["bilinear", "bicubic"] = "bicubic",
         jitter: bool = False,
         seed: int = 0,
     ) -> None:
-        bicubic = Field if resize == "antialias" else TensorFlowPhoto
+        photo = Field if resize == "antialias" else TensorFlowPhoto
         fields = {
-            "image": bicubic(resampling="bicubic"),
+            "image": photo(resampling=resampling),
             "labels": FaceLabels(swapped=sides(BISENET_NAMES), numbering=numbering),
         }
         super().__init__(folders, {name: fields[name] for name in folders}, preparation, seed=seed)
@@ -180,7 +182,8 @@ def dataset(options: argparse.Namespace, config: Config, stage: Stage) -> Faces:
     same = {"attributes": attributes, "numbering": options.numbering, "seed": options.seed}
     if stage.name == "parser":
         windows = Windows(how.parser_crop, flip=how.flip, stretched=how.parser_size)
-        return Faces(folders, windows, jitter=True, **same)
+        # Bilinear, as it will see photos.
+        return Faces(folders, windows, resampling="bilinear", jitter=True, **same)
     square = {"editing": given.size, "classifier": given.classifier_size}[stage.name]
     if how.crop == "celeba":
         preparation: Preparation = CelebACrop(square, flip=how.flip)

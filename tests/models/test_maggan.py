@@ -146,6 +146,17 @@ def test_separate_widths_and_the_start_from_stgan():
             assert value.equal(ours.state_dict()[key])
 
 
+def test_one_graph_for_compilers():
+    network = generator()
+    inputs = random(1, 3, 64, 64), random(1, 13), random(1, 13, 64, 64)
+    with torch.no_grad():
+        expected = network(*inputs)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs), expected)
+        exported = torch.export.export(network, inputs).module()
+        torch.testing.assert_close(exported(*inputs), expected)
+
+
 @pytest.mark.parametrize("size", [(1024, 1024), (96, 160)])
 def test_photos_of_any_size(size):
     network = generator()
