@@ -423,20 +423,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
 // Whether each filter is its own point reflection, up to the rounding with which banks are made.
 template <typename A>
 __device__ bool is_even(const A* bank, int count, int size, A* scratch) {
-  __shared__ int agrees;
-  if (threadIdx.x == 0) agrees = 1;
   const int taps = size * size;
   const A epsilon = sizeof(A) == 8 ? A(DBL_EPSILON) : A(FLT_EPSILON);
   const A tolerance = 16 * epsilon * largest_magnitude(bank, count * taps, scratch);
   bool same = true;
   for (int i = threadIdx.x; i < count * taps; i += kThreads) {
-    const int tap = i % taps;
-    if (tap < taps - 1 - tap)
-      same &= within(load(bank + i) - load(bank + i + taps - 1 - 2 * tap), tolerance);
+    const int beyond = taps - 1 - 2 * (i % taps);  // to the tap's reflection
+    if (beyond > 0) same &= within(load(bank + i) - load(bank + i + beyond), tolerance);
   }
-  if (!same) agrees = 0;  // whoever writes, writes the same
-  __syncthreads();
-  return agrees != 0;
+  return __syncthreads_and(same) != 0;
 }
 
 // The distances of all filters are from the best one, which is known at the end alone: the
