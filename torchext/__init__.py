@@ -56,6 +56,7 @@ from .ops import (
     soft_diversity_map,
     spade_modulation_table,
     upsample_conv2d,
+    winograd_conv2d,
 )
 
 __all__ = [
@@ -93,4 +94,5 @@ __all__ = [
     "soft_diversity_map",
     "spade_modulation_table",
     "upsample_conv2d",
+    "winograd_conv2d",
 ]

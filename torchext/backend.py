@@ -108,11 +108,13 @@ _backends = {
     "reference": REFERENCE,
 }
 _forced: str | None = os.environ.get("TORCHEXT_BACKEND") or None
+CONVOLUTIONS = ("auto", "direct", "winograd")
+_convolution: str = os.environ.get("TORCHEXT_CONVOLUTION") or "auto"
 _check_values = False
 
 
 def has_tiles(ops: Any) -> bool:
-    """Whether these are the CPU's ops, which alone leave out the tiles that are all hole."""
+    """Whether these are the CPU's ops, which alone hold those of `torchext.schema.CPU_ONLY`."""
     return ops is _backends["cpu"].ops
 
 
@@ -136,7 +138,7 @@ def explain(op: str, x: torch.Tensor) -> dict[str, str]:
 
     Args:
         op: an op's name, as in `torchext.schema.SCHEMAS`. All exist in every backend but
-            those of the CPU's hole tiles.
+            those of `torchext.schema.CPU_ONLY`.
         x: the tensor that the op would be called with.
 
     Returns:
@@ -145,7 +147,7 @@ def explain(op: str, x: torch.Tensor) -> dict[str, str]:
     _check_op(op)
     reasons = {name: backend.problem(x.device) for name, backend in _backends.items()}
     if op in schema.CPU_ONLY:
-        reasons |= {name: "has no hole tiles" for name in reasons if name != "cpu"}
+        reasons |= {name: "has no such op" for name in reasons if name != "cpu"}
     return reasons
 
 
@@ -225,6 +227,48 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def simd_level() -> str:
+    """Of the CPU's kernels: "avx512", "avx2", "portable"; "" where there are none."""
+    return _load.build_info_of_module().get("simd", "")
+
+
+def chosen_convolution() -> str:
+    """How layers convolve on the CPU: one of `CONVOLUTIONS`.
+
+    Raises:
+        ValueError: TORCHEXT_CONVOLUTION is none of them.
+    """
+    if _convolution not in CONVOLUTIONS:
+        raise ValueError(
+            f"TORCHEXT_CONVOLUTION: expected one of {list(CONVOLUTIONS)}, got {_convolution!r}"
+        )
+    return _convolution
+
+
+@contextlib.contextmanager
+def convolution(name: str) -> Iterator[None]:
+    """Choose how layers convolve 3x3 kernels on the CPU, inside the `with` block (every thread).
+
+    Args:
+        name: "auto" takes Winograd's convolution (`torchext.winograd_conv2d`) where it is expected
+            to be faster, "winograd" wherever it can be taken, "direct" never: results are then
+            PyTorch's own, bit for bit. The environment variable TORCHEXT_CONVOLUTION does it for
+            a whole program.
+
+    Raises:
+        ValueError: no convolution has this name.
+    """
+    global _convolution
+    if name not in CONVOLUTIONS:
+        raise ValueError(f"name: expected one of {list(CONVOLUTIONS)}, got {name!r}")
+    before = _convolution
+    _convolution = name
+    try:
+        yield
+    finally:
+        _convolution = before
 
 
 @contextlib.contextmanager

@@ -186,6 +186,19 @@ SCHEMAS = {
         " -> Tensor"
     ),
     "label_conv2d_backward": "(Tensor grad, Tensor labels, int classes, int kernel) -> Tensor",
+    "winograd_conv2d": (
+        "(Tensor x, Tensor weight, Tensor? bias, int[] padding, int[] dilation) -> Tensor"
+    ),
+    "winograd_conv2d_backward": (
+        "(Tensor grad, Tensor x, Tensor weight, int[] padding, int[] dilation, bool[] wanted)"
+        " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+    ),
+    "winograd_weight": "(Tensor weight, bool transposed) -> Tensor",
+    "winograd_apply": (
+        "(Tensor x, Tensor? mask, Tensor panels, int out_channels, Tensor? scale, Tensor? updated,"
+        " Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, float negative_slope,"
+        " bool mask_output, int[] padding, int[] dilation) -> Tensor"
+    ),
     "interleave_phases": ("(Tensor phases, Tensor? bias, Tensor? addend, int[] offsets) -> Tensor"),
     "interleave_phases_backward": (
         "(Tensor grad, int[] offsets, SymInt height, SymInt width) -> Tensor"
@@ -193,8 +206,15 @@ SCHEMAS = {
 }
 
 # The tiles of a partial convolution that are not all hole, as no other backend looks at a mask;
-# and windows by a hash table, which others number by sorting.
-CPU_ONLY = ("gather_tiles", "scatter_tiles", "number_windows")
+# windows by a hash table, which others number by sorting; and Winograd's convolution, since GPU
+# libraries have theirs.
+CPU_ONLY = (
+    "gather_tiles",
+    "scatter_tiles",
+    "number_windows",
+    "winograd_weight",
+    "winograd_apply",
+)
 
 
 def arguments(name: str) -> tuple[str, ...]:

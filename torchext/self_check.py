@@ -132,6 +132,7 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
     )[0],
     "mask_window": lambda t: torchext.mask_window(t["mask"], 3)[0],
     "upsample_conv2d": lambda t: torchext.upsample_conv2d(t["x"], t["kernel"]),
+    "winograd_conv2d": lambda t: torchext.winograd_conv2d(t["x"], t["kernel"]),
     **{
         f"modulated_norm, {statistics}": _modulated(statistics)
         for statistics in ("instance", "batch", "position", "rms", "none")

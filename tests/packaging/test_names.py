@@ -18,11 +18,18 @@ FILES_OF_THE_CPU = {
     "gather_tiles": "partial_conv",
     "scatter_tiles": "partial_conv",
     "number_windows": "label_windows",
+    "winograd_apply": "winograd_conv",
+    "winograd_weight": "winograd_conv",
 }
 NOT_OPS = SHARED | {"__init__"}
 OPS = sorted(path.stem for path in (ROOT / "torchext/ops").glob("*.py") if path.stem not in NOT_OPS)
 # Made of other ops: no kernels of their own.
-COMPOSITES = {"self_aware_region_norm", "label_windows", "spade_modulation_table"}
+COMPOSITES = {
+    "self_aware_region_norm",
+    "label_windows",
+    "spade_modulation_table",
+    "winograd_conv",
+}
 # Their modules stand with the modules of another op.
 MODULES_WITH = {
     "self_aware_affine": "region_norm",

@@ -14,6 +14,7 @@ from .modulated_norm import (
 from .partial_conv import PartialConv, PartialConv2d, PartialConv3d
 from .region_norm import RN_B, RN_L, RegionNorm2d, RN_binarylabel, SelfAware_Affine
 from .upsample_conv import UpsampleConv2d
+from .winograd_conv import Conv2d
 
 __all__ = [
     "RN_B",
@@ -22,6 +23,7 @@ __all__ = [
     "ANLs",
     "AdaptiveInstanceNorm2d",
     "ChannelAttention",
+    "Conv2d",
     "DualAttention",
     "GaborOrientation",
     "OrientationLoss",

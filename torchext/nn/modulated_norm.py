@@ -1,6 +1,6 @@
 """Layers that normalise, then modulate: SPADE, SPDNorm, attention normalisation, AdaIN, pixel norm.
 
-The convolutions that make the maps are PyTorch's; what follows is `torchext.modulated_norm`.
+Convolutions make the maps; what follows is `torchext.modulated_norm`.
 """
 
 import math
@@ -19,9 +19,11 @@ from ..ops.label_conv2d import label_conv2d
 from ..ops.label_windows import LabelWindows
 from ..ops.modulated_norm import Statistics, modulated_norm
 from ..ops.spade_modulation_table import spade_modulation_table
+from ..ops.winograd_conv import conv2d
 from .label_windows import windows_of
 from .plain import plain
 from .resize import nearest
+from .winograd_conv import Conv2d
 
 _HIDDEN = 128  # channels between the condition and its maps, in all published layers
 _SLOPE = 0.2
@@ -123,7 +125,22 @@ def _convolution(
 ) -> nn.Conv2d:
     """That keeps the size."""
     padding = dilation * (kernel_size // 2)
-    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation)
+    return Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation)
+
+
+def _is_convolution(layer: nn.Module) -> bool:
+    """Whether the layer's weight may be read instead of calling it."""
+    return plain(layer, nn.Conv2d, Conv2d)
+
+
+def _is_convolution_with(layers: nn.Module, activation: type[nn.Module]) -> bool:
+    """The same of a sequence of a convolution and an activation."""
+    return (
+        plain(layers, nn.Sequential)
+        and len(layers) == 2
+        and _is_convolution(layers[0])
+        and plain(layers[1], activation)
+    )
 
 
 def _option(options: str | object, name: str) -> str:
@@ -166,11 +183,11 @@ def _reset_spectral(layer: nn.Conv2d) -> None:
 
 def _pair(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Two convolutions of one input as one, which is faster than two."""
-    if not (plain(first, nn.Conv2d) and plain(second, nn.Conv2d)):
+    if not (_is_convolution(first) and _is_convolution(second)):
         return first(x), second(x)
     weight = torch.cat((first.weight, second.weight))
     bias = torch.cat((first.bias, second.bias))
-    both = F.conv2d(x, weight, bias, padding=first.padding)
+    both = conv2d(x, weight, bias, first.stride, first.padding, first.dilation)
     return tuple(both.split((first.out_channels, second.out_channels), dim=1))
 
 
@@ -360,7 +377,7 @@ class SPDNormResnetBlock(nn.Module):
             layer = self.attention[0]
             # The convolution is linear in its concatenated input, the prior's features come first.
             weight = layer.weight[:, : features.shape[1]]
-            features = F.conv2d(features, weight, layer.bias, padding=1)
+            features = conv2d(features, weight, layer.bias, layer.stride, (1, 1), layer.dilation)
         return SPDNormConditions(
             *(_maps(norm, prior) for norm in (self.norm_0, self.norm_1, self.norm_s)),
             features,
@@ -378,14 +395,14 @@ class SPDNormResnetBlock(nn.Module):
         layer = self.attention[0]
         if conditions.shared:
             weight = layer.weight[:, -x.shape[1] :]
-            logits = F.conv2d(x, weight, padding=1) + conditions.features
+            logits = conv2d(x, weight, None, layer.stride, (1, 1), layer.dilation)
+            logits = logits + conditions.features
         else:
             logits = layer(torch.cat((conditions.features, x), dim=1))
         return soft_diversity_map(logits, conditions.mask, resize_mask=True)
 
     def _attention_is_plain(self) -> bool:
-        kinds = (nn.Conv2d, nn.Sigmoid)
-        return plain(self.attention, nn.Sequential) and all(map(plain, self.attention, kinds))
+        return _is_convolution_with(self.attention, nn.Sigmoid)
 
     def maps(self, x: Tensor, prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The soft map (N,fin,H,W) and the hard map (N,1,H,W) of a block."""
@@ -497,10 +514,9 @@ class SPADE(nn.Module):
         """Those of the segmap at x's size where a table of them pays, else None."""
         layers = (self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
         if not (
-            plain(self.mlp_shared, nn.Sequential)
-            and all(map(plain, self.mlp_shared, (nn.Conv2d, nn.ReLU)))
-            and plain(self.mlp_gamma, nn.Conv2d)
-            and plain(self.mlp_beta, nn.Conv2d)
+            _is_convolution_with(self.mlp_shared, nn.ReLU)
+            and _is_convolution(self.mlp_gamma)
+            and _is_convolution(self.mlp_beta)
             and plain(self.param_free_norm, _ParameterFreeNorm, _ParameterFreeBatchNorm)
             and all(layer.bias is not None for layer in layers)
         ):
@@ -514,9 +530,8 @@ class SPADE(nn.Module):
             check_feature_map("segmap", segmap)
             return self.mlp_shared(nearest(segmap, x))
         labels = nearest(segmap[:, None] if segmap.dim() == 3 else segmap, x)[:, 0]
-        first = self.mlp_shared[0]
-        kinds = (nn.Conv2d, nn.ReLU)
-        if plain(self.mlp_shared, nn.Sequential) and all(map(plain, self.mlp_shared, kinds)):
+        if _is_convolution_with(self.mlp_shared, nn.ReLU):
+            first = self.mlp_shared[0]
             return label_conv2d(labels, first.weight, first.bias).relu()
         one_hot = F.one_hot(labels.long(), self.label_nc).movedim(-1, 1)
         return self.mlp_shared(one_hot.to(x.dtype))

@@ -25,6 +25,7 @@ from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
 from .spade_modulation_table import spade_modulation_table
 from .upsample_conv import upsample_conv2d
+from .winograd_conv import winograd_conv2d
 
 __all__ = [
     "LabelWindows",
@@ -55,6 +56,7 @@ __all__ = [
     "soft_diversity_map",
     "spade_modulation_table",
     "upsample_conv2d",
+    "winograd_conv2d",
 ]
 
 install("torchext")

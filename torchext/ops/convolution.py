@@ -115,38 +115,6 @@ def check_odd_kernel(weight: Tensor) -> None:
         )
 
 
-def plain_convolution(
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    transposed, output_padding = False, [0] * len(stride)
-    arguments = (stride, padding, dilation, transposed, output_padding, groups)
-    return torch.ops.aten.convolution(x, weight, None, *arguments)
-
-
-def convolution_gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
-    """Of x and the weight, None where not wanted."""
-    transposed, output_padding = False, [0] * len(stride)
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, transposed, output_padding, groups,
-        [*wanted[:2], False],
-    )  # fmt: skip
-    return grad_x, grad_weight
-
-
 def check_mask(
     name: str, mask: Tensor, x: Tensor, mask_channels: Sequence[int] | None
 ) -> tuple[Tensor, list[int]]:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backend
-from .convolution import plain_convolution
 from .op import Op
+from .winograd_conv import convolve
 
 # A convolution of tiles is worth its gathering where fewer than this share of them is live.
 LIVE_SHARE = 0.8
@@ -51,7 +51,7 @@ def convolve_tiles(
     if mask is not None:
         mask = mask.contiguous()
     tiles = ops.gather_tiles(x, mask, mask_channels, slots, count, extent, stride, padding)
-    return plain_convolution(tiles, weight, stride, [0, 0], dilation, groups).contiguous()
+    return convolve(ops, tiles, weight, stride, [0, 0], dilation, groups).contiguous()
 
 
 def _fake_gather(

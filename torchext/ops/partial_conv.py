@@ -36,11 +36,9 @@ from .convolution import (
     Sizes,
     check_mask,
     check_odd_kernel,
-    convolution_gradients,
     dense,
     expand_groups,
     geometry_of,
-    plain_convolution,
     planes_of,
     planes_with_mask,
     sizes_of,
@@ -50,6 +48,7 @@ from .convolution import (
 from .hole_tiles import convolve_tiles, live_tiles
 from .op import Gradients, Op, gradients_of_reference
 from .upsample_conv import by_phases
+from .winograd_conv import apply, chosen, convolution_gradients, convolve
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
@@ -508,9 +507,14 @@ def _compose(
             return ops.scatter_tiles(tiles, slots, scale, updated, *tail)
         if mask is not None and bool((mask == 1).all()):
             mask = None
+    if mask is None or mask.shape[1] == 1:
+        stride, padding, dilation, groups = geometry
+        if chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups):
+            epilogue = (scale, updated, *tail)
+            return apply(x, weight, padding, dilation, mask=mask, epilogue=epilogue)
     if mask is not None:
         x = _masked(ops, x, mask, mask_channels)
-    raw = dense(plain_convolution(x, weight, *geometry))
+    raw = dense(convolve(ops, x, weight, *geometry))
     ops.partial_conv_epilogue_(planes_of(raw), scale, updated, *tail)
     return raw
 
@@ -521,7 +525,7 @@ def _masked(ops: Any, x: Tensor, mask: Tensor, mask_channels: list[int]) -> Tens
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:
     weight, geometry = rest[4], rest[10:]
-    return torch.empty_like(dense(plain_convolution(x, weight, *geometry)))
+    return torch.empty_like(dense(convolve(None, x, weight, *geometry)))
 
 
 def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
@@ -573,7 +577,7 @@ def _compose_backward(
     if mask is not None and wanted[1]:  # made again rather than kept
         x = _masked(ops, x, mask, mask_channels)
     grad_x, grad_weight = convolution_gradients(
-        volume_of(grad_raw, grad), x, weight, stride, padding, dilation, groups, wanted
+        ops, volume_of(grad_raw, grad), x, weight, stride, padding, dilation, groups, wanted
     )
     if wanted[0]:
         grad_x = dense(grad_x)
@@ -599,7 +603,7 @@ def _fake_backward(
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, _ = convolution_gradients(
-        dense(grad.to(x.dtype)), x, weight, stride, padding, dilation, groups, wanted
+        None, dense(grad.to(x.dtype)), x, weight, stride, padding, dilation, groups, wanted
     )
     return (
         torch.empty_like(dense(grad_x)) if wanted[0] else x.new_empty(0),

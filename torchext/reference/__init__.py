@@ -41,6 +41,7 @@ from .self_aware_affine import channel_mean_max, self_aware_maps
 from .self_aware_region_norm import self_aware_region_norm
 from .spade_modulation_table import spade_modulation_table
 from .upsample_conv import interleave_phases, interleave_phases_backward, upsample_conv2d
+from .winograd_conv import winograd_conv2d
 
 __all__ = [
     "channel_mean_max",
@@ -80,4 +81,5 @@ __all__ = [
     "soft_diversity_map_backward",
     "spade_modulation_table",
     "upsample_conv2d",
+    "winograd_conv2d",
 ]

@@ -1,0 +1,1 @@
+"""Of the convolution: `torch.nn.Conv2d` itself."""

@@ -1,0 +1,173 @@
+// Convolution of 3 x 3 with stride 1 by Winograd's F(4x4, 3x3), in float32:
+//
+//   y = A^T [sum over channels of (G w G^T) * (B^T x B)] A, tile by tile
+//
+// winograd_weight makes G w G^T, panels of output channels. winograd_apply takes blocks of tiles:
+// each one's transformed input stays in the second-level cache while every panel is multiplied with
+// it, and what follows the sums (partial convolution's epilogue, or a bias) is done where they are
+// transformed back. x is read 1.5 to 2.25 times, mostly from caches, y is written once.
+#include "winograd_conv_kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "tensors.h"
+
+namespace torchext {
+namespace {
+
+using torch::stable::parallel_for;
+using Sizes = std::vector<int64_t>;
+
+int64_t up(int64_t number, int64_t step) {
+  return (number + step - 1) / step;
+}
+
+void expects_contiguous(const Tensor& tensor, int64_t dimensions, const char* message) {
+  expects(tensor.scalar_type() == ScalarType::Float && tensor.dim() == dimensions &&
+              tensor.is_contiguous(),
+          message);
+}
+
+Tensor winograd_weight_cpu(const Tensor& weight, bool transposed) {
+  expects_contiguous(weight, 4, "weight: expected a contiguous float32 tensor (Co, Ci, 3, 3)");
+  expects(weight.size(2) == 3 && weight.size(3) == 3, "weight: expected kernels of 3 x 3");
+  const int64_t outs = weight.size(transposed ? 1 : 0), ins = weight.size(transposed ? 0 : 1);
+  const int64_t out_step = transposed ? 9 : 9 * ins, in_step = transposed ? 9 * outs : 9;
+  const int64_t count = up(outs, kWinogradPanel), size = kWinogradProducts * ins * kWinogradPanel;
+  Tensor panels = empty(weight, {count, kWinogradProducts, ins, kWinogradPanel}, ScalarType::Float);
+  const float* from = data<float>(weight);
+  float* to = mutable_data<float>(panels);
+  parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = p * kWinogradPanel;
+      TORCHEXT_AT_SIMD_LEVEL(winograd_weight)(from + first * out_step, out_step, in_step,
+                                              transposed, std::min(kWinogradPanel, outs - first),
+                                              ins, to + p * size);
+    }
+  });
+  return panels;
+}
+
+// A map of the output, of each image or of all; returns the step from one image to the next.
+int64_t image_step(const Tensor& map, const WinogradShape& shape) {
+  const int64_t plane = shape.out_height * shape.out_width;
+  const int64_t images = map.numel() == plane ? 1 : shape.images;
+  expects_plain(map, ScalarType::Float, images * plane,
+                "scale, updated: expected a map of the result, for each image or for all");
+  return images == 1 ? 0 : plane;
+}
+
+Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& panels,
+                          int64_t out_channels, const std::optional<Tensor>& scale,
+                          const std::optional<Tensor>& updated, const std::optional<Tensor>& bias,
+                          const std::optional<Tensor>& norm_weight,
+                          const std::optional<Tensor>& norm_bias, double negative_slope,
+                          bool mask_output, const Sizes& padding, const Sizes& dilation) {
+  expects_contiguous(x, 4, "x: expected a contiguous float32 tensor (N, Ci, H, W)");
+  expects_contiguous(panels, 4, "panels: expected what winograd_weight returns");
+  expects(padding.size() == 2 && dilation.size() == 2 && padding[0] >= 0 && padding[1] >= 0 &&
+              dilation[0] >= 1 && dilation[1] >= 1,
+          "padding, dilation: expected two each, from 0 and from 1");
+  WinogradShape shape{x.size(0), x.size(1), x.size(2), x.size(3), out_channels, 0, 0, {}, {}, 0, 0};
+  for (int64_t i = 0; i < 2; ++i) {
+    shape.padding[i] = padding[i];
+    shape.dilation[i] = dilation[i];
+  }
+  shape.out_height = shape.height + 2 * padding[0] - 2 * dilation[0];
+  shape.out_width = shape.width + 2 * padding[1] - 2 * dilation[1];
+  expects(shape.out_height > 0 && shape.out_width > 0, "x: expected windows that fit into it");
+  expects(panels.size(0) == up(out_channels, kWinogradPanel) &&
+              panels.size(1) == kWinogradProducts && panels.size(2) == shape.channels &&
+              panels.size(3) == kWinogradPanel,
+          "panels: expected those of a weight (out_channels, Ci, 3, 3)");
+  shape.tile_rows = up(up(shape.out_height, dilation[0]), kWinogradOutput);
+  shape.tile_columns = up(up(shape.out_width, dilation[1]), kWinogradOutput);
+  int64_t mask_step = 0;
+  if (mask.has_value()) {
+    const int64_t plane = shape.height * shape.width;
+    const int64_t images = mask->numel() == plane ? 1 : shape.images;
+    expects_plain(mask, ScalarType::Float, images * plane,
+                  "mask: expected one channel of x's size, for each image or for all");
+    mask_step = images == 1 ? 0 : plane;
+  }
+  expects(scale.has_value() == updated.has_value(), "updated: expected with scale alone");
+  for (const std::optional<Tensor>* tensor : {&bias, &norm_weight, &norm_bias})
+    expects_plain(*tensor, ScalarType::Float, out_channels, "expected a number per channel");
+  expects(norm_weight.has_value() == norm_bias.has_value(), "norm_bias: expected with norm_weight");
+  WinogradTail tail{data<float>(scale),
+                    data<float>(updated),
+                    0,
+                    {data<float>(bias), data<float>(norm_weight), data<float>(norm_bias),
+                     static_cast<float>(negative_slope), mask_output}};
+  if (scale.has_value()) {
+    tail.image_step = image_step(*scale, shape);
+    expects(image_step(*updated, shape) == tail.image_step, "updated: expected scale's shape");
+  }
+
+  Tensor y =
+      empty(x, {shape.images, out_channels, shape.out_height, shape.out_width}, ScalarType::Float);
+  const float* in = data<float>(x);
+  const float* known = data<float>(mask);
+  const float* weights = data<float>(panels);
+  float* out = mutable_data<float>(y);
+  const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)(), tiles = shape.tiles();
+  const int64_t blocks = up(tiles, size), all_panels = panels.size(0);
+  const int64_t panel_size = kWinogradProducts * shape.channels * kWinogradPanel;
+  const int64_t transformed_size =
+      up(kWinogradProducts * TORCHEXT_AT_SIMD_LEVEL(winograd_step)(shape.channels), 16) * 16;
+  const int64_t threads = torch::stable::get_num_threads();
+  Tensor scratch = empty(x, {std::min(threads, blocks), transformed_size}, ScalarType::Float);
+  float* transformed = mutable_data<float>(scratch);
+
+  const auto input = [&](int64_t block, int64_t begin, int64_t end, float* to) {
+    const int64_t first = block * size;
+    TORCHEXT_AT_SIMD_LEVEL(winograd_input)(shape, in, known, mask_step, first,
+                                           std::min(size, tiles - first), begin, end, to);
+  };
+  const auto output = [&](int64_t block, int64_t panel, const float* from) {
+    const int64_t first = block * size;
+    TORCHEXT_AT_SIMD_LEVEL(winograd_output)(shape, from, weights + panel * panel_size, tail, first,
+                                            std::min(size, tiles - first), panel * kWinogradPanel,
+                                            out);
+  };
+  if (blocks >= 4 * threads || threads == 1) {  // each block whole, by one thread
+    std::atomic<int64_t> taken{0};
+    parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      float* own = transformed + taken++ * transformed_size;
+      for (int64_t block = begin; block < end; ++block) {
+        input(block, 0, shape.channels, own);
+        for (int64_t panel = 0; panel < all_panels; ++panel) output(block, panel, own);
+      }
+    });
+    return y;
+  }
+  // Too few for that: some blocks at a time, first their channels, then their panels in parallel.
+  const int64_t chunk = 16, chunks = up(shape.channels, chunk);
+  for (int64_t done = 0; done < blocks; done += threads) {
+    const int64_t together = std::min(threads, blocks - done);
+    parallel_for(0, together * chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t block = unit / chunks, first = unit % chunks * chunk;
+        input(done + block, first, std::min(first + chunk, shape.channels),
+              transformed + block * transformed_size);
+      }
+    });
+    parallel_for(0, together * all_panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit)
+        output(done + unit % together, unit / together,
+               transformed + unit % together * transformed_size);
+    });
+  }
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
+  m.impl("winograd_weight", TORCH_BOX(&winograd_weight_cpu));
+  m.impl("winograd_apply", TORCH_BOX(&winograd_apply_cpu));
+}
+
+}  // namespace torchext

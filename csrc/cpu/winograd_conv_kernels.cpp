@@ -1,0 +1,317 @@
+// Winograd's convolution F(4x4, 3x3), vectorised over tiles (compiled once per SIMD level, see
+// simd.h). Interpolation points 0, 1, -1, 2, -2 and infinity.
+#include "winograd_conv_kernels.h"
+
+namespace torchext {
+namespace TORCHEXT_SIMD {
+namespace {
+
+using Vector = vector_t<float>;
+constexpr int64_t kLanes = vector_lanes<float>;
+constexpr int64_t kVectors = 2;
+constexpr int64_t kTiles = kVectors * kLanes;
+// Rows of sums that are kept in registers at a time: 16 vectors of the 32 of AVX-512, 8 of 16.
+constexpr int64_t kRows = kVectorBytes == 64 ? kWinogradPanel : kWinogradPanel / 2;
+// Between the products of a block: not a multiple of a page, whose lines would share a cache set.
+constexpr int64_t kSkew = 16;
+
+inline void store_vector(Vector value, float* to) {
+  memcpy(to, &value, sizeof value);
+}
+
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+// B^T d.
+template <class V>
+inline void transform_input(const V* d, V* out) {
+  const V even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
+  const V outer = d[4] - d[2], inner = 2.0f * (d[3] - d[1]);
+  out[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+  out[1] = even + odd;
+  out[2] = even - odd;
+  out[3] = outer + inner;
+  out[4] = outer - inner;
+  out[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+}
+
+// G g.
+template <class V>
+inline void transform_weight(const V* g, V* out) {
+  const V sixth = (g[0] + g[2]) * (-1.0f / 6), middle = g[1] * (-1.0f / 6);
+  const V far = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), between = g[1] * (1.0f / 12);
+  out[0] = g[0] * 0.25f;
+  out[1] = sixth + middle;
+  out[2] = sixth - middle;
+  out[3] = far + between;
+  out[4] = far - between;
+  out[5] = g[2];
+}
+
+// A^T m.
+template <class V>
+inline void transform_output(const V* m, V* out) {
+  const V near = m[1] + m[2], turned = m[1] - m[2], far = m[3] + m[4], twisted = m[3] - m[4];
+  out[0] = m[0] + near + far;
+  out[1] = turned + 2.0f * twisted;
+  out[2] = near + 4.0f * far;
+  out[3] = turned + 8.0f * twisted + m[5];
+}
+
+// Tiles of one row of tiles of a sub-grid, of one image.
+struct Run {
+  int64_t image, phase_row, phase_column, row, column, count;
+
+  Run(const WinogradShape& shape, int64_t tile, int64_t most) {
+    column = tile % shape.tile_columns;
+    tile /= shape.tile_columns;
+    row = tile % shape.tile_rows;
+    tile /= shape.tile_rows;
+    phase_column = tile % shape.dilation[1];
+    tile /= shape.dilation[1];
+    phase_row = tile % shape.dilation[0];
+    image = tile / shape.dilation[0];
+    count = smaller(most, shape.tile_columns - column);
+  }
+};
+
+// values[i] = row[first + i * step] where that is inside of the row, else 0.
+inline void take(const float* row, int64_t first, int64_t step, int64_t width, int64_t count,
+                 float* __restrict values) {
+  // The first index that is inside, and the first behind it that is not.
+  int64_t begin = first < 0 ? (-first + step - 1) / step : 0;
+  int64_t end = first < width ? (width - 1 - first) / step + 1 : 0;
+  begin = smaller(begin, count);
+  end = end < begin ? begin : smaller(end, count);
+  for (int64_t i = 0; i < begin; ++i) values[i] = 0;
+  if (step == 1)
+    memcpy(values + begin, row + first + begin, (end - begin) * sizeof(float));
+  else
+    for (int64_t i = begin; i < end; ++i) values[i] = row[first + i * step];
+  for (int64_t i = end; i < count; ++i) values[i] = 0;
+}
+
+// Up to kTiles tiles of one channel: every fourth value each, as the lanes want them.
+struct Gathered {
+  alignas(64) float values[kWinogradInput][kWinogradInput][kTiles + kLanes];
+};
+
+// A row of inputs (4 count + 2 values) to the columns of the tiles.
+inline void deal(const float* __restrict values, int64_t count,
+                 float (*__restrict columns)[kTiles + kLanes], int64_t first) {
+  float* __restrict a = columns[0] + first;
+  float* __restrict b = columns[1] + first;
+  float* __restrict c = columns[2] + first;
+  float* __restrict d = columns[3] + first;
+  for (int64_t t = 0; t < count; ++t) {
+    a[t] = values[4 * t];
+    b[t] = values[4 * t + 1];
+    c[t] = values[4 * t + 2];
+    d[t] = values[4 * t + 3];
+  }
+  // A tile's last two columns are its neighbour's first two.
+  memcpy(columns[4] + first, a + 1, (count - 1) * sizeof(float));
+  memcpy(columns[5] + first, b + 1, (count - 1) * sizeof(float));
+  columns[4][first + count - 1] = values[4 * count];
+  columns[5][first + count - 1] = values[4 * count + 1];
+}
+
+// sums[m][t] += over channels of panel[c][m] * transformed[c][t], of some vectors of tiles.
+template <int64_t vectors>
+inline void multiply(const float* __restrict panel, const float* __restrict transformed,
+                     int64_t channels, float* __restrict sums) {
+  for (int64_t rows = 0; rows < kWinogradPanel; rows += kRows) {
+    Vector total[kRows][vectors];
+    for (int64_t m = 0; m < kRows; ++m)
+      for (int64_t v = 0; v < vectors; ++v) total[m][v] = Vector{};
+    for (int64_t c = 0; c < channels; ++c) {
+      Vector values[vectors];
+      for (int64_t v = 0; v < vectors; ++v)
+        values[v] = load_vector(transformed + c * kTiles + v * kLanes);
+      for (int64_t m = 0; m < kRows; ++m) {
+        const float weight = panel[c * kWinogradPanel + rows + m];
+        for (int64_t v = 0; v < vectors; ++v) total[m][v] += weight * values[v];
+      }
+    }
+    for (int64_t m = 0; m < kRows; ++m)
+      for (int64_t v = 0; v < vectors; ++v)
+        store_vector(total[m][v], sums + (rows + m) * kTiles + v * kLanes);
+  }
+}
+
+// Of one output channel, the four rows of pixels of a block's tiles: rows[r][4 t + j].
+inline void untransform(const float* sums, int64_t count, float (*__restrict rows)[4 * kTiles]) {
+  for (int64_t t = 0; t < count; t += kLanes) {
+    Vector partial[kWinogradOutput][kWinogradInput];
+    for (int64_t j = 0; j < kWinogradInput; ++j) {
+      Vector column[kWinogradInput], out[kWinogradOutput];
+      for (int64_t r = 0; r < kWinogradInput; ++r)
+        column[r] = load_vector(sums + (r * kWinogradInput + j) * kWinogradPanel * kTiles + t);
+      transform_output(column, out);
+      for (int64_t r = 0; r < kWinogradOutput; ++r) partial[r][j] = out[r];
+    }
+    for (int64_t r = 0; r < kWinogradOutput; ++r) {
+      Vector out[kWinogradOutput];
+      transform_output(partial[r], out);
+      float lanes[kWinogradOutput][kLanes];
+      for (int64_t j = 0; j < kWinogradOutput; ++j) store_vector(out[j], lanes[j]);
+      float* __restrict pixels = rows[r] + 4 * t;
+      for (int64_t l = 0; l < kLanes; ++l) {
+        pixels[4 * l] = lanes[0][l];
+        pixels[4 * l + 1] = lanes[1][l];
+        pixels[4 * l + 2] = lanes[2][l];
+        pixels[4 * l + 3] = lanes[3][l];
+      }
+    }
+  }
+}
+
+// Pixels of a row of output channel c, `step` apart, through what follows the sums.
+inline void finish(const float* __restrict sums, int64_t count, int64_t step, const float* scale,
+                   const float* updated, int64_t c, const ChannelEpilogue<float>& epilogue,
+                   float* y) {
+  if (scale == nullptr) {
+    const float bias = epilogue.bias ? epilogue.bias[c] : 0.0f;
+    for (int64_t i = 0; i < count; ++i) y[i * step] = sums[i] + bias;
+  } else if (step == 1) {
+    epilogue_plane(sums, scale, updated, count, c, epilogue, y);
+  } else {
+    float of_scale[4 * kTiles], of_updated[4 * kTiles], out[4 * kTiles];
+    take(scale, 0, step, count * step, count, of_scale);
+    take(updated, 0, step, count * step, count, of_updated);
+    epilogue_plane(sums, of_scale, of_updated, count, c, epilogue, out);
+    for (int64_t i = 0; i < count; ++i) y[i * step] = out[i];
+  }
+}
+
+}  // namespace
+
+int64_t winograd_tiles() {
+  return kTiles;
+}
+
+int64_t winograd_step(int64_t channels) {
+  return channels * kTiles + kSkew;
+}
+
+void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,
+                     int64_t outs, int64_t ins, float* panel) {
+  typedef float Outs __attribute__((vector_size(4 * kWinogradPanel)));
+  for (int64_t i = 0; i < ins; ++i) {
+    float taps[9][kWinogradPanel] = {};
+    for (int64_t o = 0; o < outs; ++o)
+      for (int64_t tap = 0; tap < 9; ++tap)
+        taps[reversed ? 8 - tap : tap][o] = weight[o * out_step + i * in_step + tap];
+    Outs rows[kWinogradInput][3];
+    for (int64_t column = 0; column < 3; ++column) {
+      Outs g[3], out[kWinogradInput];
+      for (int64_t row = 0; row < 3; ++row) memcpy(&g[row], taps[3 * row + column], sizeof g[row]);
+      transform_weight(g, out);
+      for (int64_t r = 0; r < kWinogradInput; ++r) rows[r][column] = out[r];
+    }
+    for (int64_t r = 0; r < kWinogradInput; ++r) {
+      Outs out[kWinogradInput];
+      transform_weight(rows[r], out);
+      for (int64_t j = 0; j < kWinogradInput; ++j)
+        memcpy(panel + ((r * kWinogradInput + j) * ins + i) * kWinogradPanel, &out[j],
+               sizeof out[j]);
+    }
+  }
+}
+
+void winograd_input(const WinogradShape& shape, const float* x, const float* mask,
+                    int64_t mask_step, int64_t first_tile, int64_t count, int64_t first_channel,
+                    int64_t end_channel, float* transformed) {
+  const int64_t plane = shape.height * shape.width, product = winograd_step(shape.channels);
+  Gathered tiles;
+  memset(&tiles, 0, sizeof tiles);
+  float values[4 * kTiles + 2], known[4 * kTiles + 2];
+  for (int64_t c = first_channel; c < end_channel; ++c) {
+    for (int64_t done = 0; done < count;) {
+      const Run run(shape, first_tile + done, count - done);
+      const int64_t d = shape.dilation[1], length = 4 * run.count + 2;
+      const float* image = x + (run.image * shape.channels + c) * plane;
+      const float* of_image = mask ? mask + run.image * mask_step : nullptr;
+      const int64_t left = d * 4 * run.column + run.phase_column - shape.padding[1];
+      const bool inside = d == 1 && left >= 0 && left + length <= shape.width;
+      for (int64_t r = 0; r < kWinogradInput; ++r) {
+        const int64_t row =
+            shape.dilation[0] * (4 * run.row + r) + run.phase_row - shape.padding[0];
+        if (row < 0 || row >= shape.height) {
+          for (int64_t j = 0; j < kWinogradInput; ++j)
+            memset(tiles.values[r][j] + done, 0, run.count * sizeof(float));
+          continue;
+        }
+        const float* from = image + row * shape.width;
+        if (inside && mask == nullptr) {
+          deal(from + left, run.count, tiles.values[r], done);
+          continue;
+        }
+        take(from, left, d, shape.width, length, values);
+        if (mask != nullptr) {
+          take(of_image + row * shape.width, left, d, shape.width, length, known);
+          for (int64_t i = 0; i < length; ++i)
+            values[i] = known[i] == 0.0f ? 0.0f : values[i] * known[i];
+        }
+        deal(values, run.count, tiles.values[r], done);
+      }
+      done += run.count;
+    }
+    for (int64_t t = 0; t < count; t += kLanes) {
+      Vector rows[kWinogradInput][kWinogradInput];
+      for (int64_t r = 0; r < kWinogradInput; ++r) {
+        Vector d[kWinogradInput];
+        for (int64_t j = 0; j < kWinogradInput; ++j) d[j] = load_vector(tiles.values[r][j] + t);
+        transform_input(d, rows[r]);
+      }
+      for (int64_t j = 0; j < kWinogradInput; ++j) {
+        Vector d[kWinogradInput], out[kWinogradInput];
+        for (int64_t r = 0; r < kWinogradInput; ++r) d[r] = rows[r][j];
+        transform_input(d, out);
+        for (int64_t r = 0; r < kWinogradInput; ++r)
+          store_vector(out[r], transformed + (r * kWinogradInput + j) * product + c * kTiles + t);
+      }
+    }
+  }
+}
+
+void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,
+                     const WinogradTail& tail, int64_t first_tile, int64_t count,
+                     int64_t first_channel, float* y) {
+  alignas(64) float sums[kWinogradProducts * kWinogradPanel * kTiles];
+  alignas(64) float rows[kWinogradOutput][4 * kTiles];
+  for (int64_t k = 0; k < kWinogradProducts; ++k) {
+    const float* weights = panel + k * shape.channels * kWinogradPanel;
+    const float* values = transformed + k * winograd_step(shape.channels);
+    float* to = sums + k * kWinogradPanel * kTiles;
+    if (count > kLanes)
+      multiply<kVectors>(weights, values, shape.channels, to);
+    else
+      multiply<1>(weights, values, shape.channels, to);
+  }
+  const int64_t plane = shape.out_height * shape.out_width;
+  const int64_t channels = smaller(kWinogradPanel, shape.out_channels - first_channel);
+  for (int64_t m = 0; m < channels; ++m) {
+    untransform(sums + m * kTiles, count, rows);
+    for (int64_t done = 0; done < count;) {
+      const Run run(shape, first_tile + done, count - done);
+      const int64_t d = shape.dilation[1], first = d * 4 * run.column + run.phase_column;
+      const int64_t inside = first < shape.out_width ? (shape.out_width - 1 - first) / d + 1 : 0;
+      const int64_t pixels = smaller(4 * run.count, inside);
+      for (int64_t r = 0; r < kWinogradOutput && pixels > 0; ++r) {
+        const int64_t row = shape.dilation[0] * (4 * run.row + r) + run.phase_row;
+        if (row >= shape.out_height) break;
+        const int64_t at = row * shape.out_width + first;
+        const int64_t in_maps = run.image * tail.image_step + at;
+        finish(rows[r] + 4 * done, pixels, d, tail.scale ? tail.scale + in_maps : nullptr,
+               tail.scale ? tail.updated + in_maps : nullptr, first_channel + m, tail.epilogue,
+               y + (run.image * shape.out_channels + first_channel + m) * plane + at);
+      }
+      done += run.count;
+    }
+  }
+}
+
+}  // namespace TORCHEXT_SIMD
+}  // namespace torchext

@@ -1,0 +1,57 @@
+// The vectorised inner parts of Winograd's convolution. winograd_conv.cpp walks them.
+#pragma once
+
+#include "partial_conv_kernels.h"
+#include "simd.h"
+
+namespace torchext {
+
+// F(4x4, 3x3): tiles of 4 x 4 outputs from 6 x 6 inputs, 36 products instead of 144.
+constexpr int64_t kWinogradOutput = 4;
+constexpr int64_t kWinogradInput = 6;
+constexpr int64_t kWinogradProducts = 36;
+// Output channels of a panel of transformed weights, [panel][product][channel][kWinogradPanel].
+constexpr int64_t kWinogradPanel = 8;
+
+// A convolution of contiguous images by 3 x 3 with stride 1. A dilated one is one of sub-grids: of
+// the output pixels (d i + a, d j + b), for each (a, b), which read input pixels of one sub-grid.
+struct WinogradShape {
+  int64_t images, channels, height, width;
+  int64_t out_channels, out_height, out_width;
+  int64_t padding[2], dilation[2];
+  int64_t tile_rows, tile_columns;  // of a sub-grid
+
+  int64_t tiles() const { return images * dilation[0] * dilation[1] * tile_rows * tile_columns; }
+};
+
+// What follows the sums. Without a scale y = sums + bias, else the epilogue of partial convolution.
+struct WinogradTail {
+  const float* scale;    // (images or 1, 1, out_height, out_width)
+  const float* updated;  // likewise
+  int64_t image_step;    // from an image's scale to the next one's, or 0
+  ChannelEpilogue<float> epilogue;
+};
+
+#define TORCHEXT_WINOGRAD_CONV_KERNELS                                                             \
+  /* Tiles that are computed together. */                                                          \
+  int64_t winograd_tiles();                                                                        \
+  /* Elements between the products of a block's transformed input. */                              \
+  int64_t winograd_step(int64_t channels);                                                         \
+  /* Of up to kWinogradPanel output channels: weight[o * out_step + i * in_step + tap], the taps   \
+   */                                                                                              \
+  /* in reverse if wanted. Panels [product][channel][kWinogradPanel]. */                           \
+  void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,      \
+                       int64_t outs, int64_t ins, float* panel);                                   \
+  /* The transformed input of `count` tiles, some channels of it: [product][channel][tile]. */     \
+  /* The mask (if any; images or 1, one channel) is multiplied in. */                              \
+  void winograd_input(const WinogradShape& shape, const float* x, const float* mask,               \
+                      int64_t mask_step, int64_t first_tile, int64_t count, int64_t first_channel, \
+                      int64_t end_channel, float* transformed);                                    \
+  /* The output channels of a panel, of `count` tiles. */                                          \
+  void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,   \
+                       const WinogradTail& tail, int64_t first_tile, int64_t count,                \
+                       int64_t first_channel, float* y);
+
+TORCHEXT_DECLARE_FOR_SIMD_LEVELS(TORCHEXT_WINOGRAD_CONV_KERNELS)
+
+}  // namespace torchext

@@ -1,0 +1,394 @@
+"""Convolution by Winograd's F(4x4, 3x3) on the CPU: 36 multiplications instead of 144.
+
+PyTorch's own convolution of float32 runs at 80 to 90 % of a CPU's peak: only fewer multiplications
+make it faster. Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import backend
+from .checks import autocast_dtype, check_feature_map, check_parameter, check_tensor
+from .convolution import geometry_of
+from .op import Gradients, Op
+
+# What a tile of 4 x 4 pixels costs, in nanoseconds of one thread, for each input channel, output
+# channel and pair of both, and the weight's transform for each pair. Measured with AVX-512; with
+# AVX2 all take longer alike. Below AVX2 nothing is gained.
+_INPUT, _OUTPUT, _PAIR, _WEIGHT, _DIRECT_PAIR = 22.0, 13.0, 0.69, 22.0, 2.6
+_TILES = {"avx512": 32, "avx2": 16}  # that are computed together
+_PANEL = 8  # output channels that are computed together
+_GAIN = 1.1  # by which it must be ahead
+
+
+def winograd_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d` by 3x3 kernels with stride 1, by Winograd's F(4x4, 3x3).
+
+    For contiguous float32 tensors on the CPU, forward and to the input; all others, and the
+    gradient of the weight, are convolved by PyTorch. Errors are about ten times those of a direct
+    convolution: 1e-5 of the largest value. The same for any number of threads.
+
+    Whether it is faster depends on the sizes; `torchext.nn.Conv2d` and our other layers ask
+    `torchext.backend.convolution` and take the faster one.
+
+    Args:
+        x: (N,Ci,H,W), float32, float64, float16 or bfloat16.
+        weight: (Co,Ci,3,3), x's dtype.
+        bias: (Co,), x's dtype.
+        padding: zeros on each side; an int, or one for rows and one for columns.
+        dilation: likewise.
+
+    Returns:
+        (N,Co,Ho,Wo), x's dtype.
+
+    Extra memory: four times the weight; a few MiB for each thread.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape does not fit.
+    """
+    check_feature_map("x", x)
+    check_tensor("weight", weight)
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"weight: expected the shape (Co, Ci, 3, 3), got {tuple(weight.shape)}")
+    check_parameter("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype != x.dtype:
+            raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {value.dtype}")
+    if bias is not None:
+        check_parameter("bias", bias, (weight.shape[0],), x)
+    geometry = geometry_of(x.shape[2:], (3, 3), 1, padding, dilation)
+    if not geometry.symmetric:
+        raise ValueError(f"padding: expected numbers, got {padding!r}")
+    return WINOGRAD_CONV2D(x, weight, bias, geometry.padding, geometry.dilation)
+
+
+# --- which convolution ----------------------------------------------------------------------------
+
+
+def problem(
+    x: Tensor, channels: int, stride: Sequence[int], kernel: Sequence[int], groups: int = 1
+) -> str:
+    """Why Winograd's convolution cannot take these ("" if it can).
+
+    Args:
+        x: the input.
+        channels: of the output.
+        stride, kernel, groups: of the convolution.
+    """
+    if tuple(kernel) != (3, 3) or any(step != 1 for step in stride) or groups != 1:
+        return "takes kernels of 3x3 with stride 1, in one group"
+    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+        return "takes images in float32 on the CPU"
+    if not x.is_contiguous() or x.numel() == 0 or channels == 0:
+        return "takes contiguous tensors that are not empty"
+    if type(x) not in (Tensor, nn.Parameter) or backend.mapped(x):
+        return "takes no tensors that stand for others, as tracers and torch.func.vmap have them"
+    return ""
+
+
+def gain(x: Tensor, channels: int, output_size: Sequence[int], dilation: Sequence[int]) -> float:
+    """How many times faster than a direct convolution it is expected to be."""
+    together = _TILES.get(backend.simd_level())
+    if together is None:
+        return 0.0
+    N, ins = x.shape[:2]
+    grids = dilation[0] * dilation[1]
+    rows, columns = (
+        -(-size // (4 * step)) for size, step in zip(output_size, dilation, strict=True)
+    )
+    tiles = -(-N * grids * rows * columns // together) * together
+    outs = -(-channels // _PANEL) * _PANEL
+    ours = tiles * (_INPUT * ins + _OUTPUT * channels + _PAIR * ins * outs)
+    ours += _WEIGHT * ins * outs
+    direct = _DIRECT_PAIR * ins * channels * N * output_size[0] * output_size[1] / 16
+    return direct / ours
+
+
+def chosen(
+    ops: Any,
+    x: Tensor,
+    channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether a convolution is to be one of Winograd's, by `torchext.backend.convolution`.
+
+    Args:
+        ops: of the backend that runs; only the CPU's has it.
+    """
+    wanted = backend.chosen_convolution()
+    if wanted == "direct" or not backend.has_tiles(ops):
+        return False
+    if problem(x, channels, stride, kernel, groups):
+        return False
+    output = [
+        size + 2 * p - 2 * d for size, p, d in zip(x.shape[2:], padding, dilation, strict=True)
+    ]
+    if min(output) < 1:
+        return False
+    return wanted == "winograd" or gain(x, channels, output, dilation) > _GAIN
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d` as layers call it: Winograd's where that is chosen."""
+    if (
+        not torch.compiler.is_compiling()
+        and autocast_dtype(x) is None
+        and weight.dtype == x.dtype
+        and chosen(
+            backend.choose("winograd_conv2d", x).ops,
+            *(x, len(weight), weight.shape[2:], stride, padding, dilation, groups),
+        )
+    ):
+        return WINOGRAD_CONV2D(x, weight, bias, [*padding], [*dilation])
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def convolve(
+    ops: Any,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """The convolution inside of our ops, without a bias, below autograd."""
+    if chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups):
+        return apply(x, weight, padding, dilation)
+    return _direct(x, weight, None, stride, padding, dilation, groups)
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    return torch.ops.aten.convolution(
+        x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+
+
+def convolution_gradients(
+    ops: Any,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    wanted: Sequence[bool],
+    *,
+    always: bool = False,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of x and the weight, None where not wanted.
+
+    Args:
+        always: take Winograd's convolution for the gradient of x wherever it can be taken.
+    """
+    of_x, of_weight = wanted[:2]
+    grad_x = grad_weight = None
+    border = _border(padding, dilation)
+    if of_x and min(border) >= 0:
+        given = (ops, grad, weight.shape[1], weight.shape[2:], stride, border, dilation, groups)
+        if _takes(ops, grad, weight.shape[1]) if always else chosen(*given):
+            grad_x = apply(grad, weight, border, dilation, transposed=True)
+            of_x = False
+    if of_x or of_weight:
+        found, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups,
+            [of_x, of_weight, False],
+        )  # fmt: skip
+        grad_x = found if of_x else grad_x
+    return grad_x, grad_weight
+
+
+def _border(padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Padding of the gradient: the input's is a convolution of it, taps reversed."""
+    return [2 * d - p for p, d in zip(padding, dilation, strict=True)]
+
+
+# --- transformed weights --------------------------------------------------------------------------
+
+
+class _Panels:
+    """A weight's panels, kept from its second use on for as long as it stays what it is.
+
+    In training each use sees another weight, and nothing is kept.
+    """
+
+    def __init__(self) -> None:
+        self.version: int | None = None
+        self.copy: Tensor | None = None
+        self.panels: Tensor | None = None
+
+    def of(self, weight: Tensor, transposed: bool) -> Tensor:
+        if self.panels is not None:
+            # Its version alone would not tell: what is written through `weight.data` has its own.
+            if torch.equal(weight, self.copy):
+                return self.panels
+            self.panels = self.copy = None
+        version = 0 if weight.is_inference() else weight._version
+        panels = torch.ops.torchext.winograd_weight(weight.contiguous(), transposed)
+        if version == self.version:
+            self.copy, self.panels = weight.clone(), panels
+        self.version = version
+        return panels
+
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+NO_EPILOGUE = (None, None, None, None, None, 1.0, False)
+
+
+def apply(
+    x: Tensor,
+    weight: Tensor,
+    padding: list[int],
+    dilation: list[int],
+    *,
+    mask: Tensor | None = None,
+    epilogue: tuple[Any, ...] = NO_EPILOGUE,
+    transposed: bool = False,
+) -> Tensor:
+    """The convolution of what `problem` does not refuse.
+
+    Args:
+        x, weight, padding, dilation: as for `winograd_conv2d`.
+        mask: (N or 1,1,H,W), with which x is multiplied, 0 where it is 0.
+        epilogue: as `partial_conv_epilogue` takes it, from the scale on; or with a bias alone.
+        transposed: by the weight with channels exchanged and taps reversed.
+    """
+    panels = _known.setdefault(weight, (_Panels(), _Panels()))[transposed].of(weight, transposed)
+    channels = weight.shape[1 if transposed else 0]
+    return torch.ops.torchext.winograd_apply(
+        x, mask, panels, channels, *epilogue, padding, dilation
+    )
+
+
+# --- ops ------------------------------------------------------------------------------------------
+
+
+def _takes(ops: Any, x: Tensor, channels: int) -> bool:
+    return backend.has_tiles(ops) and not problem(x, channels, (1, 1), (3, 3))
+
+
+def _compose(
+    ops: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    if _takes(ops, x, len(weight)):
+        if bias is None:
+            return apply(x, weight, padding, dilation)
+        epilogue = (None, None, bias.contiguous(), *NO_EPILOGUE[3:])
+        return apply(x, weight, padding, dilation, epilogue=epilogue)
+    return _direct(x, weight, bias, [1, 1], padding, dilation, 1)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    return torch.empty_like(_direct(x, weight, bias, [1, 1], padding, dilation, 1))
+
+
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    return vars(given)
+
+
+def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
+    wanted = [name in kept.needs for name in ("x", "weight", "bias")]
+    gradients = ops.winograd_conv2d_backward(
+        grad, kept.x, kept.weight, kept.padding, kept.dilation, wanted
+    )
+    found = zip(("x", "weight", "bias"), gradients, strict=True)
+    return {name: gradient for name, gradient in found if name in kept.needs}
+
+
+def _compose_backward(
+    ops: Any,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding: list[int],
+    dilation: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = ([1, 1], padding, dilation, 1)
+    grad_x, grad_weight = convolution_gradients(
+        ops, grad, x, weight, *geometry, wanted, always=True
+    )
+    none = x.new_empty(0)
+    return (
+        none if grad_x is None else grad_x,
+        none if grad_weight is None else grad_weight.contiguous(),
+        grad.sum(dim=(0, 2, 3)) if wanted[2] else none,
+    )
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding: list[int],
+    dilation: list[int],
+    wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    none = x.new_empty(0)
+    return (
+        torch.empty_like(x) if wanted[0] else none,
+        weight.new_empty(weight.shape) if wanted[1] else none,
+        weight.new_empty((weight.shape[0],)) if wanted[2] else none,
+    )
+
+
+def _fake_weight(weight: Tensor, transposed: bool) -> Tensor:
+    outs, ins = weight.shape[:2] if not transposed else (weight.shape[1], weight.shape[0])
+    return weight.new_empty((-(-outs // _PANEL), 36, ins, _PANEL))
+
+
+def _fake_apply(
+    x: Tensor, mask: Tensor | None, panels: Tensor, channels: int, *rest: Any
+) -> Tensor:
+    padding, dilation = rest[-2:]
+    size = (n + 2 * p - 2 * d for n, p, d in zip(x.shape[2:], padding, dilation, strict=True))
+    return x.new_empty((x.shape[0], channels, *size))
+
+
+WINOGRAD_CONV2D = Op(
+    name="winograd_conv2d", fake=_fake, compose=_compose, keep=_keep, backward=_backward
+)
+WINOGRAD_CONV2D_BACKWARD = Op(
+    name="winograd_conv2d_backward", fake=_fake_backward, compose=_compose_backward
+)
+WINOGRAD_WEIGHT = Op(name="winograd_weight", fake=_fake_weight)
+WINOGRAD_APPLY = Op(name="winograd_apply", fake=_fake_apply)
