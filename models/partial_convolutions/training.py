@@ -31,8 +31,7 @@ class PartialConvolutions(Recipe):
     Args:
         networks: "generator".
         config: its options.
-        pretrained: "vgg16"; see `vgg.VGGFeatures.load`. Not needed where the weights of its terms are
-            0.
+        pretrained: "vgg16"; see `vgg.VGGFeatures.load`. Not needed where its terms have weight 0.
         initialise: has no effect: the layers are built with the published weights (He-normal).
     """
 
