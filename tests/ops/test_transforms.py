@@ -52,6 +52,12 @@ def oriented(x: torch.Tensor) -> torch.Tensor:
     return torchext.orientation_map(angle, strength)
 
 
+def oriented_statistics(x: torch.Tensor) -> torch.Tensor:
+    bank = torchext.gabor_bank(8, 5)
+    _, *maps = torchext.oriented_filter_statistics(x[:, :1], bank, border="reflect")
+    return torch.cat(maps, dim=1)
+
+
 def modulated(x: torch.Tensor) -> torch.Tensor:
     return torchext.modulated_norm(
         x, x.sin(), x.cos(), weight=MASK, statistics="position", unbiased=True, activation=0.2
@@ -79,8 +85,8 @@ def upsampled(x: torch.Tensor) -> torch.Tensor:
 
 
 FUNCTIONS = [
-    batch, instance, self_aware, affine_maps, oriented, modulated, modulated_by_image, soft_map,
-    labels_looked_up, partial, upsampled,
+    batch, instance, self_aware, affine_maps, oriented, oriented_statistics, modulated,
+    modulated_by_image, soft_map, labels_looked_up, partial, upsampled,
 ]  # fmt: skip
 functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
