@@ -10,6 +10,12 @@
 // combinations (about 280 additions, of which 16 serve all rows that a row of the image meets), and
 // the four filters of an orbit share 145: 1177 in all. Both are found from the bank itself.
 //
+// The statistics of all filters read the image once and write three numbers per pixel (the floor).
+// The absolute responses of two vectors of pixels lie in the cache until the best filter is known,
+// from which all distances count. Two vectors share the weights, and points where a block of
+// filters has none are passed over: 180 filters of 17 x 17 with zeros around them take about 5000
+// multiplications, not 52,020, and 6 more operations for each.
+//
 // Backward, image: each pixel gathers from the pixels around it the tap of the winning filter that
 // points back. Backward, bank: each pixel adds its window to its filter's sum.
 //
@@ -136,26 +142,53 @@ class FoldedBank {
   std::vector<A> weights_[4];
 };
 
+// Whether a bank without the square's symmetry has it but for the first row and column, about the
+// corner beyond the middle.
+template <class A>
+bool is_shifted_square(const Taps<A>& taps) {
+  const int64_t half = taps.size / 2, count = taps.count;
+  if (count % 4 != 0 || half == 0) return false;
+  A largest = 0;
+  for (int64_t i = 0; i < count * taps.size * taps.size; ++i)
+    largest = std::max(largest, std::abs(taps.values[i]));
+  const A tolerance = 16 * std::numeric_limits<A>::epsilon() * largest;
+  if (!std::isfinite(tolerance)) return false;
+  for (int64_t k = 0; k < count; ++k)
+    for (int64_t u = 1 - half; u <= half; ++u)
+      for (int64_t v = 1 - half; v <= half; ++v) {
+        const A tap = taps(k, u, v);
+        if (!(std::abs(tap - taps(k, 1 - u, 1 - v)) <= tolerance &&
+              std::abs(tap - taps((count - k) % count, u, 1 - v)) <= tolerance &&
+              std::abs(tap - taps((count + count / 2 - k) % count, v, u)) <= tolerance))
+          return false;
+      }
+  return true;
+}
+
 // The same in blocks, without the points where a block has no weight.
 template <class A>
 class BlockedBank {
  public:
   BlockedBank(const Taps<A>& taps, const A* positions, bool spread, A eps)
       : folded_(taps),
-        bank_{folded_.bank().symmetry, taps.size, taps.count, nullptr, 0, positions, spread, eps} {
+        bank_{
+            folded_.bank().symmetry, 0, taps.size, taps.count, nullptr, 0, positions, spread, eps} {
     const FilterBank<A>& folded = folded_.bank();
-    if (bank_.symmetry != Symmetry::square) {
-      add_group(folded.group[0], 0, 0, 1);
-    } else {
-      const int64_t half = taps.count / 2;
+    if (bank_.symmetry == Symmetry::none && is_shifted_square(taps)) {
+      bank_.symmetry = Symmetry::square;
+      bank_.shift = 1;
+      add_shifted_groups(taps);
+    } else if (bank_.symmetry == Symmetry::square) {
       int64_t first = 0;
-      const std::pair<int64_t, int64_t> slots[4] = {
-          {0, 1}, {half, -1}, {half + 1, 1}, {2 * half - 1, -1}};
       for (int g = 0; g < 4; ++g) {
-        if (folded.group[g].filters > 0)
-          add_group(folded.group[g], first, slots[g].first, slots[g].second);
+        add_group(folded.group[g], g, [&](int64_t point) { return first + point; });
         first += folded.group[g].points;
       }
+    } else {
+      const int64_t size = taps.size, stride = TileShape{size}.stride();
+      const bool even = bank_.symmetry == Symmetry::even;
+      add_group(folded.group[0], 0,
+                [&](int64_t point) { return even ? point : point / size * stride + point % size; });
     }
     bank_.blocks = blocks_.data();
     bank_.num_blocks = static_cast<int64_t>(blocks_.size());
@@ -164,9 +197,45 @@ class BlockedBank {
   const StatisticsBank<A>& bank() const { return bank_; }
 
  private:
-  void add_group(const FilterGroup<A>& group, int64_t first_point, int64_t slot, int64_t step) {
-    const int64_t most = TORCHEXT_AT_SIMD_LEVEL(block_filters)();
-    const int64_t stride = TileShape{bank_.size}.stride();
+  // As FoldedBank's square_group; the first row and column, which are not folded, take the signed
+  // sums over the filters of an orbit in place of those over the places of a point.
+  void add_shifted_groups(const Taps<A>& taps) {
+    const int64_t half = taps.size / 2, quarter = taps.count / 4;
+    int64_t first_point = 0;
+    for (int g = 0; g < 4; ++g) {
+      const A m = g < 2 ? 1 : -1, t = g % 2 == 0 ? 1 : -1;
+      const int64_t first = m > 0 ? 0 : 1, end = t > 0 ? quarter + 1 : quarter;
+      std::vector<A> weights;
+      int64_t folded = 0;
+      for (int64_t u = 1; u <= half; ++u)
+        for (int64_t v = 1; v <= (t > 0 ? u : u - 1); ++v, ++folded)
+          for (int64_t k = first; k < end; ++k)
+            weights.push_back((taps(k, u, v) + m * taps(k, u, 1 - v) + t * taps(k, v, u) +
+                               m * t * taps(k, v, 1 - u)) /
+                              4);
+      const auto add_rest = [&](int64_t u, int64_t v) {
+        for (int64_t k = first; k < end; ++k)
+          weights.push_back((taps(k, u, v) + t * taps(2 * quarter - k, u, v) +
+                             m * t * taps(2 * quarter + k, u, v) +
+                             m * taps((taps.count - k) % taps.count, u, v)) /
+                            4);
+      };
+      for (int64_t v = -half; v <= half; ++v) add_rest(-half, v);
+      for (int64_t u = 1 - half; u <= half; ++u) add_rest(u, -half);
+      const int64_t rest = 2 * half * half;
+      add_group({end - first, folded + 2 * taps.size - 1, weights.data()}, g, [&](int64_t point) {
+        return point < folded ? first_point + point : rest + point - folded;
+      });
+      first_point += folded;
+    }
+  }
+
+  // place(point): of a point of the group in the window, or in its folded values.
+  template <class Place>
+  void add_group(const FilterGroup<A>& group, int g, Place place) {
+    const int64_t half = bank_.count / 2, most = TORCHEXT_AT_SIMD_LEVEL(block_filters)();
+    const int64_t slot = g == 0 ? 0 : g == 1 ? half : g == 2 ? half + 1 : 2 * half - 1;
+    const int64_t step = g % 2 == 0 ? 1 : -1;
     for (int64_t begin = 0; begin < group.filters; begin += most) {
       const int64_t filters = std::min(most, group.filters - begin);
       std::vector<int32_t>& places = places_.emplace_back();
@@ -174,9 +243,7 @@ class BlockedBank {
       for (int64_t point = 0; point < group.points; ++point) {
         const A* from = group.weights + point * group.filters + begin;
         if (std::all_of(from, from + filters, [](A weight) { return weight == 0; })) continue;
-        places.push_back(static_cast<int32_t>(bank_.symmetry == Symmetry::none
-                                                  ? point / bank_.size * stride + point % bank_.size
-                                                  : first_point + point));
+        places.push_back(static_cast<int32_t>(place(point)));
         weights.insert(weights.end(), from, from + filters);
       }
       blocks_.push_back({filters, static_cast<int64_t>(places.size()), places.data(),

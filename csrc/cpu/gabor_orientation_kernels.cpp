@@ -142,10 +142,10 @@ void filter_plain(const FilterBank<A>& bank, const A* window, int64_t stride, A*
 // Of a row of the image: the pixel; then for v = 1 ... half the sum and the difference of those v
 // to its right and to its left. All rows of pixels whose windows meet it share them.
 template <class A>
-void mirror_row(const A* row, int64_t half, A* mirrored) {
+void mirror_row(const A* row, int64_t half, A* mirrored, int64_t shift = 0) {
   store(mirrored, load(row + half));
   for (int64_t v = 1; v <= half; ++v) {
-    const Vector<A> right = load(row + half + v), left = load(row + half - v);
+    const Vector<A> right = load(row + half + v), left = load(row + half + shift - v);
     store(mirrored + v * kLanes<A>, right + left);
     store(mirrored + (half + v) * kLanes<A>, right - left);
   }
@@ -323,9 +323,10 @@ void fold_even(const A* window, int64_t stride, int64_t size, A* folded) {
   store(folded, load(window + size / 2 * (stride + 1)));
 }
 
-// Two groups of the same sign under mirroring, their points as in sum_square.
+// Two groups of the same sign under mirroring, their points as in sum_square; with a shift there
+// are none on the axes.
 template <class A, bool kEven>
-void fold_square(const A* centre, int64_t size, A* plus, A* minus) {
+void fold_square(const A* centre, int64_t size, int64_t shift, A* plus, A* minus) {
   const int64_t half = size / 2, row = size * kLanes<A>;
   const A* origin = kEven ? centre : centre + half * kLanes<A>;
   const auto add_plus = [&](Vector<A> pixels) {
@@ -338,11 +339,11 @@ void fold_square(const A* centre, int64_t size, A* plus, A* minus) {
   };
   const auto folded = [&](int64_t u, int64_t v) {
     const A* at = origin + v * kLanes<A>;
-    const Vector<A> below = load(at + u * row), above = load(at - u * row);
+    const Vector<A> below = load(at + u * row), above = load(at + (shift - u) * row);
     return kEven ? below + above : below - above;
   };
   for (int64_t u = 1; u <= half; ++u) {
-    if (kEven) {
+    if (kEven && shift == 0) {
       const Vector<A> column = folded(u, 0), across = load(origin + u * kLanes<A>);
       add_plus(column + across);
       add_minus(column - across);
@@ -354,7 +355,7 @@ void fold_square(const A* centre, int64_t size, A* plus, A* minus) {
     }
     add_plus(folded(u, u));
   }
-  if (kEven) add_plus(load(centre));
+  if (kEven && shift == 0) add_plus(load(centre));
 }
 
 template <class A>
@@ -505,24 +506,34 @@ void statistics_tile(const StatisticsBank<A>& bank, const A* window, int64_t row
   const int64_t octant = half * (half + 1) / 2;  // points of the square's odd-and-even groups
   A* mirrored = scratch;
   A* folded = mirrored + 2 * mirrored_elements;
-  A* responses = folded + (size * size / 2 + 1) * kPair<A>;
+  A* responses = folded + (size * size / 2 + size) * kPair<A>;
   const bool square = bank.symmetry == Symmetry::square;
   for (int64_t column = 0; column < kTileColumns; column += kPair<A>) {
     if (square)
       for (int64_t vector = 0; vector < 2; ++vector)
         for (int64_t y = 0; y < rows + size - 1; ++y)
           mirror_row(window + y * stride + column + vector * kLanes<A>, half,
-                     mirrored + vector * mirrored_elements + y * row);
+                     mirrored + vector * mirrored_elements + y * row, bank.shift);
     for (int64_t y = 0; y < rows; ++y) {
       const A* at = window + y * stride + column;
       for (int64_t vector = 0; vector < 2; ++vector) {
         A* to = folded + vector * kLanes<A>;
         if (square) {
           const A* centre = mirrored + vector * mirrored_elements + (y + half) * row;
-          A* even_minus = to + (octant + half + 1) * kPair<A>;
-          A* odd_plus = even_minus + octant * kPair<A>;
-          fold_square<A, true>(centre, size, to, even_minus);
-          fold_square<A, false>(centre, size, odd_plus, odd_plus + octant * kPair<A>);
+          const bool shifted = bank.shift != 0;
+          A* even_minus = to + (shifted ? octant : octant + half + 1) * kPair<A>;
+          A* odd_plus = even_minus + (shifted ? octant - half : octant) * kPair<A>;
+          A* odd_minus = odd_plus + octant * kPair<A>;
+          fold_square<A, true>(centre, size, bank.shift, to, even_minus);
+          fold_square<A, false>(centre, size, bank.shift, odd_plus, odd_minus);
+          if (shifted) {
+            A* rest = odd_minus + (octant - half) * kPair<A>;
+            const A* corner = at + vector * kLanes<A>;
+            for (int64_t v = 0; v < size; ++v) store(rest + v * kPair<A>, load(corner + v));
+            rest += (size - 1) * kPair<A>;
+            for (int64_t u = 1; u < size; ++u)
+              store(rest + u * kPair<A>, load(corner + u * stride));
+          }
         } else if (bank.symmetry == Symmetry::even) {
           fold_even(at + vector * kLanes<A>, stride, size, to);
         }

@@ -59,6 +59,9 @@ struct FilterBlock {
 template <class A>
 struct StatisticsBank {
   Symmetry symmetry;
+  // 1 where the square's centre lies half a pixel beyond the middle, as MonoHair's: the first row
+  // and column, which have no images under it, follow the folded values as they are.
+  int64_t shift;
   int64_t size, count;
   const FilterBlock<A>* blocks;
   int64_t num_blocks;
@@ -71,7 +74,7 @@ struct StatisticsBank {
 // for two of the longest vectors.
 inline int64_t statistics_scratch_elements(int64_t size, int64_t count) {
   constexpr int64_t kMostLanes = 16;
-  return 2 * kMostLanes * ((kTileRows + size - 1) * size + size * size / 2 + 1 + count);
+  return 2 * kMostLanes * ((kTileRows + size - 1) * size + size * size / 2 + size + count);
 }
 
 // Elements of `scratch` that filter_tile needs: the mirrored window and the filters' sums, for the

@@ -19,7 +19,10 @@ CONFIDENCES = ("variance", "spread")
 
 
 def bank_of(kind: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Banks of every symmetry: published, few and small are the square's, even is even."""
+    """Banks of every symmetry: published, few and small are the square's, even is even.
+
+    monohair is the square's about the corner of a pixel, but for its first row and column.
+    """
     if kind == "published":
         return torchext.gabor_kernel_bank(dtype=dtype)
     if kind == "monohair":
@@ -197,7 +200,9 @@ def test_borders_and_angles(border: str, angles: str | None, name: str) -> None:
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("confidence", CONFIDENCES)
-@pytest.mark.parametrize("kind", ["published", "small", "few", "even", "plain", "pixel"])
+@pytest.mark.parametrize(
+    "kind", ["published", "monohair", "small", "few", "even", "plain", "pixel"]
+)
 def test_simd_levels(
     kind: str, confidence: str, dtype: torch.dtype, level: str, monkeypatch: Any
 ) -> None:
