@@ -22,7 +22,7 @@ __all__ = ["ExampleReport", "LayerReport", "Report", "accelerate", "restore"]
 
 
 def accelerate(
-    model: nn.Module, *, verify: bool = True, example: Any = None
+    model: nn.Module, *, verify: bool = True, example: Any = None, convolutions: bool = False
 ) -> tuple[nn.Module, Report]:
     """Make the published layers inside a model run the fused forms, in place.
 
@@ -43,6 +43,9 @@ def accelerate(
             run on it, in its present mode and without gradients, before and after: layers that
             differ there are left, and if the outputs differ all is restored. Buffers, attributes
             and random numbers are put back after each run.
+        convolutions: PyTorch's own `Conv2d` of 3x3 kernels with stride 1 too, as
+            `torchext.nn.Conv2d` convolves: on the CPU in Winograd's form where that is expected to
+            be faster. Those inside of a layer that is swapped are left to it.
 
     Returns:
         The model itself, and the report of all layers that were found.
@@ -55,20 +58,19 @@ def accelerate(
     runs = None if example is None else Example(model, example)
     reasons: dict[int, str] = {}
     found: dict[int, tuple[str, nn.Module, str, Any]] = {}
-    layers = [
-        (path, layer)
-        for path, layer in model.named_modules()
-        if type(layer).__module__.split(".")[0] != "torchext"
-    ]
+    layers = [(path, layer) for path, layer in model.named_modules() if not _ours(layer)]
+    # Whoever reads the weights of a convolution inside asks for its very class.
+    inside = {id(part) for layer in model.modules() if _ours(layer) for part in layer.modules()}
     with own_environment(model):
         prover = Prover(verify)
         for path, layer in _progress(layers):
             try:
-                family = recognised(layer)
+                family = recognised(layer, convolutions and id(layer) not in inside)
                 if family is not None:
                     facts = prover.facts(layer, family)
                     accelerated_class(type(layer))  # here, since a class may forbid its subclasses
                     found[id(layer)] = (path, layer, family, facts)
+                    inside |= {id(part) for part in layer.modules()}
             except UnsupportedError as problem:
                 reasons[id(layer)] = str(problem)
             except Exception as problem:  # whatever a user's layer may raise
@@ -112,6 +114,10 @@ def restore(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         swap_out(layer)
     return model
+
+
+def _ours(layer: nn.Module) -> bool:
+    return type(layer).__module__.split(".")[0] == "torchext"
 
 
 def _before_and_after(

@@ -1,5 +1,6 @@
 """What a family of published layers has to tell: how it is known, run and proved."""
 
+import contextlib
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -157,6 +158,10 @@ class Family:
     def calls(self, layer: nn.Module, facts: Any, draw: Draw) -> list[tuple[Any, ...]]:
         """Arguments of the comparison, in the order of the calls."""
         raise NotImplementedError
+
+    def comparison(self) -> contextlib.AbstractContextManager[None]:
+        """What the fused form is compared in."""
+        return contextlib.nullcontext()
 
     def prepare(self, layer: nn.Module, call: tuple[Any, ...]) -> None:
         """Set what a layer needs before a call of the comparison."""

@@ -132,7 +132,9 @@ def _verify(small: nn.Module, name: str, facts: Any, scales: tuple[float, ...]) 
                     _run(new, call, keywords)  # may leave the same trace
                 continue
             fused += fused_arguments(new, call, {}) is not None
-            _compare(expected, _run(new, call, keywords), mode, scale)
+            with family.comparison():
+                got = _run(new, call, keywords)
+            _compare(expected, got, mode, scale)
             ran += 1
         expect(ran > 0, f"the comparison failed: {failure}")
         expect(fused > 0, "the fused form takes none of its calls")

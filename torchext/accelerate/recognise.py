@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .convolution import Convolution
 from .diversity_map import HardDiversityMap
 from .family import Family, UnsupportedError
 from .modulated_norm import SPADE, AdaptiveInstanceNorm, AttentionNorm, PixelNorm, SPDNorm
@@ -19,6 +20,7 @@ FAMILIES: dict[str, Family] = {
     "attention norm": AttentionNorm(),
     "AdaIN": AdaptiveInstanceNorm(),
     "pixel norm": PixelNorm(),
+    "convolution": Convolution(),
 }
 _CLASSES = {
     "PartialConv2d": "published partial convolution",
@@ -38,13 +40,19 @@ _CLASSES = {
 _OF_WEIGHTS = ("SpectralNorm", "WeightNorm")
 
 
-def recognised(module: nn.Module) -> str | None:
+def recognised(module: nn.Module, convolutions: bool = False) -> str | None:
     """The name in FAMILIES of the layer that a module is, None if it is none of them.
+
+    Args:
+        module: any.
+        convolutions: whether PyTorch's own count.
 
     Raises:
         UnsupportedError: it looks like one, and is not.
     """
     name = _CLASSES.get(type(module).__name__)
+    if convolutions and FAMILIES["convolution"].known(module):
+        name = "convolution"
     if name is None and [child for child, _ in module.named_children()] == ["mask_conv"]:
         name = "hard diversity map"  # its class has no settled name
     if name is None:
