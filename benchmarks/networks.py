@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import torchext
 from torchext.models import masks, papers
 from torchext.models.blocks import iterated
 from torchext.models.dagan import SPADEGenerator
@@ -139,6 +140,16 @@ def training(network: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
         network.zero_grad()
 
     return call
+
+
+def as_published(call: Call) -> Call:
+    """With PyTorch's own convolutions in the layers that both forms share."""
+
+    def direct() -> None:
+        with torchext.backend.convolution("direct"):
+            call()
+
+    return direct
 
 
 def bare(layers: list[tuple[nn.Module, Tensor]], backward: bool) -> Call:
@@ -287,8 +298,10 @@ def measure(
             check_equal(name, theirs.eval(), ours.eval(), inputs)
         make = training if train else inference
         both = [network.train(train) for network in (theirs, ours)]
-        calls = [make(network, inputs) for network in both]
-        times = medians([*calls, bare(convolutions(theirs, inputs), train)], rounds, seconds)
+        published_call, our_call = (make(network, inputs) for network in both)
+        convolve = bare(convolutions(theirs, inputs), train)
+        calls = [as_published(published_call), our_call, as_published(convolve)]
+        times = medians(calls, rounds, seconds)
         return Row(f"{name} {size}", str(dtype).removeprefix("torch."), direction, *times)
 
     for direction in directions:
@@ -314,7 +327,8 @@ def measure_samples(count: int, rounds: int) -> Row:
             prior = restore(networks["encoder"], networks["decoder"], image * 2 - 1, known)
             networks["generator"](z, prior, known)
 
-    times = medians([separate, lambda: sampler(image, known, count, noise=noise)], rounds)
+    together = functools.partial(sampler, image, known, count, noise=noise)
+    times = medians([as_published(separate), together], rounds)
     return Row(f"PD-GAN {count} samples {size}", "float32", "inference", *times, None)
 
 

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from .blocks import instance_norm, spectral
 from .checks import check_images
 
@@ -41,19 +43,19 @@ class PatchDiscriminator(nn.Module):
         self.input_nc = input_nc
         channels = ndf
         self.model0 = nn.Sequential(
-            nn.Conv2d(input_nc, channels, 4, stride=2, padding=2), nn.LeakyReLU(0.2)
+            Conv2d(input_nc, channels, 4, stride=2, padding=2), nn.LeakyReLU(0.2)
         )
         for i in range(1, n_layers):
             wider = min(2 * channels, 512)
             stride = last_stride if i == n_layers - 1 else 2
             bias = norm in ("spectral", "none")  # an instance norm removes it
-            layer = nn.Conv2d(channels, wider, 4, stride=stride, padding=2, bias=bias)
+            layer = Conv2d(channels, wider, 4, stride=stride, padding=2, bias=bias)
             layer = spectral(layer, norm.startswith("spectral"))
             if norm.endswith("instance"):
                 layer = nn.Sequential(layer, instance_norm(wider))
             self.add_module(f"model{i}", nn.Sequential(layer, nn.LeakyReLU(0.2)))
             channels = wider
-        last = nn.Sequential(nn.Conv2d(channels, 1, 4, padding=2))
+        last = nn.Sequential(Conv2d(channels, 1, 4, padding=2))
         self.add_module(f"model{n_layers}", last)
 
     def forward(self, x: Tensor) -> list[Tensor]:

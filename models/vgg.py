@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from . import checkpoint, pretrained
 from .checks import check_images
 
@@ -56,7 +58,7 @@ class VGGFeatures(nn.Module):
                 stage, i = stage + 1, 0
             else:
                 i += 1
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                layers += [Conv2d(channels, width, 3, padding=1), nn.ReLU()]
                 index[f"relu{stage}_{i}"] = len(layers) - 1
                 channels = width
         unknown = [tap for tap in self.taps if tap not in index]

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from .spectral import spectral
 
 
@@ -37,7 +39,7 @@ class ResidualBlock(nn.Module):
         bias = not use_spectral_norm if bias is None else bias
 
         def convolution(dilation: int) -> nn.Module:
-            layer = nn.Conv2d(dim, dim, kernel_size=3, dilation=dilation, bias=bias)
+            layer = Conv2d(dim, dim, kernel_size=3, dilation=dilation, bias=bias)
             return spectral(layer, use_spectral_norm)
 
         self.conv_block = nn.Sequential(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import DualAttention, SPADEResnetBlock
+from torchext.nn import Conv2d, DualAttention, SPADEResnetBlock
 from torchext.nn.plain import plain
 from torchext.ops.labels import check_label_map
 
@@ -209,8 +209,8 @@ class AttentionTail(DualAttention):
 
     def __init__(self, ngf: int = 64, *, earlier: int = 0, kernel_size: int = 3) -> None:
         super().__init__(ngf, earlier=earlier, kernel_size=kernel_size)
-        self.conv_img = nn.Conv2d(ngf, 3, 3, padding=1)
-        self.conv_64 = nn.Conv2d(2 * ngf, ngf, 3, padding=1)
+        self.conv_img = Conv2d(ngf, 3, 3, padding=1)
+        self.conv_64 = Conv2d(2 * ngf, ngf, 3, padding=1)
 
     def tail(self, wide: Tensor, x: Tensor, earlier: Sequence[Tensor] = ()) -> Tensor:
         """The image in (-1,1).
@@ -280,7 +280,7 @@ class SPADEGenerator(AttentionTail):
         if use_vae:
             self.fc = nn.Linear(z_dim, 16 * ngf * math.prod(self.start))
         else:
-            self.fc = nn.Conv2d(semantic_nc, 16 * ngf, 3, padding=1)
+            self.fc = Conv2d(semantic_nc, 16 * ngf, 3, padding=1)
         self.head_0 = block(16, 16)
         self.G_middle_0 = block(16, 16)
         self.G_middle_1 = block(16, 16)
@@ -320,7 +320,7 @@ class SPADEGenerator(AttentionTail):
             return self.fc(F.interpolate(labels, size=self.start, mode="nearest"))
         small = F.interpolate(labels[:, None].double(), size=self.start, mode="nearest")
         small = small[:, 0].long()
-        if plain(self.fc, nn.Conv2d):
+        if plain(self.fc, nn.Conv2d, Conv2d):
             return torchext.label_conv2d(small, self.fc.weight, self.fc.bias)
         one_hot = F.one_hot(small, self.semantic_nc).movedim(-1, 1)
         return self.fc(one_hot.to(self.conv_img.weight.dtype))
@@ -346,7 +346,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         channels = 3
         for i, factor in enumerate((1, 2, 4, 8, 8, 8), start=1):
-            layer = nn.Conv2d(channels, factor * ndf, 3, stride=2, padding=1, bias=False)
+            layer = Conv2d(channels, factor * ndf, 3, stride=2, padding=1, bias=False)
             channels = factor * ndf
             layer = nn.Sequential(spectral(layer), instance_norm(channels))
             self.add_module(f"layer{i}", layer)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from ..checks import check_images
 from ..files import whole_or_nothing
 from .layers import BatchNorm, ResnetBlock, reflecting
@@ -29,7 +31,7 @@ class _Halving(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1)
+        self.conv = Conv2d(in_channels, out_channels, 4, stride=2, padding=1)
         self.bn = _stage_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import AdaptiveInstanceNorm2d
+from torchext.nn import AdaptiveInstanceNorm2d, Conv2d
 
 Norm = Literal["in", "bn", "adain", "none"]
 Activation = Literal["relu"] | None
@@ -100,7 +100,7 @@ def normalisation(norm: Norm | MakeNorm) -> MakeNorm:
 
 def reflecting(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
     """A convolution, reflection padded, that keeps the size or halves it."""
-    return nn.Conv2d(
+    return Conv2d(
         in_channels,
         out_channels,
         kernel_size,
@@ -165,7 +165,7 @@ def encoding(
     layers: dict[int, nn.Module] = {1: reflecting(input_nc, ngf, 7), 2: make(ngf, "relu")}
     for i in range(n_downsampling):
         channels = 2**i * ngf
-        layers[3 * i + 4] = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        layers[3 * i + 4] = Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
         layers[3 * i + 5] = make(2 * channels, "relu")
     first = 3 * n_downsampling + 4
     channels = 2**n_downsampling * ngf

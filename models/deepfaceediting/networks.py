@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from ..checks import check_images
 from ..discriminators import MultiscaleDiscriminator
 from ..paper import chosen
@@ -123,7 +125,7 @@ class AppearanceEncoder(nn.Module):
             wider = 2 * channels if i < APPEARANCE_DOUBLINGS else channels
             layers.append(ConvBlock(reflecting(channels, wider, 4, stride=2)))
             channels = wider
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, style_dim, 1)]
+        layers += [nn.AdaptiveAvgPool2d(1), Conv2d(channels, style_dim, 1)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

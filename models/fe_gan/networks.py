@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchext.nn import ANLs, PartialConv2d
+from torchext.nn import ANLs, Conv2d, PartialConv2d
 
 from ..blocks import ResidualBlock, instance_norm, spectral
 from ..checks import check_images
@@ -158,10 +158,10 @@ class ParsingBlock(nn.Module):
         super().__init__()
         self.conv_block = nn.Sequential(
             nn.ReflectionPad2d(1),
-            _normed(nn.Conv2d(dim, dim, 3, bias=False), dim),
+            _normed(Conv2d(dim, dim, 3, bias=False), dim),
             nn.ReLU(inplace=True),
             nn.ReflectionPad2d(1),
-            _normed(nn.Conv2d(dim, dim, 3, bias=False), dim),
+            _normed(Conv2d(dim, dim, 3, bias=False), dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,11 +201,11 @@ class ParsingGenerator(nn.Module):
         channels = ngf
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(3),
-            _normed(nn.Conv2d(input_nc, channels, 7, bias=False), channels),
+            _normed(Conv2d(input_nc, channels, 7, bias=False), channels),
             nn.ReLU(inplace=True),
         ]
         for _ in range(downsamplings):
-            convolution = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+            convolution = Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
             channels *= 2
             layers += [_normed(convolution, channels), nn.ReLU(inplace=True)]
         layers += [ParsingBlock(channels) for _ in range(blocks)]
@@ -215,7 +215,7 @@ class ParsingGenerator(nn.Module):
             )
             channels //= 2
             layers += [_normed(convolution, channels), nn.ReLU(inplace=True)]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(channels, output_nc, 7), nn.Tanh()]
+        layers += [nn.ReflectionPad2d(3), Conv2d(channels, output_nc, 7), nn.Tanh()]
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class ReducingBlock(nn.Module):
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(dim_in, dim_out, 3), instance_norm(dim_out)
+            nn.ReflectionPad2d(1), Conv2d(dim_in, dim_out, 3), instance_norm(dim_out)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,17 +292,17 @@ class UpBlock(nn.Module):
             instance_norm(out_planes),
             nn.ReLU(inplace=True),
         )
-        self.last_up = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(in_planes, 3, 7), nn.Tanh())
+        self.last_up = nn.Sequential(nn.ReflectionPad2d(3), Conv2d(in_planes, 3, 7), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last_up(x) if self.is_last else self.up(x)
 
 
 def _parsing_encoder(classes: int, width: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(classes, width, 7)]
+    layers: list[nn.Module] = [nn.ReflectionPad2d(3), Conv2d(classes, width, 7)]
     for channels in (width, 2 * width):
         layers += [instance_norm(channels), nn.ReLU(inplace=True)]
-        layers.append(nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1))
+        layers.append(Conv2d(channels, 2 * channels, 4, stride=2, padding=1))
     return nn.Sequential(*layers, instance_norm(4 * width), nn.ReLU(inplace=True))
 
 
@@ -391,7 +391,7 @@ class InpaintingDiscriminator(nn.Module):
         self.in_channels = in_channels
 
         def layer(channels: int, wider: int, stride: int) -> nn.Sequential:
-            convolution = nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False)
+            convolution = Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False)
             return nn.Sequential(spectral(convolution), nn.LeakyReLU(0.2, inplace=True))
 
         # Published files hold the first layer under both names.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchext import backend
+from torchext.nn import Conv2d
 
 from ..checks import check_images
 
@@ -19,7 +20,7 @@ class _Down(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
         self.norm = nn.InstanceNorm2d(out_channels, eps=1e-6, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, dim: int = 64, n_layers: int = 3) -> None:
         super().__init__()
         self.body = _body(dim, n_layers)
-        self.score = nn.Conv2d(min(dim * 2 ** (n_layers - 1), WIDEST), 1, 3, padding=1)
+        self.score = Conv2d(min(dim * 2 ** (n_layers - 1), WIDEST), 1, 3, padding=1)
         _reset(self)
 
     def forward(self, x: Tensor) -> Tensor:

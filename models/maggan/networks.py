@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from torchext.nn import SPADE
+from torchext.nn import SPADE, Conv2d
 
 from ..checks import check_images
 from ..paper import chosen
@@ -78,7 +78,7 @@ class ConvGRUCell(nn.Module):
         self.pass_state = pass_state
         self.up = nn.ConvTranspose2d(state_channels, out_channels, 4, stride=2, padding=1)
         for name in ("reset", "update", "info"):
-            convolution = nn.Conv2d(
+            convolution = Conv2d(
                 in_channels + out_channels,
                 out_channels,
                 kernel_size,
@@ -152,7 +152,7 @@ class _Generator(nn.Module):
         decoded = _widths(dim if dec_dim is None else dec_dim, n_layers)
         transferred = _widths(dim if stu_dim is None else stu_dim, n_layers)
         self.encoder = nn.ModuleList(
-            _Layer(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False), _batch_norm(after))
+            _Layer(Conv2d(before, after, 4, stride=2, padding=1, bias=False), _batch_norm(after))
             for before, after in zip([3, *encoded], encoded, strict=False)
         )
         skips = list(encoded)  # channels of what the decoder gets of each level

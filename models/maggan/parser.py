@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from ..checks import check_images
 from ..face_labels import BISENET_NAMES
 from ..label_maps import check_labels
@@ -37,7 +39,7 @@ class ConvBNReLU(nn.Module):
         self, in_chan: int, out_chan: int, ks: int = 3, stride: int = 1, padding: int = 1
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chan, out_chan, ks, stride=stride, padding=padding, bias=False)
+        self.conv = Conv2d(in_chan, out_chan, ks, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(out_chan)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,14 +54,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_chan: int, out_chan: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chan, out_chan, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_chan, out_chan, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_chan)
-        self.conv2 = nn.Conv2d(out_chan, out_chan, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(out_chan, out_chan, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_chan)
         self.downsample: nn.Module | None = None
         if in_chan != out_chan or stride != 1:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_chan, out_chan, 1, stride=stride, bias=False),
+                Conv2d(in_chan, out_chan, 1, stride=stride, bias=False),
                 nn.BatchNorm2d(out_chan),
             )
 
@@ -74,7 +76,7 @@ class AttentionRefinementModule(nn.Module):
     def __init__(self, in_chan: int, out_chan: int) -> None:
         super().__init__()
         self.conv = ConvBNReLU(in_chan, out_chan)
-        self.conv_atten = nn.Conv2d(out_chan, out_chan, 1, bias=False)
+        self.conv_atten = Conv2d(out_chan, out_chan, 1, bias=False)
         self.bn_atten = nn.BatchNorm2d(out_chan)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,8 +91,8 @@ class FeatureFusionModule(nn.Module):
     def __init__(self, in_chan: int, out_chan: int) -> None:
         super().__init__()
         self.convblk = ConvBNReLU(in_chan, out_chan, 1, padding=0)
-        self.conv1 = nn.Conv2d(out_chan, out_chan // 4, 1, bias=False)
-        self.conv2 = nn.Conv2d(out_chan // 4, out_chan, 1, bias=False)
+        self.conv1 = Conv2d(out_chan, out_chan // 4, 1, bias=False)
+        self.conv2 = Conv2d(out_chan // 4, out_chan, 1, bias=False)
 
     def forward(self, fsp: Tensor, fcp: Tensor) -> Tensor:
         y = self.convblk(torch.cat((fsp, fcp), dim=1))
@@ -104,7 +106,7 @@ class BiSeNetOutput(nn.Module):
     def __init__(self, in_chan: int, mid_chan: int, n_classes: int) -> None:
         super().__init__()
         self.conv = ConvBNReLU(in_chan, mid_chan)
-        self.conv_out = nn.Conv2d(mid_chan, n_classes, 1, bias=False)
+        self.conv_out = Conv2d(mid_chan, n_classes, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(self.conv(x))
@@ -115,7 +117,7 @@ class _ResNet(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
         for i in range(4):

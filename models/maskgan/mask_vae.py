@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchext.nn import UpsampleConv2d
+from torchext.nn import Conv2d, UpsampleConv2d
 from torchext.ops.labels import check_label_map
 
 from ..checks import check_images
@@ -50,7 +50,7 @@ class MaskVAE(nn.Module):
         self.grid = size // GRID
         channels = [nc, *(ndf * 2**i for i in range(7))]
         for i in range(1, 8):
-            self.add_module(f"e{i}", nn.Conv2d(*channels[i - 1 : i + 1], 4, stride=2, padding=1))
+            self.add_module(f"e{i}", Conv2d(*channels[i - 1 : i + 1], 4, stride=2, padding=1))
             self.add_module(f"bn{i}", nn.BatchNorm2d(channels[i]))
         inner = channels[-1] * self.grid**2
         self.fc1 = nn.Linear(inner, latent_variable_size)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import AdaptiveInstanceNorm2d
+from torchext.nn import AdaptiveInstanceNorm2d, Conv2d
 from torchext.ops.labels import check_label_map
 
 from ..checks import check_images
@@ -146,7 +146,7 @@ class Config:
 # --- layers ---------------------------------------------------------------------------------------
 
 
-class MapConv2d(nn.Conv2d):
+class MapConv2d(Conv2d):
     """A convolution of a label map, reflection padded, that keeps the size.
 
     Shape: (N,in_channels,H,W), floating point (one-hot classes), or integers (N,1,H,W) or (N,H,W)
@@ -173,7 +173,7 @@ class MapConv2d(nn.Conv2d):
 def _reflecting(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
 ) -> nn.Conv2d:
-    return nn.Conv2d(
+    return Conv2d(
         in_channels,
         out_channels,
         kernel_size,
@@ -264,7 +264,7 @@ class SFTLayer(nn.Module):
         super().__init__()
         for name in ("scale", "shift"):
             for i in (1, 2):
-                self.add_module(f"SFT_{name}_conv{i}", nn.Conv2d(channels, channels, 1))
+                self.add_module(f"SFT_{name}_conv{i}", Conv2d(channels, channels, 1))
 
     def _map(self, name: str, condition: Tensor) -> Tensor:
         x = self.get_submodule(f"SFT_{name}_conv1")(condition)
@@ -334,7 +334,7 @@ class StyleEncoder(nn.Module):
             ConvBlock(_reflecting(2 * dim, 4 * dim, 4, stride=2)),
         )
         self.model_middle = nn.Sequential(*_halvings(4 * dim, n_downsample - 2))
-        self.model_last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(4 * dim, style_dim, 1))
+        self.model_last = nn.Sequential(nn.AdaptiveAvgPool2d(1), Conv2d(4 * dim, style_dim, 1))
         self.sft1 = SFTLayer(4 * dim)
         self.sft2 = SFTLayer(4 * dim)
 
@@ -359,7 +359,7 @@ def _translation(
     layers: dict[int, nn.Module] = {1: first, 2: InstanceNormReLU()}
     place, channels = 4, ngf
     for _ in range(n_downsampling):
-        layers[place] = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        layers[place] = Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
         layers[place + 1] = InstanceNormReLU()
         place, channels = place + 3, 2 * channels
     for _ in range(n_blocks):

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from ..checks import check_images
 
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -18,7 +20,7 @@ class DoubleConv(nn.Module):
 
         def layer(channels: int) -> nn.Sequential:
             norm = [nn.BatchNorm2d(out_channels)] if is_batchnorm else []
-            convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
+            convolution = Conv2d(channels, out_channels, 3, padding=1)
             return nn.Sequential(convolution, *norm, nn.ReLU(inplace=True))
 
         self.conv1 = layer(in_channels)
@@ -71,7 +73,7 @@ class FaceParser(nn.Module):
         self.center = DoubleConv(widths[3], widths[4], is_batchnorm)
         for i in (4, 3, 2, 1):
             self.add_module(f"up_concat{i}", UpConcat(widths[i], widths[i - 1], is_batchnorm))
-        self.final = nn.Conv2d(widths[0], n_classes, 1)
+        self.final = Conv2d(widths[0], n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         check_images("image", image, self.in_channels)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchext.nn import Conv2d
+
 from ..blocks import ResidualBlock, instance_norm, spectral
 from ..checks import check_images
 
@@ -26,9 +28,9 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.query_conv = nn.Conv2d(channels, channels // 4, 1)
-        self.key_conv = nn.Conv2d(channels, channels // 4, 1)
-        self.value_conv = nn.Conv2d(channels, channels, 1)
+        self.query_conv = Conv2d(channels, channels // 4, 1)
+        self.key_conv = Conv2d(channels, channels // 4, 1)
+        self.value_conv = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
@@ -73,21 +75,21 @@ class OrientationInpainter(nn.Module):
         self.skips = skips
 
         def down(fin: int, fout: int) -> list[nn.Module]:
-            layer = spectral(nn.Conv2d(fin, fout, 4, stride=2, padding=1))
+            layer = spectral(Conv2d(fin, fout, 4, stride=2, padding=1))
             return _stage(layer, norm=fout, activation=_Leaky)
 
         def up(fin: int, fout: int) -> list[nn.Module]:
             layer = spectral(nn.ConvTranspose2d(fin, fout, 4, stride=2, padding=1))
             return _stage(layer, norm=fout, activation=nn.ReLU)
 
-        first = spectral(nn.Conv2d(in_channels, width, 7))
+        first = spectral(Conv2d(in_channels, width, 7))
         encoder = [
             _stage(nn.ReflectionPad2d(3), first, norm=width, activation=_Leaky),
             down(width, 2 * width),
             down(2 * width, 4 * width),
         ]
         more = (4, 2, 1) if skips else (0, 0, 0)  # channels that come from the encoder
-        last = nn.Conv2d((1 + more[2]) * width, 3, 7)
+        last = Conv2d((1 + more[2]) * width, 3, 7)
         decoder = [
             up((8 + more[0]) * width, 2 * width),
             up((2 + more[1]) * width, width),

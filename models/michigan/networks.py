@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import PartialConv2d, SPADEResnetBlock
+from torchext.nn import Conv2d, PartialConv2d, SPADEResnetBlock
 from torchext.ops.gabor_orientation import BankName
 
 from ..checks import check_images, check_mask
@@ -256,7 +256,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, fin: int, fout: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        self.conv = Conv2d(
             fin, fout, kernel_size, stride=stride, padding=padding, padding_mode="reflect"
         )
 
@@ -400,7 +400,7 @@ class HairGenerator(nn.Module):
         if upsampling == "most":
             last = ngf // 2
             self.up_4 = block(ngf, last)
-        self.conv_img = nn.Conv2d(last, 3, 3, padding=1)
+        self.conv_img = Conv2d(last, 3, 3, padding=1)
         self.backgroud_enc = BackgroundEncoder(ngf, upsampling)  # as its published keys spell it
 
     def forward(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
+from torchext.nn import Conv2d
 from torchext.nn.plain import plain
 
 from ..blocks import instance_norm
@@ -40,8 +41,8 @@ class PartialConv(nn.Module):
     ) -> None:
         super().__init__()
         shape = (in_channels, out_channels, kernel_size, stride, padding)
-        self.input_conv = nn.Conv2d(*shape, bias=bias)
-        self.mask_conv = nn.Conv2d(*shape, bias=bias).requires_grad_(False)
+        self.input_conv = Conv2d(*shape, bias=bias)
+        self.mask_conv = Conv2d(*shape, bias=bias).requires_grad_(False)
         nn.init.kaiming_normal_(self.input_conv.weight, a=0, mode="fan_in")
         nn.init.ones_(self.mask_conv.weight)
         if bias:
@@ -61,7 +62,7 @@ class PartialConv(nn.Module):
     def forward(self, source: list[Tensor]) -> tuple[Tensor, Tensor]:
         x, mask = source
         conv, of_mask = self.input_conv, self.mask_conv
-        if self.constant is not None and plain(conv, nn.Conv2d):
+        if self.constant is not None and plain(conv, nn.Conv2d, Conv2d):
             weight = conv.weight if self.constant == 1 else conv.weight / self.constant
             y, updated = torchext.partial_conv2d(
                 x, mask, weight, conv.bias, conv.stride, conv.padding, form="sum"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import SPDNormResnetBlock
+from torchext.nn import Conv2d, SPDNormResnetBlock
 from torchext.nn.modulated_norm import SPDNormConditions
 from torchext.ops.checks import check_mask_values
 
@@ -170,7 +170,7 @@ class SPDNormGenerator(nn.Module):
             )
             units.append(Unit(block, fout * ngf))
         self.generated = nn.Sequential(*units)
-        self.conv_img = nn.Conv2d(ngf, 3, 3, padding=1)
+        self.conv_img = Conv2d(ngf, 3, 3, padding=1)
 
     def conditions(
         self, prior: Tensor, mask: Tensor, *, shared: bool = True

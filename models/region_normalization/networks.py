@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchext.nn import RN_B, RN_L
+from torchext.nn import RN_B, RN_L, Conv2d
 
 from ..blocks import ResidualBlock, spectral
 from ..checks import check_images, check_mask
@@ -161,11 +161,11 @@ class G_Net(nn.Module):
         later = partial(RN_L, threshold=decoder_threshold, scope=scope)
         self.input_channels = input_channels
         self.encoder_pad1 = nn.ReflectionPad2d(3)
-        self.encoder_conv1 = nn.Conv2d(input_channels, width, kernel_size=7)
+        self.encoder_conv1 = Conv2d(input_channels, width, kernel_size=7)
         self.encoder_in1 = first(width)
-        self.encoder_conv2 = nn.Conv2d(width, 2 * width, kernel_size=4, stride=2, padding=1)
+        self.encoder_conv2 = Conv2d(width, 2 * width, kernel_size=4, stride=2, padding=1)
         self.encoder_in2 = first(2 * width)
-        self.encoder_conv3 = nn.Conv2d(2 * width, 4 * width, kernel_size=4, stride=2, padding=1)
+        self.encoder_conv3 = Conv2d(2 * width, 4 * width, kernel_size=4, stride=2, padding=1)
         self.encoder_in3 = first(4 * width)
         self.middle = nn.Sequential(
             *(
@@ -174,16 +174,16 @@ class G_Net(nn.Module):
             )
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(4 * width, 8 * width, kernel_size=3, padding=1),
+            Conv2d(4 * width, 8 * width, kernel_size=3, padding=1),
             nn.PixelShuffle(2),
             later(2 * width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(2 * width, 4 * width, kernel_size=3, padding=1),
+            Conv2d(2 * width, 4 * width, kernel_size=3, padding=1),
             nn.PixelShuffle(2),
             later(width),
             nn.ReLU(inplace=True),
             nn.ReflectionPad2d(3),
-            nn.Conv2d(width, 3, kernel_size=7),
+            Conv2d(width, 3, kernel_size=7),
         )
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class D_Net(nn.Module):
         channels = (in_channels, width, 2 * width, 4 * width, 8 * width, 1)
         for i, (before, behind) in enumerate(pairwise(channels), start=1):
             stride = 2 if i <= 3 else 1
-            layer = nn.Conv2d(before, behind, kernel_size=4, stride=stride, padding=1, bias=False)
+            layer = Conv2d(before, behind, kernel_size=4, stride=stride, padding=1, bias=False)
             activation = [nn.LeakyReLU(0.2, inplace=True)] if i < 5 else []
             stage = nn.Sequential(spectral(layer, use_spectral_norm), *activation)
             self.add_module(f"conv{i}", stage)

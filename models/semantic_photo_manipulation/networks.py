@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchext
-from torchext.nn import PixelNorm, UpsampleConv2d
+from torchext.nn import Conv2d, PixelNorm, UpsampleConv2d
 
 from ..checks import check_images
 from ..paper import chosen
@@ -194,7 +194,7 @@ class NormConvBlock(nn.Module):
     def _convolution(
         self, in_channels: int, out_channels: int, kernel_size: int, padding: int
     ) -> nn.Conv2d:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)
+        return Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)
 
     def forward(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
         return self.wscale(self.conv(self.norm(x)), delta)
@@ -233,7 +233,7 @@ class OutputConvBlock(nn.Module):
     def __init__(self, in_channels: int, tanh: bool = True) -> None:
         super().__init__()
         self.norm = PixelNorm()
-        self.conv = nn.Conv2d(in_channels, 3, 1, bias=False)
+        self.conv = Conv2d(in_channels, 3, 1, bias=False)
         nn.init.normal_(self.conv.weight)
         self.wscale = WScale(3, in_channels**-0.5, None)
         self.clamp = tanh
@@ -374,14 +374,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                Conv2d(in_channels, out_channels, 1, stride, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
 
@@ -396,7 +396,7 @@ class _Last(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv5 = nn.Conv2d(in_channels, out_channels, 1)
+        self.conv5 = Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.conv5(x), SLOPE)
@@ -415,7 +415,7 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, channels: int = WIDTH, width: int = 64, halfsize: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, stride=1 if halfsize else 2, padding=1)
         before = width
@@ -450,11 +450,11 @@ class LayerNormEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = PixelNorm()
-        self.conv1 = nn.Conv2d(chan_in, chan_out, 3, padding=1)
+        self.conv1 = Conv2d(chan_in, chan_out, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(chan_out)
-        self.conv2 = nn.Conv2d(chan_out, chan_out, 3, padding=1)
+        self.conv2 = Conv2d(chan_out, chan_out, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(chan_out)
-        self.conv3 = None if skip_conv3 else nn.Conv2d(chan_out, chan_out, 1, stride)
+        self.conv3 = None if skip_conv3 else Conv2d(chan_out, chan_out, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.bn1(self.conv1(self.norm(x))), SLOPE)
@@ -484,9 +484,9 @@ class CodeEncoder(nn.Module):
     def __init__(self, chan_in: int, chan_out: int) -> None:
         super().__init__()
         self.norm = PixelNorm()
-        self.conv1 = nn.Conv2d(chan_in, chan_out, 4)
+        self.conv1 = Conv2d(chan_in, chan_out, 4)
         self.bn1 = _CodeNorm(chan_out)
-        self.conv2 = nn.Conv2d(chan_out, chan_out, 1)
+        self.conv2 = Conv2d(chan_out, chan_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.bn1(self.conv1(self.norm(x))), SLOPE)
@@ -592,9 +592,9 @@ class PerturbationBlock(nn.Module):
 
     def __init__(self, features: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(features, features, 3, stride, padding=1, bias=False)
+        self.conv = Conv2d(features, features, 3, stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(features)
-        self.side = nn.Conv2d(features, channels, 3, padding=1)
+        self.side = Conv2d(features, channels, 3, padding=1)
         nn.init.zeros_(self.side.weight)
         nn.init.zeros_(self.side.bias)
 

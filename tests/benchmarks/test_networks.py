@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("safetensors")
 pytest.importorskip("skimage")
 
+import torchext
 from benchmarks import label_maps
 from benchmarks.baselines import networks as published
 from torchext.models.blocks import iterated
@@ -106,6 +107,26 @@ def test_others_agree_with_their_published_forms(name, training):
     got = ours.train(training)(*given)
     assert expected.std() > 1e-3
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_winograds_convolutions_change_networks_by_rounding(name):
+    torch.manual_seed(0)
+    _, make, inputs = CASES[name]
+    network, given = make().eval(), inputs()
+    results = {}
+    for convolution in ("direct", "winograd"):
+        torch.manual_seed(1)
+        with torchext.backend.convolution(convolution):
+            outputs = network(*given)
+            loss = outputs.square().mean()
+        weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+        results[convolution] = [outputs.detach(), torch.cat([g.flatten() for g in gradients])]
+    assert not torch.equal(results["direct"][0], results["winograd"][0])
+    for direct, winograd in zip(results["direct"], results["winograd"], strict=True):
+        size = 1e-3 * direct.abs().max().item()
+        torch.testing.assert_close(winograd, direct, rtol=0, atol=size)
 
 
 @pytest.mark.parametrize("photograph", label_maps.PHOTOGRAPHS)
