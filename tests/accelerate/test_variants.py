@@ -310,6 +310,34 @@ def test_loaded_mask_kernels_act() -> None:
     assert_same(fast(call)[0], layer(call)[0])
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_mask_kernel_of_its_own(bias: bool) -> None:
+    """PD-GAN's script initialises all convolutions alike, those of the masks too."""
+    torch.manual_seed(0)
+    layer = PartialConv(6, 12, 4, 2, 1)
+    nn.init.normal_(layer.mask_conv.weight, std=0.02)
+    if bias:
+        layer.mask_conv.bias = nn.Parameter(torch.zeros(12), requires_grad=False)
+    fast = swapped(layer)
+    plane = mask(2, 1, 24, 30)
+    each_its_own = mask(2, 6, 24, 30)
+    for known in (plane.expand(2, 6, 24, 30), plane.repeat(1, 6, 1, 1), each_its_own):
+        call = [image(2, 6, 24, 30).double(), known.double()]
+        got, expected = fast.double()(call), layer.double()(call)
+        assert_same(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+        assert not expected[1].all()
+    nn.init.ones_(layer.mask_conv.weight)  # whatever is loaded later acts
+    fast.load_state_dict(layer.state_dict())
+    assert_same(fast(call)[0], layer(call)[0])
+
+
+def test_a_mask_kernel_that_is_trained_is_left() -> None:
+    layer = PartialConv(3, 6, 4, 2, 1)
+    layer.mask_conv.weight = nn.Parameter(torch.randn(6, 3, 4, 4))
+    assert left(layer) == "mask_conv is trained"
+
+
 def test_a_list_gives_a_list() -> None:
     stage = PartialConvStage()
     fast = swapped(stage)
@@ -464,6 +492,10 @@ def test_spade_with_the_published_synchronised_norm(counter: bool) -> None:
     for either in (layer, fast):  # replicas exchange their statistics
         either.train().param_free_norm._is_parallel = True
     assert_same(fast(*call), layer(*call))
+    restored = torchext.restore(fast)
+    fast = swapped(restored)  # after a run in replicas
+    assert fast.param_free_norm._is_parallel
+    assert_same(fast.eval()(*call), layer.eval()(*call))
 
 
 def test_spdnorm_whose_norm_is_a_function() -> None:
@@ -479,6 +511,55 @@ def test_spdnorm_whose_norm_is_a_function() -> None:
     assert_same(swapped(layer)(*call), layer(*call))
     layer.param_free_norm = torch.tanh
     assert "output 0 differs" in left(layer)
+
+
+class SPDNormByName(modulated.SPDNorm):
+    """Calls the function where it stands in the module, and resizes nothing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, "position")
+        del self.param_free_norm
+
+    def forward(self, x: Tensor, prior: Tensor, weight: Tensor) -> Tensor:
+        hidden = self.mlp_activate(prior)
+        scale, shift = self.mlp_gamma(hidden) * weight, self.mlp_beta(hidden) * weight
+        return position_norm(x, 1e-3) * (1 + scale) + shift
+
+
+def test_spdnorm_that_calls_a_function() -> None:
+    torch.manual_seed(0)
+    layer = SPDNormByName(4)
+    assert left(layer) == "a subclass of SPDNorm, which may behave otherwise"
+    SPDNormByName.__name__ = "SPDNorm"
+    call = (image(2, 4, 6, 7), image(2, 3, 6, 7), mask(2, 1, 6, 7))
+    for scale in (1, 1e-2):
+        x = call[0] * scale
+        assert_same(swapped(layer)(x, *call[1:]), layer(x, *call[1:]))
+
+
+class Dilation(nn.Module):
+    """One step of PD-GAN's hard map, whose loop stands outside."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.mask_conv = nn.Conv2d(1, 1, window, padding=window // 2, bias=False)
+        nn.init.ones_(self.mask_conv.weight)
+        self.mask_conv.weight.requires_grad_(False)
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return (self.mask_conv(mask) != 0).to(mask)
+
+
+@pytest.mark.parametrize("window", [3, 7])
+def test_one_dilation(window: int) -> None:
+    layer = Dilation(window)
+    fast = swapped(layer)
+    known = mask(2, 1, 24, 30)
+    known[:, :, :15] = 0
+    for _step in range(3):
+        assert torch.equal(fast(known), layer(known))
+        known = layer(known)
+    assert not known.all()
 
 
 class NormalisedMaps(nn.Sequential):

@@ -13,7 +13,10 @@ _MOST_DILATIONS = 32
 
 
 class HardDiversityMap(Family):
-    """A layer that holds `mask_conv` alone; facts are its number of dilations and its base."""
+    """A layer that holds `mask_conv` alone; facts are its number of dilations and its base.
+
+    Or a single dilation, the step of a loop outside: a map of 0 and 1, whose base is 0.
+    """
 
     def check(self, layer: Any) -> None:
         window = convolution(layer, "mask_conv")
@@ -51,6 +54,8 @@ class HardDiversityMap(Family):
             isinstance(rings, Tensor) and rings.shape == mask.shape, "it gives no map of that size"
         )
         values = rings.double().unique().flip(0)
+        if values.tolist() == [1, 0]:
+            return 1, 0.0
         expect(
             2 <= len(values) <= _MOST_DILATIONS and float(values[-1]) > 0, "its map has no rings"
         )
@@ -61,6 +66,9 @@ class HardDiversityMap(Family):
 
     def forward(self, layer: Any, facts: tuple[int, float], mask: Tensor) -> Tensor:
         steps, base = facts
+        if base == 0:  # known, added or neither
+            rings = diversity_map(mask, 2, layer.mask_conv.kernel_size[0], 2.0)
+            return (rings >= 0.5).to(mask.dtype)
         return diversity_map(mask, steps, layer.mask_conv.kernel_size[0], base).to(mask.dtype)
 
     def calls(self, layer: Any, facts: Any, draw: Draw) -> list[tuple[Any, ...]]:

@@ -139,6 +139,10 @@ class Family:
         """Modules inside that `forward` does not call."""
         return ()
 
+    def ill_conditioned(self, layer: nn.Module) -> bool:
+        """Whether rounding may be large, so that only float64 can be compared."""
+        return False
+
     def discover(self, layer: nn.Module, draw: Draw) -> Any:
         """Facts that only a run of the published layer, here on a copy, can tell."""
         return None

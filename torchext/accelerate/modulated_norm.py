@@ -1,6 +1,6 @@
 """SPADE, SPDNorm, attention normalisation, AdaIN and pixel norm."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.resize import nearest
 from ..ops.modulated_norm import Statistics, modulated_norm
-from .family import Draw, Family, expect, small_constant, touched
+from .family import Draw, Family, UnsupportedError, expect, small_constant, touched
 
 _SIZE = (12, 14)
 _SLOPE = 0.2
@@ -78,9 +78,9 @@ class _Modulated(Family):
         _first_convolution(getattr(layer, self.shared), self.shared)
         for name in (self.gamma, self.beta):
             _first_convolution(getattr(layer, name), name)
-        norm = getattr(layer, self.norm)
+        norm = getattr(layer, self.norm, None)
         if not isinstance(norm, nn.Module):  # a function, as PD-GAN's norm by position
-            expect(callable(norm), f"{self.norm} is a {type(norm).__name__}")
+            expect(norm is None or callable(norm), f"{self.norm} is a {type(norm).__name__}")
             return
         kind = type(norm).__name__
         expect(kind in _STATISTICS, f"{self.norm} is a {kind}")
@@ -93,13 +93,14 @@ class _Modulated(Family):
             expect(norm.momentum is not None, f"{self.norm} has a cumulative average")
 
     def replaced(self, layer: Any) -> Iterable[nn.Module]:
-        norm = getattr(layer, self.norm)
+        norm = getattr(layer, self.norm, None)
         return [norm] if isinstance(norm, nn.Module) else []
 
     def discover(self, layer: Any, draw: Draw) -> _NormFacts:
-        norm = getattr(layer, self.norm)
+        norm = getattr(layer, self.norm, None)
         if not isinstance(norm, nn.Module):
-            eps = _eps_of_position_norm(norm, draw.features(2, 4, *_SIZE))
+            norm = self._function(layer, draw) if norm is None else norm
+            eps = _eps_of_position_norm(norm, draw.features(2, self._sizes(layer)[0], *_SIZE))
             return _NormFacts("position", eps, False)
         count, counts = getattr(norm, "num_batches_tracked", None), False
         if count is not None:
@@ -110,7 +111,7 @@ class _Modulated(Family):
         return _NormFacts(_STATISTICS[type(norm).__name__], eps, counts)
 
     def takes(self, layer: Any, facts: _NormFacts, x: Any, condition: Any, *rest: Any) -> bool:
-        norm = getattr(layer, self.norm)
+        norm = getattr(layer, self.norm, None)
         # Replicas that exchange statistics among themselves, by threads.
         parallel = getattr(norm, "_is_parallel", False) and norm.training
         tensors = all(isinstance(value, Tensor) for value in (x, condition, *rest))
@@ -122,7 +123,7 @@ class _Modulated(Family):
     ) -> Tensor:  # fmt: skip
         hidden = getattr(layer, self.shared)(nearest(condition, x))
         maps = _maps(getattr(layer, self.gamma), getattr(layer, self.beta), hidden)
-        norm = getattr(layer, self.norm)
+        norm = getattr(layer, self.norm, None)
         batch = facts.statistics == "batch"
         running_mean = getattr(norm, "running_mean", None) if batch else None
         training = not batch or norm.training or running_mean is None
@@ -144,6 +145,10 @@ class _Modulated(Family):
         if facts.counts and norm.training:
             norm.num_batches_tracked.add_(1)
         return y
+
+    def _function(self, layer: Any, draw: Draw) -> Callable[[Tensor], Tensor]:
+        """The norm of a layer that calls a function by its name."""
+        raise UnsupportedError(f"{self.norm} is missing")
 
     def _sizes(self, layer: Any) -> tuple[int, int]:
         """Channels of x and of the condition."""
@@ -191,7 +196,12 @@ class SPDNorm(_Modulated):
 
     arity = (3, 3)
     norm, shared, gamma, beta = "param_free_norm", "mlp_activate", "mlp_gamma", "mlp_beta"
-    attributes = frozenset({norm, shared, gamma, beta})
+    attributes = frozenset({shared, gamma, beta})
+
+    def _function(self, layer: Any, draw: Draw) -> Callable[[Tensor], Tensor]:
+        """A weight of zeros leaves the norm alone."""
+        prior = draw.condition(2, self._sizes(layer)[1], *_SIZE)
+        return lambda x: layer(x, prior, torch.zeros_like(x[:, :1]))
 
     def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
         C, prior = self._sizes(layer)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.partial_conv import _grouped
-from ..ops.partial_conv import EPS, mask_window, partial_conv2d, partial_conv3d
+from ..ops.convolution import check_mask
+from ..ops.partial_conv import EPS, _product, mask_window, partial_conv2d, partial_conv3d
+from ..ops.winograd_conv import conv2d
 from .family import Draw, Family, attribute, convolution, expect, small_constant
 from .structure import plain_copy
 
@@ -242,11 +245,16 @@ class PortPartialConv(Family):
     arity = (1, 2)
     attributes = frozenset({"input_conv", "mask_conv"})
 
+    def has_own_kernel(self, layer: Any) -> bool:
+        """Whether the mask's sums are weighted: PD-GAN's script initialises that kernel too."""
+        window = getattr(layer, "mask_conv", None)
+        return isinstance(window, nn.Conv2d) and not (
+            self.is_kernel(window.weight) and window.bias is None
+        )
+
     def check(self, layer: Any) -> None:
         conv = convolution(layer, "input_conv", dilated=True)
         window = convolution(layer, "mask_conv", dilated=True)
-        expect(self.is_kernel(window.weight), "mask_conv.weight holds other values than 1")
-        expect(window.bias is None, "mask_conv has a bias")
         for name in ("kernel_size", "stride", "padding", "dilation", "in_channels", "out_channels"):
             expect(
                 getattr(conv, name) == getattr(window, name),
@@ -320,3 +328,47 @@ class PortPartialConv(Family):
             (x, torch.ones_like(x).detach()),
         ]
         return [([x, mask],) for x, mask in pairs] if facts.takes_list else pairs
+
+
+class WeightedPartialConv(PortPartialConv):
+    """`PartialConv` with whatever `mask_conv` holds: y = conv(x * mask) / mask_conv(mask) + bias.
+
+    The sums differ between output channels. Where several channels of a mask are one plane, their
+    kernels are added up first.
+    """
+
+    def kernels(self, layer: Any) -> Iterable[Tensor]:
+        return ()
+
+    def ill_conditioned(self, layer: nn.Module) -> bool:
+        """Divided is by sums of both signs, which come close to 0."""
+        return True
+
+    def check(self, layer: Any) -> None:
+        super().check(layer)
+        window = layer.mask_conv
+        expect(
+            not any(parameter.requires_grad for parameter in window.parameters()),
+            "mask_conv is trained",
+        )
+        expect(not window._forward_pre_hooks, "the weight of mask_conv is reparametrised")
+
+    def forward(self, layer: Any, facts: _PortFacts, *arguments: Any) -> Any:
+        x, mask = arguments[0] if facts.takes_list else arguments
+        conv, window = layer.input_conv, layer.mask_conv
+        planes, channels = _grouped(mask, x)
+        mask, channels = check_mask("mask", planes, x, channels)
+        kernel = window.weight
+        if channels:
+            kernel = torch.cat([k.sum(1, keepdim=True) for k in kernel.split(channels, 1)], 1)
+        geometry = (conv.stride, conv.padding, conv.dilation)
+        with torch.no_grad():
+            sums = F.conv2d(mask, kernel, window.bias, *geometry)
+            known = sums != 0
+            scale = torch.where(known, sums.reciprocal(), 0)
+        masked = _product(x, mask, channels)
+        y = conv2d(masked, conv.weight, None, *geometry) * scale
+        if conv.bias is not None:
+            y = y + conv.bias.view(1, -1, 1, 1) * known
+        updated = known.to(y.dtype).expand_as(y)
+        return facts.pair((y, updated.clone(memory_format=torch.contiguous_format)))

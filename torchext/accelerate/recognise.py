@@ -6,12 +6,13 @@ from .convolution import Convolution
 from .diversity_map import HardDiversityMap
 from .family import Family, UnsupportedError
 from .modulated_norm import SPADE, AdaptiveInstanceNorm, AttentionNorm, PixelNorm, SPDNorm
-from .partial_conv import PortPartialConv, PublishedPartialConv
+from .partial_conv import PortPartialConv, PublishedPartialConv, WeightedPartialConv
 from .region_norm import BinaryRegionNorm, SelfAwareRegionNorm
 
 FAMILIES: dict[str, Family] = {
     "published partial convolution": PublishedPartialConv(),
     "U-Net partial convolution": PortPartialConv(),
+    "partial convolution with a mask kernel of its own": WeightedPartialConv(),
     "binary region norm": BinaryRegionNorm(),
     "self-aware region norm": SelfAwareRegionNorm(),
     "hard diversity map": HardDiversityMap(),
@@ -67,6 +68,8 @@ def recognised(module: nn.Module, convolutions: bool = False) -> str | None:
             raise UnsupportedError(f"forward is replaced on the instance ({path or 'itself'})")
         if part is not module and any(_look_inside(part)):
             raise UnsupportedError(f"a hook looks inside ({path})")
+    if name == "U-Net partial convolution" and FAMILIES[name].has_own_kernel(module):
+        name = "partial convolution with a mask kernel of its own"
     FAMILIES[name].check(module)
     return name
 

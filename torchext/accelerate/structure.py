@@ -52,8 +52,11 @@ def small_copy(layer: nn.Module, family: Family, *, narrow: bool) -> nn.Module:
         for name, value in vars(part).items():
             if type(value) is int:
                 part.__dict__[name] = widths.number(value)
-        if isinstance(part, nn.SyncBatchNorm):  # a copy must not wait for other processes
+        # A copy must not wait for other processes, nor for the threads of `DataParallel`.
+        if isinstance(part, nn.SyncBatchNorm):
             part.__class__ = nn.BatchNorm2d
+        if "_is_parallel" in vars(part):
+            part._is_parallel = False
     return new
 
 
@@ -135,6 +138,8 @@ def _contents(part: nn.Module, state: frozenset[str]) -> tuple[Any, ...]:
             value = tuple(type(hook).__name__ for hook in value.values())
         elif isinstance(value, Tensor):
             value = (_described(value), _bytes(value))
+        elif type(value).__repr__ is object.__repr__:  # which tells its address alone
+            value = type(value)
         elif isinstance(value, types.FunctionType):
             cells = tuple(repr(cell.cell_contents) for cell in value.__closure__ or ())
             value = (value.__code__, repr(value.__defaults__), cells)
