@@ -204,11 +204,12 @@ def test_narrow_copies_hide_no_layer() -> None:
     """What is wrong with one of many equal layers is found in that one."""
     model = unet()
     model[4].mask_conv.weight[7, 100, 1, 1] = 0
+    model[4].mask_conv.weight.requires_grad_()
     model[5].input_conv.register_forward_hook(lambda *_: None)
     model[6].input_conv = nn.utils.spectral_norm(model[6].input_conv)
     _, report = torchext.accelerate(model)
     assert {layer.name: layer.reason for layer in report.left} == {
-        "4": "mask_conv.weight holds other values than 1",
+        "4": "mask_conv is trained",
         "5": "a hook looks inside (input_conv)",
         "6": "the weight of input_conv is reparametrised",
     }
