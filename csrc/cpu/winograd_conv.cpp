@@ -59,6 +59,36 @@ int64_t image_step(const Tensor& map, const WinogradShape& shape) {
   return images == 1 ? 0 : plane;
 }
 
+// Tile numbers, those with an output pixel that is not hole first; returns their count.
+int64_t sort_by_life(const WinogradShape& shape, const WinogradTail& tail,
+                     std::vector<int32_t>& order) {
+  if (shape.tiles() > INT32_MAX) return shape.tiles();
+  const int64_t each = shape.tiles() / std::max<int64_t>(1, shape.images);
+  // The tile of each output pixel is the sum of a number of its row and one of its column.
+  std::vector<int64_t> of_row(shape.out_height), of_column(shape.out_width);
+  const int64_t grid = shape.tile_rows * shape.tile_columns;
+  for (int64_t i = 0; i < shape.out_height; ++i)
+    of_row[i] = i % shape.dilation[0] * shape.dilation[1] * grid +
+                i / shape.dilation[0] / kWinogradOutput * shape.tile_columns;
+  for (int64_t i = 0; i < shape.out_width; ++i)
+    of_column[i] = i % shape.dilation[1] * grid + i / shape.dilation[1] / kWinogradOutput;
+  std::vector<char> alive(each * shape.images, 0);
+  const int64_t different = tail.image_step ? shape.images : 1;
+  for (int64_t image = 0; image < different; ++image)
+    for (int64_t row = 0; row < shape.out_height; ++row) {
+      const float* updated = tail.updated + image * tail.image_step + row * shape.out_width;
+      char* tiles = alive.data() + image * each + of_row[row];
+      for (int64_t column = 0; column < shape.out_width; ++column)
+        tiles[of_column[column]] |= updated[column] != 0.0f;
+    }
+  for (int64_t image = different; image < shape.images; ++image)
+    std::copy_n(alive.begin(), each, alive.begin() + image * each);
+  for (const bool wanted : {true, false})
+    for (size_t tile = 0; tile < alive.size(); ++tile)
+      if (alive[tile] == wanted) order.push_back(static_cast<int32_t>(tile));
+  return std::count(alive.begin(), alive.end(), 1);
+}
+
 Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& panels,
                           int64_t out_channels, const std::optional<Tensor>& scale,
                           const std::optional<Tensor>& updated, const std::optional<Tensor>& bias,
@@ -112,8 +142,13 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   const float* known = data<float>(mask);
   const float* weights = data<float>(panels);
   float* out = mutable_data<float>(y);
-  const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)(), tiles = shape.tiles();
-  const int64_t blocks = up(tiles, size), all_panels = panels.size(0);
+  // Tiles that are all hole are not convolved: first the others, then these.
+  std::vector<int32_t> order;
+  const int64_t all = shape.tiles();
+  const int64_t live = tail.scale ? sort_by_life(shape, tail, order) : all;
+  const int32_t* list = live < all ? order.data() : nullptr;
+  const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)();
+  const int64_t blocks = up(live, size), all_panels = panels.size(0);
   const int64_t panel_size = kWinogradProducts * shape.channels * kWinogradPanel;
   const int64_t transformed_size =
       up(kWinogradProducts * TORCHEXT_AT_SIMD_LEVEL(winograd_step)(shape.channels), 16) * 16;
@@ -121,17 +156,22 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   Tensor scratch = empty(x, {std::min(threads, blocks), transformed_size}, ScalarType::Float);
   float* transformed = mutable_data<float>(scratch);
 
+  const auto tiles_of = [&](int64_t block) {
+    return WinogradTiles{block * size, std::min(size, live - block * size), list};
+  };
   const auto input = [&](int64_t block, int64_t begin, int64_t end, float* to) {
-    const int64_t first = block * size;
-    TORCHEXT_AT_SIMD_LEVEL(winograd_input)(shape, in, known, mask_step, first,
-                                           std::min(size, tiles - first), begin, end, to);
+    TORCHEXT_AT_SIMD_LEVEL(winograd_input)(shape, in, known, mask_step, tiles_of(block), begin, end,
+                                           to);
   };
   const auto output = [&](int64_t block, int64_t panel, const float* from) {
-    const int64_t first = block * size;
-    TORCHEXT_AT_SIMD_LEVEL(winograd_output)(shape, from, weights + panel * panel_size, tail, first,
-                                            std::min(size, tiles - first), panel * kWinogradPanel,
-                                            out);
+    TORCHEXT_AT_SIMD_LEVEL(winograd_output)(shape, from, weights + panel * panel_size, tail,
+                                            tiles_of(block), panel * kWinogradPanel, out);
   };
+  if (live < all)
+    parallel_for(0, out_channels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c)
+        TORCHEXT_AT_SIMD_LEVEL(winograd_fill)(shape, tail, {live, all - live, list}, c, out);
+    });
   if (blocks >= 4 * threads || threads == 1) {  // each block whole, by one thread
     std::atomic<int64_t> taken{0};
     parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {

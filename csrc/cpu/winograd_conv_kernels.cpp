@@ -59,11 +59,13 @@ inline void transform_output(const V* m, V* out) {
   out[3] = turned + 8.0f * twisted + m[5];
 }
 
-// Tiles of one row of tiles of a sub-grid, of one image.
+// Neighbours in one row of tiles of a sub-grid, of one image: what follows the first `done` tiles.
 struct Run {
   int64_t image, phase_row, phase_column, row, column, count;
 
-  Run(const WinogradShape& shape, int64_t tile, int64_t most) {
+  Run(const WinogradShape& shape, const WinogradTiles& tiles, int64_t done) {
+    const int32_t* list = tiles.list ? tiles.list + tiles.first + done : nullptr;
+    int64_t tile = list ? list[0] : tiles.first + done;
     column = tile % shape.tile_columns;
     tile /= shape.tile_columns;
     row = tile % shape.tile_rows;
@@ -72,7 +74,10 @@ struct Run {
     tile /= shape.dilation[1];
     phase_row = tile % shape.dilation[0];
     image = tile / shape.dilation[0];
-    count = smaller(most, shape.tile_columns - column);
+    count = smaller(tiles.count - done, shape.tile_columns - column);
+    if (list != nullptr)
+      for (int64_t i = 1; i < count; ++i)
+        if (list[i] != list[0] + i) count = i;
   }
 };
 
@@ -90,6 +95,12 @@ inline void take(const float* row, int64_t first, int64_t step, int64_t width, i
   else
     for (int64_t i = begin; i < end; ++i) values[i] = row[first + i * step];
   for (int64_t i = end; i < count; ++i) values[i] = 0;
+}
+
+// The row of x that is row r of a run's inputs; -1 outside of x.
+inline int64_t input_row(const WinogradShape& shape, const Run& run, int64_t r) {
+  const int64_t row = shape.dilation[0] * (4 * run.row + r) + run.phase_row - shape.padding[0];
+  return row < shape.height && row >= 0 ? row : -1;
 }
 
 // Up to kTiles tiles of one channel: every fourth value each, as the lanes want them.
@@ -185,6 +196,28 @@ inline void finish(const float* __restrict sums, int64_t count, int64_t step, co
   }
 }
 
+// The rows of `untransform` to their places in channel c of y.
+inline void write(const WinogradShape& shape, const float (*rows)[4 * kTiles],
+                  const WinogradTail& tail, const WinogradTiles& tiles, int64_t c, float* y) {
+  const int64_t plane = shape.out_height * shape.out_width, d = shape.dilation[1];
+  for (int64_t done = 0; done < tiles.count;) {
+    const Run run(shape, tiles, done);
+    const int64_t first = d * 4 * run.column + run.phase_column;
+    const int64_t inside = first < shape.out_width ? (shape.out_width - 1 - first) / d + 1 : 0;
+    const int64_t pixels = smaller(4 * run.count, inside);
+    for (int64_t r = 0; r < kWinogradOutput && pixels > 0; ++r) {
+      const int64_t row = shape.dilation[0] * (4 * run.row + r) + run.phase_row;
+      if (row >= shape.out_height) break;
+      const int64_t at = row * shape.out_width + first;
+      const int64_t in_maps = run.image * tail.image_step + at;
+      finish(rows[r] + 4 * done, pixels, d, tail.scale ? tail.scale + in_maps : nullptr,
+             tail.scale ? tail.updated + in_maps : nullptr, c, tail.epilogue,
+             y + (run.image * shape.out_channels + c) * plane + at);
+    }
+    done += run.count;
+  }
+}
+
 }  // namespace
 
 int64_t winograd_tiles() {
@@ -221,54 +254,72 @@ void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, boo
 }
 
 void winograd_input(const WinogradShape& shape, const float* x, const float* mask,
-                    int64_t mask_step, int64_t first_tile, int64_t count, int64_t first_channel,
+                    int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,
                     int64_t end_channel, float* transformed) {
   const int64_t plane = shape.height * shape.width, product = winograd_step(shape.channels);
-  Gathered tiles;
-  memset(&tiles, 0, sizeof tiles);
-  float values[4 * kTiles + 2], known[4 * kTiles + 2];
+  const int64_t d = shape.dilation[1];
+  Gathered gathered;
+  memset(&gathered, 0, sizeof gathered);
+  float values[4 * kTiles + 2];
+  // The mask's rows, of all channels alike; a run has two values more than its tiles' own.
+  float known[kWinogradInput][6 * kTiles];
+  if (mask != nullptr)
+    for (int64_t done = 0, at = 0; done < tiles.count;) {
+      const Run run(shape, tiles, done);
+      const int64_t left = d * 4 * run.column + run.phase_column - shape.padding[1];
+      for (int64_t r = 0; r < kWinogradInput; ++r) {
+        const int64_t row = input_row(shape, run, r);
+        if (row >= 0)
+          take(mask + run.image * mask_step + row * shape.width, left, d, shape.width,
+               4 * run.count + 2, known[r] + at);
+      }
+      done += run.count;
+      at += 4 * run.count + 2;
+    }
   for (int64_t c = first_channel; c < end_channel; ++c) {
-    for (int64_t done = 0; done < count;) {
-      const Run run(shape, first_tile + done, count - done);
-      const int64_t d = shape.dilation[1], length = 4 * run.count + 2;
+    for (int64_t done = 0, at = 0; done < tiles.count;) {
+      const Run run(shape, tiles, done);
+      const int64_t length = 4 * run.count + 2;
       const float* image = x + (run.image * shape.channels + c) * plane;
-      const float* of_image = mask ? mask + run.image * mask_step : nullptr;
       const int64_t left = d * 4 * run.column + run.phase_column - shape.padding[1];
       const bool inside = d == 1 && left >= 0 && left + length <= shape.width;
       for (int64_t r = 0; r < kWinogradInput; ++r) {
-        const int64_t row =
-            shape.dilation[0] * (4 * run.row + r) + run.phase_row - shape.padding[0];
-        if (row < 0 || row >= shape.height) {
+        const int64_t row = input_row(shape, run, r);
+        if (row < 0) {
           for (int64_t j = 0; j < kWinogradInput; ++j)
-            memset(tiles.values[r][j] + done, 0, run.count * sizeof(float));
+            memset(gathered.values[r][j] + done, 0, run.count * sizeof(float));
           continue;
         }
         const float* from = image + row * shape.width;
+        // Short rows of far planes: nothing else would have them here when the next channel is due.
+        for (int64_t i = 0; i < d * length; i += 16) __builtin_prefetch(from + left + plane + i);
         if (inside && mask == nullptr) {
-          deal(from + left, run.count, tiles.values[r], done);
+          deal(from + left, run.count, gathered.values[r], done);
           continue;
         }
         take(from, left, d, shape.width, length, values);
         if (mask != nullptr) {
-          take(of_image + row * shape.width, left, d, shape.width, length, known);
-          for (int64_t i = 0; i < length; ++i)
-            values[i] = known[i] == 0.0f ? 0.0f : values[i] * known[i];
+          const float* __restrict k = known[r] + at;
+#pragma omp simd
+          for (int64_t i = 0; i < length; ++i) values[i] = k[i] == 0.0f ? 0.0f : values[i] * k[i];
         }
-        deal(values, run.count, tiles.values[r], done);
+        deal(values, run.count, gathered.values[r], done);
       }
       done += run.count;
+      at += length;
     }
-    for (int64_t t = 0; t < count; t += kLanes) {
+    for (int64_t t = 0; t < tiles.count; t += kLanes) {
       Vector rows[kWinogradInput][kWinogradInput];
       for (int64_t r = 0; r < kWinogradInput; ++r) {
-        Vector d[kWinogradInput];
-        for (int64_t j = 0; j < kWinogradInput; ++j) d[j] = load_vector(tiles.values[r][j] + t);
-        transform_input(d, rows[r]);
+        Vector column[kWinogradInput];
+        for (int64_t j = 0; j < kWinogradInput; ++j)
+          column[j] = load_vector(gathered.values[r][j] + t);
+        transform_input(column, rows[r]);
       }
       for (int64_t j = 0; j < kWinogradInput; ++j) {
-        Vector d[kWinogradInput], out[kWinogradInput];
-        for (int64_t r = 0; r < kWinogradInput; ++r) d[r] = rows[r][j];
-        transform_input(d, out);
+        Vector column[kWinogradInput], out[kWinogradInput];
+        for (int64_t r = 0; r < kWinogradInput; ++r) column[r] = rows[r][j];
+        transform_input(column, out);
         for (int64_t r = 0; r < kWinogradInput; ++r)
           store_vector(out[r], transformed + (r * kWinogradInput + j) * product + c * kTiles + t);
       }
@@ -277,40 +328,32 @@ void winograd_input(const WinogradShape& shape, const float* x, const float* mas
 }
 
 void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,
-                     const WinogradTail& tail, int64_t first_tile, int64_t count,
-                     int64_t first_channel, float* y) {
+                     const WinogradTail& tail, const WinogradTiles& tiles, int64_t first_channel,
+                     float* y) {
   alignas(64) float sums[kWinogradProducts * kWinogradPanel * kTiles];
   alignas(64) float rows[kWinogradOutput][4 * kTiles];
   for (int64_t k = 0; k < kWinogradProducts; ++k) {
     const float* weights = panel + k * shape.channels * kWinogradPanel;
     const float* values = transformed + k * winograd_step(shape.channels);
     float* to = sums + k * kWinogradPanel * kTiles;
-    if (count > kLanes)
+    if (tiles.count > kLanes)
       multiply<kVectors>(weights, values, shape.channels, to);
     else
       multiply<1>(weights, values, shape.channels, to);
   }
-  const int64_t plane = shape.out_height * shape.out_width;
   const int64_t channels = smaller(kWinogradPanel, shape.out_channels - first_channel);
   for (int64_t m = 0; m < channels; ++m) {
-    untransform(sums + m * kTiles, count, rows);
-    for (int64_t done = 0; done < count;) {
-      const Run run(shape, first_tile + done, count - done);
-      const int64_t d = shape.dilation[1], first = d * 4 * run.column + run.phase_column;
-      const int64_t inside = first < shape.out_width ? (shape.out_width - 1 - first) / d + 1 : 0;
-      const int64_t pixels = smaller(4 * run.count, inside);
-      for (int64_t r = 0; r < kWinogradOutput && pixels > 0; ++r) {
-        const int64_t row = shape.dilation[0] * (4 * run.row + r) + run.phase_row;
-        if (row >= shape.out_height) break;
-        const int64_t at = row * shape.out_width + first;
-        const int64_t in_maps = run.image * tail.image_step + at;
-        finish(rows[r] + 4 * done, pixels, d, tail.scale ? tail.scale + in_maps : nullptr,
-               tail.scale ? tail.updated + in_maps : nullptr, first_channel + m, tail.epilogue,
-               y + (run.image * shape.out_channels + first_channel + m) * plane + at);
-      }
-      done += run.count;
-    }
+    untransform(sums + m * kTiles, tiles.count, rows);
+    write(shape, rows, tail, tiles, first_channel + m, y);
   }
+}
+
+void winograd_fill(const WinogradShape& shape, const WinogradTail& tail, const WinogradTiles& tiles,
+                   int64_t c, float* y) {
+  float rows[kWinogradOutput][4 * kTiles] = {};
+  for (int64_t done = 0; done < tiles.count; done += kTiles)
+    write(shape, rows, tail, {tiles.first + done, smaller(kTiles, tiles.count - done), tiles.list},
+          c, y);
 }
 
 }  // namespace TORCHEXT_SIMD

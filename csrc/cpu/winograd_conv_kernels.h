@@ -24,6 +24,12 @@ struct WinogradShape {
   int64_t tiles() const { return images * dilation[0] * dilation[1] * tile_rows * tile_columns; }
 };
 
+// Some tiles: those from `first` on, or, where there is a list, those that it names, in order.
+struct WinogradTiles {
+  int64_t first, count;
+  const int32_t* list;
+};
+
 // What follows the sums. Without a scale y = sums + bias, else the epilogue of partial convolution.
 struct WinogradTail {
   const float* scale;    // (images or 1, 1, out_height, out_width)
@@ -32,25 +38,29 @@ struct WinogradTail {
   ChannelEpilogue<float> epilogue;
 };
 
-#define TORCHEXT_WINOGRAD_CONV_KERNELS                                                             \
-  /* Tiles that are computed together. */                                                          \
-  int64_t winograd_tiles();                                                                        \
-  /* Elements between the products of a block's transformed input. */                              \
-  int64_t winograd_step(int64_t channels);                                                         \
-  /* Of up to kWinogradPanel output channels: weight[o * out_step + i * in_step + tap], the taps   \
-   */                                                                                              \
-  /* in reverse if wanted. Panels [product][channel][kWinogradPanel]. */                           \
-  void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,      \
-                       int64_t outs, int64_t ins, float* panel);                                   \
-  /* The transformed input of `count` tiles, some channels of it: [product][channel][tile]. */     \
-  /* The mask (if any; images or 1, one channel) is multiplied in. */                              \
-  void winograd_input(const WinogradShape& shape, const float* x, const float* mask,               \
-                      int64_t mask_step, int64_t first_tile, int64_t count, int64_t first_channel, \
-                      int64_t end_channel, float* transformed);                                    \
-  /* The output channels of a panel, of `count` tiles. */                                          \
-  void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,   \
-                       const WinogradTail& tail, int64_t first_tile, int64_t count,                \
-                       int64_t first_channel, float* y);
+#define TORCHEXT_WINOGRAD_CONV_KERNELS                                                           \
+  /* Tiles that are computed together. */                                                        \
+  int64_t winograd_tiles();                                                                      \
+  /* Elements between the products of a block's transformed input. */                            \
+  int64_t winograd_step(int64_t channels);                                                       \
+  /* Of up to kWinogradPanel output channels: weight[o * out_step + i * in_step + tap], the taps \
+   */                                                                                            \
+  /* in reverse if wanted. Panels [product][channel][kWinogradPanel]. */                         \
+  void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,    \
+                       int64_t outs, int64_t ins, float* panel);                                 \
+  /* The transformed input of tiles, some channels of it: [product][channel][tile]. The mask (if \
+   */                                                                                            \
+  /* any; of each image or of all, one channel) is multiplied in. */                             \
+  void winograd_input(const WinogradShape& shape, const float* x, const float* mask,             \
+                      int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,      \
+                      int64_t end_channel, float* transformed);                                  \
+  /* The output channels of a panel, of those tiles. */                                          \
+  void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel, \
+                       const WinogradTail& tail, const WinogradTiles& tiles,                     \
+                       int64_t first_channel, float* y);                                         \
+  /* What follows sums of 0, in channel c of tiles. */                                           \
+  void winograd_fill(const WinogradShape& shape, const WinogradTail& tail,                       \
+                     const WinogradTiles& tiles, int64_t c, float* y);
 
 TORCHEXT_DECLARE_FOR_SIMD_LEVELS(TORCHEXT_WINOGRAD_CONV_KERNELS)
 

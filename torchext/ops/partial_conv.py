@@ -7,13 +7,16 @@ on the CPU looks at the mask: a mask of ones needs no product, and where many wi
 only the other tiles of the output are convolved.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import backend
 from .checks import (
     accumulate_dtype,
     autocast_dtype,
@@ -48,12 +51,13 @@ from .convolution import (
 from .hole_tiles import convolve_tiles, live_tiles
 from .op import Gradients, Op, gradients_of_reference
 from .upsample_conv import by_phases
-from .winograd_conv import apply, chosen, convolution_gradients, convolve
+from .winograd_conv import apply, chosen, conv2d, convolution_gradients, convolve
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 EPS = 1e-8  # as published
+_NO_TAIL = (None, None, 1.0, False)
 
 
 def partial_conv2d(
@@ -379,14 +383,24 @@ def _partial_conv(
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     tail = _tail(x, weight, bias, *tail_arguments)
     geometry = geometry_of(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
-    known, channels = check_mask("mask", known, x, mask_channels)
-    if window is None:
-        counts = [x.shape[1]] if form == "sum" and known.shape[1] == 1 else channels
-        scale, updated = _window(known, counts, geometry, form, bias is not None, eps)
+    masks, channels, mask_dtype = None, [], x.dtype
+    if mask is None and mask_channels is None:
+        if window is None:
+            scale, updated = _window_of_ones(x, geometry, form, bias is not None, float(eps))
+            if form == "ratio" and not any(geometry.border) and tail[1:] == _NO_TAIL:
+                # Without padding all windows are whole: the scale is 1.
+                return _plain(x, weight, bias, geometry, groups), updated.to(mask_dtype, copy=True)
+        else:
+            scale, updated = _check_window(window, x, geometry)
     else:
-        scale, updated = _check_window(window, x, geometry)
-    masks = None if mask is None or masked_input else known
+        known = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
+        known, channels = check_mask("mask", known, x, mask_channels)
+        if window is None:
+            counts = [x.shape[1]] if form == "sum" and known.shape[1] == 1 else channels
+            scale, updated = _window(known, counts, geometry, form, bias is not None, eps)
+        else:
+            scale, updated = _check_window(window, x, geometry)
+        masks = None if mask is None or masked_input else known
     in_one_op = padding_mode == "zeros" and geometry.symmetric and not torch.compiler.is_compiling()
     if in_one_op:
         dtype = autocast_dtype(x)
@@ -413,7 +427,83 @@ def _partial_conv(
         masked = x if masks is None else _product(x, masks, channels)
         raw = _convolve(masked, weight, geometry, groups, padding_mode)
         y = _epilogue(raw, scale, updated, tail)
-    return y, updated.to(known.dtype)
+    # What is kept is not handed out.
+    return y, updated.to(mask_dtype, copy=mask is None)
+
+
+def _plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, groups: int
+) -> Tensor:
+    """The convolution alone, without padding."""
+    if bias is not None and bias.dtype != weight.dtype and autocast_dtype(x) is None:
+        bias = bias.to(weight.dtype)
+    sizes = (geometry.stride, geometry.padding, geometry.dilation, groups)
+    return (F.conv3d if x.dim() == 5 else conv2d)(x, weight, bias, *sizes)
+
+
+class _Kept:
+    """The windows of masks of ones, which depend on sizes alone; those used last, up to 16 MiB."""
+
+    def __init__(self, limit: int = 2**24) -> None:
+        self.limit = limit
+        self.size = 0
+        self.lock = threading.Lock()
+        self.windows: OrderedDict[Any, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def get(self, key: Any) -> tuple[Tensor, Tensor] | None:
+        with self.lock:
+            window = self.windows.get(key)
+            if window is not None:
+                self.windows.move_to_end(key)
+            return window
+
+    def put(self, key: Any, window: tuple[Tensor, Tensor]) -> None:
+        with self.lock:
+            if key in self.windows:
+                return
+            self.windows[key] = window
+            self.size += _bytes(window)
+            while self.size > self.limit:
+                self.size -= _bytes(self.windows.popitem(last=False)[1])
+
+
+def _bytes(window: tuple[Tensor, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in window)
+
+
+_KEPT = _Kept()
+
+
+def _window_of_ones(
+    x: Tensor, geometry: Geometry, form: str, bias: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What `_window` gives for a mask of ones, from the last calls where that can be."""
+
+    def window() -> tuple[Tensor, Tensor]:
+        ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+        counts = [x.shape[1]] if form == "sum" else []
+        return _window(ones, counts, geometry, form, bias, eps)
+
+    if type(x) not in (Tensor, nn.Parameter) or backend.traced() or _capturing(x):
+        return window()
+    key = (
+        *(x.dtype, x.device, backend.choose("mask_window", x).name),
+        torch.cuda.current_stream(x.device) if x.is_cuda else None,  # which made them
+        *(tuple(x.shape[2:]), form, bias, eps, x.shape[1] if form == "sum" else 1),
+        *map(tuple, (geometry.kernel_size, geometry.stride, geometry.border, geometry.dilation)),
+    )
+    found = _KEPT.get(key)
+    if found is None:
+        # A training step may use what an evaluation in inference mode has left here.
+        with torch.inference_mode(False), torch.no_grad():
+            found = window()
+        _KEPT.put(key, found)
+    return found
+
+
+def _capturing(x: Tensor) -> bool:
+    """Whether memory is that of a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _check_window(
@@ -500,18 +590,18 @@ def _compose(
 ) -> Tensor:
     tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
     scale, updated = planes_of(scale), planes_of(updated)
+    if x.is_cpu and mask is not None and bool((mask == 1).all()):
+        mask = None
+    if mask is None or mask.shape[1] == 1:
+        stride, padding, dilation, groups = geometry
+        if chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups):
+            epilogue = (scale, updated, *tail)  # tiles that are all hole are left out there too
+            return apply(x, weight, padding, dilation, mask=mask, epilogue=epilogue)
     if x.is_cpu:
         slots = live_tiles(ops, x, updated)
         if slots is not None:
             tiles = convolve_tiles(ops, x, mask, mask_channels, slots, weight, *geometry)
             return ops.scatter_tiles(tiles, slots, scale, updated, *tail)
-        if mask is not None and bool((mask == 1).all()):
-            mask = None
-    if mask is None or mask.shape[1] == 1:
-        stride, padding, dilation, groups = geometry
-        if chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups):
-            epilogue = (scale, updated, *tail)
-            return apply(x, weight, padding, dilation, mask=mask, epilogue=epilogue)
     if mask is not None:
         x = _masked(ops, x, mask, mask_channels)
     raw = dense(convolve(ops, x, weight, *geometry))
