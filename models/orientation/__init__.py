@@ -6,7 +6,8 @@
 
 from ..files import PictureError
 from .flow import BLUR_SIGMA, orientation_code, orientation_flow
-from .photos import BAND_PIXELS, MASK_THRESHOLD, colour_wheel, convert_photo, shown_path
+from .photos import MASK_THRESHOLD, colour_wheel, convert_photo, shown_path
+from .presets import BAND_PIXELS, PRESETS, UNSURE, Filters, Preset, orientation_maps
 from .strokes import (
     HOLE_DIAMETER,
     STROKE_THICKNESS,
@@ -22,14 +23,19 @@ __all__ = [
     "BLUR_SIGMA",
     "HOLE_DIAMETER",
     "MASK_THRESHOLD",
+    "PRESETS",
     "STROKE_THICKNESS",
+    "UNSURE",
+    "Filters",
     "PictureError",
+    "Preset",
     "StrokeGuidance",
     "colour_wheel",
     "convert_photo",
     "draw_strokes",
     "orientation_code",
     "orientation_flow",
+    "orientation_maps",
     "shown_path",
     "stroke_guidance",
     "stroke_hole",

@@ -18,9 +18,9 @@ from torchext.ops.gabor_orientation import (
 
 from ..files import PictureError, is_same, open_picture, read_mask, whole_or_nothing
 from .flow import BLUR_SIGMA, blur, blur_radius, orientation_code, reflected, weighted_flow
+from .presets import BAND_PIXELS
 
 MASK_THRESHOLD = 130  # of 8-bit masks
-BAND_PIXELS = 1 << 20  # filtered at a time, whatever the size of the picture
 
 
 def _scale(picture: Any) -> tuple[float, float]:
