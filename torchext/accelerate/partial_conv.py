@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import backend
 from ..nn.partial_conv import _grouped
 from ..ops.convolution import check_mask
 from ..ops.partial_conv import EPS, _product, mask_window, partial_conv2d, partial_conv3d
@@ -137,7 +138,8 @@ class PublishedPartialConv(Family):
         self, layer: Any, facts: _PublishedFacts, x: Tensor, mask: Tensor | None = None
     ) -> Any:
         channels = None
-        if mask is None and self._kept(layer, facts, x):
+        kept = mask is None and self._kept(layer, facts, x)
+        if kept:
             ratio, updated = (getattr(layer, name) for name in (facts.ratio, facts.updated))
         else:
             plane = x.new_ones((1, 1, *x.shape[2:])) if mask is None else mask
@@ -147,7 +149,11 @@ class PublishedPartialConv(Family):
                 )
             ratio, updated = self._window(layer, plane, channels, getattr(layer, "eps", facts.eps))
             mask = None if mask is None else plane
-        scale = ratio if layer.bias is None else ratio * updated
+        if kept and self._whole(layer, ratio, updated):
+            window = None
+        else:
+            scale = ratio if layer.bias is None else ratio * updated
+            window = _accumulated(scale, x), _accumulated(updated, x)
         function = partial_conv2d if x.dim() == 4 else partial_conv3d
         y, _ = function(
             x,
@@ -160,8 +166,10 @@ class PublishedPartialConv(Family):
             layer.groups,
             mask_channels=None if mask is None else channels,
             padding_mode=layer.padding_mode,
-            window=(_accumulated(scale, x), _accumulated(updated, x)),
+            window=window,
         )
+        if kept and not getattr(layer, "return_mask", facts.returns_pair):
+            return y  # what it keeps stays
         return self._result(layer, facts, x, mask, y, ratio.to(x.dtype), updated.to(x.dtype))
 
     def _result(
@@ -193,6 +201,16 @@ class PublishedPartialConv(Family):
         """Whether a call without mask takes the window of the last call."""
         keeps = facts.size and facts.ratio and facts.updated
         return bool(keeps) and getattr(layer, facts.size) == facts.key(x)
+
+    def _whole(self, layer: Any, ratio: Tensor, updated: Tensor) -> bool:
+        """Whether all windows are known and none is padded: nothing is to be corrected."""
+        return (
+            not isinstance(layer.padding, str)
+            and not any(layer.padding)
+            and backend.readable(ratio)
+            and bool((ratio == 1).all())
+            and bool((updated == 1).all())
+        )
 
     def _planes(self, layer: Any) -> int:
         return layer.in_channels if layer.multi_channel else 1
