@@ -194,6 +194,9 @@ SCHEMAS = {
         " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
     ),
     "winograd_weight": "(Tensor weight, bool transposed) -> Tensor",
+    "winograd_weight_gradient": (
+        "(Tensor grad, Tensor x, int[] padding, int[] dilation) -> Tensor"
+    ),
     "winograd_apply": (
         "(Tensor x, Tensor? mask, Tensor panels, int out_channels, Tensor? scale, Tensor? updated,"
         " Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, float negative_slope,"
@@ -213,6 +216,7 @@ CPU_ONLY = (
     "scatter_tiles",
     "number_windows",
     "winograd_weight",
+    "winograd_weight_gradient",
     "winograd_apply",
 )
 

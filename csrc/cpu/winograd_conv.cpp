@@ -50,6 +50,25 @@ Tensor winograd_weight_cpu(const Tensor& weight, bool transposed) {
   return panels;
 }
 
+WinogradShape shape_of(const Tensor& x, int64_t out_channels, const Sizes& padding,
+                       const Sizes& dilation) {
+  expects_contiguous(x, 4, "x: expected a contiguous float32 tensor (N, Ci, H, W)");
+  expects(padding.size() == 2 && dilation.size() == 2 && padding[0] >= 0 && padding[1] >= 0 &&
+              dilation[0] >= 1 && dilation[1] >= 1,
+          "padding, dilation: expected two each, from 0 and from 1");
+  WinogradShape shape{x.size(0), x.size(1), x.size(2), x.size(3), out_channels, 0, 0, {}, {}, 0, 0};
+  for (int64_t i = 0; i < 2; ++i) {
+    shape.padding[i] = padding[i];
+    shape.dilation[i] = dilation[i];
+  }
+  shape.out_height = shape.height + 2 * padding[0] - 2 * dilation[0];
+  shape.out_width = shape.width + 2 * padding[1] - 2 * dilation[1];
+  expects(shape.out_height > 0 && shape.out_width > 0, "x: expected windows that fit into it");
+  shape.tile_rows = up(up(shape.out_height, dilation[0]), kWinogradOutput);
+  shape.tile_columns = up(up(shape.out_width, dilation[1]), kWinogradOutput);
+  return shape;
+}
+
 // A map of the output, of each image or of all; returns the step from one image to the next.
 int64_t image_step(const Tensor& map, const WinogradShape& shape) {
   const int64_t plane = shape.out_height * shape.out_width;
@@ -95,26 +114,13 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
                           const std::optional<Tensor>& norm_weight,
                           const std::optional<Tensor>& norm_bias, double negative_slope,
                           bool mask_output, const Sizes& padding, const Sizes& dilation) {
-  expects_contiguous(x, 4, "x: expected a contiguous float32 tensor (N, Ci, H, W)");
   expects_contiguous(panels, 4, "panels: expected what winograd_weight returns");
-  expects(padding.size() == 2 && dilation.size() == 2 && padding[0] >= 0 && padding[1] >= 0 &&
-              dilation[0] >= 1 && dilation[1] >= 1,
-          "padding, dilation: expected two each, from 0 and from 1");
-  WinogradShape shape{x.size(0), x.size(1), x.size(2), x.size(3), out_channels, 0, 0, {}, {}, 0, 0};
-  for (int64_t i = 0; i < 2; ++i) {
-    shape.padding[i] = padding[i];
-    shape.dilation[i] = dilation[i];
-  }
-  shape.out_height = shape.height + 2 * padding[0] - 2 * dilation[0];
-  shape.out_width = shape.width + 2 * padding[1] - 2 * dilation[1];
-  expects(shape.out_height > 0 && shape.out_width > 0, "x: expected windows that fit into it");
+  const WinogradShape shape = shape_of(x, out_channels, padding, dilation);
   expects(panels.size(0) == up(out_channels, kWinogradPanel) &&
               panels.size(1) == kWinogradProducts && panels.size(2) == shape.channels &&
               panels.size(3) == kWinogradPanel,
           "panels: expected those of a weight (out_channels, Ci, 3, 3)");
-  shape.tile_rows = up(up(shape.out_height, dilation[0]), kWinogradOutput);
-  shape.tile_columns = up(up(shape.out_width, dilation[1]), kWinogradOutput);
-  int64_t mask_step = 0;
+  int64_t mask_step = 0;  // from one image's mask to the next one's; 0 where all share one
   if (mask.has_value()) {
     const int64_t plane = shape.height * shape.width;
     const int64_t images = mask->numel() == plane ? 1 : shape.images;
@@ -150,8 +156,8 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)();
   const int64_t blocks = up(live, size), all_panels = panels.size(0);
   const int64_t panel_size = kWinogradProducts * shape.channels * kWinogradPanel;
-  const int64_t transformed_size =
-      up(kWinogradProducts * TORCHEXT_AT_SIMD_LEVEL(winograd_step)(shape.channels), 16) * 16;
+  const int64_t step = TORCHEXT_AT_SIMD_LEVEL(winograd_step)(shape.channels);
+  const int64_t transformed_size = kWinogradProducts * step;
   const int64_t threads = torch::stable::get_num_threads();
   Tensor scratch = empty(x, {std::min(threads, blocks), transformed_size}, ScalarType::Float);
   float* transformed = mutable_data<float>(scratch);
@@ -161,7 +167,7 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   };
   const auto input = [&](int64_t block, int64_t begin, int64_t end, float* to) {
     TORCHEXT_AT_SIMD_LEVEL(winograd_input)(shape, in, known, mask_step, tiles_of(block), begin, end,
-                                           to);
+                                           step, size, to);
   };
   const auto output = [&](int64_t block, int64_t panel, const float* from) {
     TORCHEXT_AT_SIMD_LEVEL(winograd_output)(shape, from, weights + panel * panel_size, tail,
@@ -203,11 +209,72 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   return y;
 }
 
+// Tiles that are transformed before each product is summed over them: a product's stay in the
+// second-level cache, all in the third. Measured.
+constexpr int64_t kTilesOfSums = 256;
+
+// The weight's gradient: G^T [sum over tiles of (A dy A^T) * (B^T x B)] G; in the same order for
+// any number of threads.
+Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, const Sizes& padding,
+                                    const Sizes& dilation) {
+  expects_contiguous(grad, 4, "grad: expected a contiguous float32 tensor (N, Co, Ho, Wo)");
+  const WinogradShape shape = shape_of(x, grad.size(1), padding, dilation);
+  expects(grad.size(0) == shape.images && grad.size(2) == shape.out_height &&
+              grad.size(3) == shape.out_width,
+          "grad: expected the result's shape");
+  const int64_t outs = shape.out_channels, ins = shape.channels, tiles = shape.tiles();
+  const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)();
+  const int64_t together = std::min(kTilesOfSums, up(tiles, size) * size);
+  const int64_t channel_step = together + 16;
+  Tensor of_x = empty(x, {kWinogradProducts, ins, channel_step}, ScalarType::Float);
+  Tensor of_grad = empty(x, {kWinogradProducts, outs, channel_step}, ScalarType::Float);
+  Tensor sums = empty(x, {kWinogradProducts, outs, ins}, ScalarType::Float);
+  torch::stable::zero_(sums);
+  Tensor grad_weight = empty(x, {outs, ins, 3, 3}, ScalarType::Float);
+  const float *from_x = data<float>(x), *from_grad = data<float>(grad);
+  float *input = mutable_data<float>(of_x), *gradient = mutable_data<float>(of_grad);
+  float *total = mutable_data<float>(sums), *to = mutable_data<float>(grad_weight);
+  const int64_t chunk = 8, chunks = up(ins, chunk), all_chunks = chunks + up(outs, chunk);
+  const int64_t columns = 64, column_chunks = up(ins, columns);
+  for (int64_t first = 0; first < tiles; first += together) {
+    const int64_t count = std::min(together, tiles - first), blocks = up(count, size);
+    parallel_for(0, blocks * all_chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t done = unit / all_chunks * size, part = unit % all_chunks;
+        const WinogradTiles some{first + done, std::min(size, count - done), nullptr};
+        if (part < chunks)
+          TORCHEXT_AT_SIMD_LEVEL(winograd_input)(shape, from_x, nullptr, 0, some, part * chunk,
+                                                 std::min(ins, (part + 1) * chunk),
+                                                 ins * channel_step, channel_step, input + done);
+        else
+          TORCHEXT_AT_SIMD_LEVEL(winograd_gradient)(shape, from_grad, some, (part - chunks) * chunk,
+                                                    std::min(outs, (part - chunks + 1) * chunk),
+                                                    outs * channel_step, channel_step,
+                                                    gradient + done);
+      }
+    });
+    parallel_for(0, kWinogradProducts * column_chunks, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(TORCHEXT_AT_SIMD_LEVEL(winograd_correlate_scratch)(count));
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t k = unit / column_chunks, i = unit % column_chunks * columns;
+        TORCHEXT_AT_SIMD_LEVEL(winograd_correlate)(
+            gradient + k * outs * channel_step, input + k * ins * channel_step, channel_step, count,
+            outs, i, std::min(ins, i + columns), ins, scratch.data(), total + k * outs * ins);
+      }
+    });
+  }
+  parallel_for(0, outs, 8, [&](int64_t begin, int64_t end) {
+    TORCHEXT_AT_SIMD_LEVEL(winograd_weight_gradient)(total, outs, ins, begin, end, to);
+  });
+  return grad_weight;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
   m.impl("winograd_weight", TORCH_BOX(&winograd_weight_cpu));
   m.impl("winograd_apply", TORCH_BOX(&winograd_apply_cpu));
+  m.impl("winograd_weight_gradient", TORCH_BOX(&winograd_weight_gradient_cpu));
 }
 
 }  // namespace torchext

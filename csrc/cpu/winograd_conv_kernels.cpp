@@ -59,6 +59,26 @@ inline void transform_output(const V* m, V* out) {
   out[3] = turned + 8.0f * twisted + m[5];
 }
 
+// A y, and G^T s: the transforms above the other way, for the weight's gradient.
+template <class V>
+inline void transform_gradient(const V* y, V* out) {
+  const V even = y[0] + y[2], odd = y[1] + y[3];
+  const V far = y[0] + 4.0f * y[2], twisted = 2.0f * y[1] + 8.0f * y[3];
+  out[0] = y[0];
+  out[1] = even + odd;
+  out[2] = even - odd;
+  out[3] = far + twisted;
+  out[4] = far - twisted;
+  out[5] = y[3];
+}
+template <class V>
+inline void untransform_weight(const V* s, V* out) {
+  const V near = (s[1] + s[2]) * (1.0f / 6), far = s[3] + s[4];
+  out[0] = s[0] * 0.25f - near + far * (1.0f / 24);
+  out[1] = (s[2] - s[1]) * (1.0f / 6) + (s[3] - s[4]) * (1.0f / 12);
+  out[2] = far * (1.0f / 6) - near + s[5];
+}
+
 // Neighbours in one row of tiles of a sub-grid, of one image: what follows the first `done` tiles.
 struct Run {
   int64_t image, phase_row, phase_column, row, column, count;
@@ -126,6 +146,40 @@ inline void deal(const float* __restrict values, int64_t count,
   memcpy(columns[5] + first, b + 1, (count - 1) * sizeof(float));
   columns[4][first + count - 1] = values[4 * count];
   columns[5][first + count - 1] = values[4 * count + 1];
+}
+
+// Lanes of a, then of b, in the order of `from`.
+inline Vector pick(Vector a, Vector b, const int32_t* from) {
+#if defined(__clang__)
+  float lanes[2 * kLanes], picked[kLanes];
+  store_vector(a, lanes);
+  store_vector(b, lanes + kLanes);
+  for (int64_t l = 0; l < kLanes; ++l) picked[l] = lanes[from[l]];
+  return load_vector(picked);
+#else
+  typedef int32_t Order __attribute__((vector_size(kVectorBytes)));
+  Order order;
+  memcpy(&order, from, sizeof order);
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// As many vectors as each has lanes: lane l of vector i becomes lane i of vector l. Squares of
+// `width` change places, wider ones each time.
+inline void transpose(Vector* values) {
+  for (int64_t width = 1; width < kLanes; width *= 2) {
+    int32_t near[kLanes], far[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      near[l] = static_cast<int32_t>((l & ~width) + (l & width ? kLanes : 0));
+      far[l] = static_cast<int32_t>(near[l] + width);
+    }
+    for (int64_t i = 0; i < kLanes; ++i)
+      if (!(i & width)) {
+        const Vector a = values[i], b = values[i + width];
+        values[i] = pick(a, b, near);
+        values[i + width] = pick(a, b, far);
+      }
+  }
 }
 
 // sums[m][t] += over channels of panel[c][m] * transformed[c][t], of some vectors of tiles.
@@ -255,8 +309,9 @@ void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, boo
 
 void winograd_input(const WinogradShape& shape, const float* x, const float* mask,
                     int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,
-                    int64_t end_channel, float* transformed) {
-  const int64_t plane = shape.height * shape.width, product = winograd_step(shape.channels);
+                    int64_t end_channel, int64_t product_step, int64_t channel_step,
+                    float* transformed) {
+  const int64_t plane = shape.height * shape.width;
   const int64_t d = shape.dilation[1];
   Gathered gathered;
   memset(&gathered, 0, sizeof gathered);
@@ -321,7 +376,8 @@ void winograd_input(const WinogradShape& shape, const float* x, const float* mas
         for (int64_t r = 0; r < kWinogradInput; ++r) column[r] = rows[r][j];
         transform_input(column, out);
         for (int64_t r = 0; r < kWinogradInput; ++r)
-          store_vector(out[r], transformed + (r * kWinogradInput + j) * product + c * kTiles + t);
+          store_vector(
+              out[r], transformed + (r * kWinogradInput + j) * product_step + c * channel_step + t);
       }
     }
   }
@@ -346,6 +402,127 @@ void winograd_output(const WinogradShape& shape, const float* transformed, const
     untransform(sums + m * kTiles, tiles.count, rows);
     write(shape, rows, tail, tiles, first_channel + m, y);
   }
+}
+
+void winograd_gradient(const WinogradShape& shape, const float* grad, const WinogradTiles& tiles,
+                       int64_t c, int64_t end, int64_t product_step, int64_t channel_step,
+                       float* transformed) {
+  const int64_t plane = shape.out_height * shape.out_width, d = shape.dilation[1];
+  Gathered gathered;
+  memset(&gathered, 0, sizeof gathered);
+  float values[4 * kTiles + 2];
+  for (; c < end; ++c) {
+    for (int64_t done = 0; done < tiles.count;) {
+      const Run run(shape, tiles, done);
+      const float* image = grad + (run.image * shape.out_channels + c) * plane;
+      const int64_t left = d * 4 * run.column + run.phase_column;
+      for (int64_t r = 0; r < kWinogradOutput; ++r) {
+        const int64_t row = shape.dilation[0] * (4 * run.row + r) + run.phase_row;
+        const int64_t width = row < shape.out_height ? shape.out_width : 0;  // 0 takes nothing
+        take(image + row * shape.out_width, left, d, width, 4 * run.count + 2, values);
+        deal(values, run.count, gathered.values[r], done);
+      }
+      done += run.count;
+    }
+    for (int64_t t = 0; t < tiles.count; t += kLanes) {
+      Vector rows[kWinogradOutput][kWinogradInput];
+      for (int64_t r = 0; r < kWinogradOutput; ++r) {
+        Vector column[kWinogradOutput];
+        for (int64_t j = 0; j < kWinogradOutput; ++j)
+          column[j] = load_vector(gathered.values[r][j] + t);
+        transform_gradient(column, rows[r]);
+      }
+      for (int64_t j = 0; j < kWinogradInput; ++j) {
+        Vector column[kWinogradOutput], out[kWinogradInput];
+        for (int64_t r = 0; r < kWinogradOutput; ++r) column[r] = rows[r][j];
+        transform_gradient(column, out);
+        for (int64_t r = 0; r < kWinogradInput; ++r)
+          store_vector(
+              out[r], transformed + (r * kWinogradInput + j) * product_step + c * channel_step + t);
+      }
+    }
+  }
+}
+
+int64_t winograd_correlate_scratch(int64_t tiles) {
+  return (tiles + kLanes) * kVectors * kLanes;
+}
+
+void winograd_correlate(const float* gradient, const float* input, int64_t channel_step,
+                        int64_t tiles, int64_t outs, int64_t i, int64_t end, int64_t ins,
+                        float* scratch, float* sums) {
+  constexpr int64_t columns = kVectors * kLanes;
+  for (; i < end; i += columns) {
+    const int64_t count = smaller(columns, end - i);
+    // Tile by tile the channels, zeros behind the last.
+    for (int64_t v = 0; v < kVectors; ++v)
+      for (int64_t t = 0; t < tiles; t += kLanes) {
+        Vector square[kLanes];
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const int64_t channel = v * kLanes + l;
+          square[l] =
+              channel < count ? load_vector(input + (i + channel) * channel_step + t) : Vector{};
+        }
+        transpose(square);
+        for (int64_t l = 0; l < kLanes; ++l)
+          store_vector(square[l], scratch + (t + l) * columns + v * kLanes);
+      }
+    for (int64_t o = 0; o < outs; o += kRows) {
+      // Behind the last row the last is taken again, and not kept.
+      const float* rows[kRows];
+      for (int64_t m = 0; m < kRows; ++m)
+        rows[m] = gradient + smaller(o + m, outs - 1) * channel_step;
+      Vector total[kRows][kVectors];
+      for (int64_t m = 0; m < kRows; ++m)
+        for (int64_t v = 0; v < kVectors; ++v) total[m][v] = Vector{};
+      for (int64_t t = 0; t < tiles; ++t) {
+        Vector values[kVectors];
+        for (int64_t v = 0; v < kVectors; ++v)
+          values[v] = load_vector(scratch + t * columns + v * kLanes);
+        for (int64_t m = 0; m < kRows; ++m)
+          for (int64_t v = 0; v < kVectors; ++v) total[m][v] += rows[m][t] * values[v];
+      }
+      float found[kRows][columns];
+      for (int64_t m = 0; m < kRows; ++m)
+        for (int64_t v = 0; v < kVectors; ++v) store_vector(total[m][v], found[m] + v * kLanes);
+      for (int64_t m = 0; m < smaller(kRows, outs - o); ++m) {
+        float* __restrict to = sums + (o + m) * ins + i;
+        for (int64_t n = 0; n < count; ++n) to[n] += found[m][n];
+      }
+    }
+  }
+}
+
+void winograd_weight_gradient(const float* sums, int64_t outs, int64_t ins, int64_t o, int64_t end,
+                              float* grad_weight) {
+  const int64_t product = outs * ins;
+  for (; o < end; ++o)
+    for (int64_t first = 0; first < ins; first += kLanes) {
+      const int64_t count = smaller(kLanes, ins - first);
+      Vector rows[kWinogradInput][3];
+      for (int64_t j = 0; j < kWinogradInput; ++j) {
+        Vector column[kWinogradInput], out[3];
+        for (int64_t r = 0; r < kWinogradInput; ++r) {
+          float lanes[kLanes] = {};
+          memcpy(lanes, sums + (r * kWinogradInput + j) * product + o * ins + first,
+                 count * sizeof(float));
+          column[r] = load_vector(lanes);
+        }
+        untransform_weight(column, out);
+        for (int64_t r = 0; r < 3; ++r) rows[j][r] = out[r];
+      }
+      for (int64_t r = 0; r < 3; ++r) {
+        Vector row[kWinogradInput], out[3];
+        for (int64_t j = 0; j < kWinogradInput; ++j) row[j] = rows[j][r];
+        untransform_weight(row, out);
+        for (int64_t column = 0; column < 3; ++column) {
+          float lanes[kLanes];
+          store_vector(out[column], lanes);
+          for (int64_t l = 0; l < count; ++l)
+            grad_weight[(o * ins + first + l) * 9 + 3 * r + column] = lanes[l];
+        }
+      }
+    }
 }
 
 void winograd_fill(const WinogradShape& shape, const WinogradTail& tail, const WinogradTiles& tiles,

@@ -38,28 +38,41 @@ struct WinogradTail {
   ChannelEpilogue<float> epilogue;
 };
 
-#define TORCHEXT_WINOGRAD_CONV_KERNELS                                                           \
-  /* Tiles that are computed together. */                                                        \
-  int64_t winograd_tiles();                                                                      \
-  /* Elements between the products of a block's transformed input. */                            \
-  int64_t winograd_step(int64_t channels);                                                       \
-  /* Of up to kWinogradPanel output channels: weight[o * out_step + i * in_step + tap], the taps \
-   */                                                                                            \
-  /* in reverse if wanted. Panels [product][channel][kWinogradPanel]. */                         \
-  void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,    \
-                       int64_t outs, int64_t ins, float* panel);                                 \
-  /* The transformed input of tiles, some channels of it: [product][channel][tile]. The mask (if \
-   */                                                                                            \
-  /* any; of each image or of all, one channel) is multiplied in. */                             \
-  void winograd_input(const WinogradShape& shape, const float* x, const float* mask,             \
-                      int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,      \
-                      int64_t end_channel, float* transformed);                                  \
-  /* The output channels of a panel, of those tiles. */                                          \
-  void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel, \
-                       const WinogradTail& tail, const WinogradTiles& tiles,                     \
-                       int64_t first_channel, float* y);                                         \
-  /* What follows sums of 0, in channel c of tiles. */                                           \
-  void winograd_fill(const WinogradShape& shape, const WinogradTail& tail,                       \
+#define TORCHEXT_WINOGRAD_CONV_KERNELS                                                             \
+  /* Tiles that are computed together. */                                                          \
+  int64_t winograd_tiles();                                                                        \
+  /* Elements between the products of a block's transformed input, [product][channel][tile]. */    \
+  int64_t winograd_step(int64_t channels);                                                         \
+  /* Of up to kWinogradPanel output channels: weight[o * out_step + i * in_step + tap], the taps   \
+   */                                                                                              \
+  /* in reverse if wanted. Panels [product][channel][kWinogradPanel]. */                           \
+  void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,      \
+                       int64_t outs, int64_t ins, float* panel);                                   \
+  /* The transformed input of tiles, some channels of it: [product][channel][tile]. The mask (if   \
+   */                                                                                              \
+  /* any; of each image or of all, one channel) is multiplied in. */                               \
+  void winograd_input(const WinogradShape& shape, const float* x, const float* mask,               \
+                      int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,        \
+                      int64_t end_channel, int64_t product_step, int64_t channel_step,             \
+                      float* transformed);                                                         \
+  /* The output channels of a panel, of those tiles. */                                            \
+  void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,   \
+                       const WinogradTail& tail, const WinogradTiles& tiles,                       \
+                       int64_t first_channel, float* y);                                           \
+  /* The transformed gradient (of the output) of tiles, channels c to end - 1. */                  \
+  void winograd_gradient(const WinogradShape& shape, const float* grad,                            \
+                         const WinogradTiles& tiles, int64_t c, int64_t end, int64_t product_step, \
+                         int64_t channel_step, float* transformed);                                \
+  /* sums[o][i] += over tiles of gradient[o][t] * input[i][t], for columns i to end - 1. */        \
+  int64_t winograd_correlate_scratch(int64_t tiles);                                               \
+  void winograd_correlate(const float* gradient, const float* input, int64_t channel_step,         \
+                          int64_t tiles, int64_t outs, int64_t i, int64_t end, int64_t ins,        \
+                          float* scratch, float* sums);                                            \
+  /* From sums [product][out][in] to the weight's gradient (out, in, 3, 3), rows o to end - 1. */  \
+  void winograd_weight_gradient(const float* sums, int64_t outs, int64_t ins, int64_t o,           \
+                                int64_t end, float* grad_weight);                                  \
+  /* What follows sums of 0, in channel c of tiles. */                                             \
+  void winograd_fill(const WinogradShape& shape, const WinogradTail& tail,                         \
                      const WinogradTiles& tiles, int64_t c, float* y);
 
 TORCHEXT_DECLARE_FOR_SIMD_LEVELS(TORCHEXT_WINOGRAD_CONV_KERNELS)

@@ -138,6 +138,8 @@ def test_opcheck() -> None:
     for transposed in (False, True):
         torch.library.opcheck(ops.winograd_weight, (weight, transposed))
     panels = ops.winograd_weight(weight, False)
+    grad = torch.randn(2, 9, 6, 2)
+    torch.library.opcheck(ops.winograd_weight_gradient, (grad, x, [2, 1], [1, 2]))
     epilogue = (None, None, bias, None, None, 1.0, False)
     torch.library.opcheck(
         ops.winograd_apply, (x, None, panels, len(weight), *epilogue, [2, 1], [1, 2])
@@ -146,16 +148,18 @@ def test_opcheck() -> None:
 
 @pytest.mark.parametrize("size", [(16, 16), (90, 100)], ids=str)
 def test_result_does_not_depend_on_the_threads(size: tuple[int, int]) -> None:
-    x, weight, bias = tensors((1, 40, 20, *size))
+    leaves = [leaf.requires_grad_() for leaf in tensors((1, 40, 20, *size))]
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            results.append(torchext.winograd_conv2d(x, weight, bias))
+            y = torchext.winograd_conv2d(*leaves)
+            results.append((y, *torch.autograd.grad(y.sin().sum(), leaves[:2])))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(y, results[0]) for y in results[1:])
+    for found in results[1:]:
+        assert all(map(torch.equal, found, results[0]))
 
 
 # --- partial convolution --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ FILES_OF_THE_CPU = {
     "number_windows": "label_windows",
     "winograd_apply": "winograd_conv",
     "winograd_weight": "winograd_conv",
+    "winograd_weight_gradient": "winograd_conv",
 }
 NOT_OPS = SHARED | {"__init__"}
 OPS = sorted(path.stem for path in (ROOT / "torchext/ops").glob("*.py") if path.stem not in NOT_OPS)

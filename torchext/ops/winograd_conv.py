@@ -5,7 +5,7 @@ make it faster. Lavin and Gray, *Fast Algorithms for Convolutional Neural Networ
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,26 @@ from .checks import autocast_dtype, check_feature_map, check_parameter, check_te
 from .convolution import geometry_of
 from .op import Gradients, Op
 
-# What a tile of 4 x 4 pixels costs, in nanoseconds of one thread, for each input channel, output
-# channel and pair of both, and the weight's transform for each pair. Measured with AVX-512; with
-# AVX2 all take longer alike. Below AVX2 nothing is gained.
-_INPUT, _OUTPUT, _PAIR, _WEIGHT, _DIRECT_PAIR = 22.0, 13.0, 0.69, 22.0, 2.6
+
+class _Cost(NamedTuple):
+    """Nanoseconds of one thread, measured with AVX-512; with AVX2 all take longer alike.
+
+    Attributes:
+        of_in, of_out, of_pair: of a tile of 4 x 4 pixels, for each input channel, output channel
+            and pair of both.
+        of_weight: once, for each pair.
+        direct: of a direct convolution of 4 x 4 pixels, for each pair.
+    """
+
+    of_in: float
+    of_out: float
+    of_pair: float
+    of_weight: float
+    direct: float
+
+
+_CONVOLUTION = _Cost(22.0, 13.0, 0.69, 22.0, 2.6)
+_WEIGHT_GRADIENT = _Cost(22.0, 25.0, 0.9, 22.0, 3.1)
 _TILES = {"avx512": 32, "avx2": 16}  # that are computed together
 _PANEL = 8  # output channels that are computed together
 _GAIN = 1.1  # by which it must be ahead
@@ -35,8 +51,8 @@ def winograd_conv2d(
 ) -> Tensor:
     """`torch.nn.functional.conv2d` by 3x3 kernels with stride 1, by Winograd's F(4x4, 3x3).
 
-    For contiguous float32 tensors on the CPU, forward and to the input; all others, and the
-    gradient of the weight, are convolved by PyTorch. Errors are about ten times those of a direct
+    For contiguous float32 tensors on the CPU, forward and backward; all others are convolved by
+    PyTorch. Errors are about ten times those of a direct
     convolution: 1e-5 of the largest value. The same for any number of threads.
 
     Whether it is faster depends on the sizes; `torchext.nn.Conv2d` and our other layers ask
@@ -98,7 +114,13 @@ def problem(
     return ""
 
 
-def gain(x: Tensor, channels: int, output_size: Sequence[int], dilation: Sequence[int]) -> float:
+def gain(
+    x: Tensor,
+    channels: int,
+    output_size: Sequence[int],
+    dilation: Sequence[int],
+    cost: _Cost = _CONVOLUTION,
+) -> float:
     """How many times faster than a direct convolution it is expected to be."""
     together = _TILES.get(backend.simd_level())
     if together is None:
@@ -110,10 +132,9 @@ def gain(x: Tensor, channels: int, output_size: Sequence[int], dilation: Sequenc
     )
     tiles = -(-N * grids * rows * columns // together) * together
     outs = -(-channels // _PANEL) * _PANEL
-    ours = tiles * (_INPUT * ins + _OUTPUT * channels + _PAIR * ins * outs)
-    ours += _WEIGHT * ins * outs
-    direct = _DIRECT_PAIR * ins * channels * N * output_size[0] * output_size[1] / 16
-    return direct / ours
+    ours = tiles * (cost.of_in * ins + cost.of_out * channels + cost.of_pair * ins * outs)
+    ours += cost.of_weight * ins * outs
+    return cost.direct * ins * channels * N * output_size[0] * output_size[1] / 16 / ours
 
 
 def chosen(
@@ -125,11 +146,13 @@ def chosen(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    cost: _Cost = _CONVOLUTION,
 ) -> bool:
     """Whether a convolution is to be one of Winograd's, by `torchext.backend.convolution`.
 
     Args:
         ops: of the backend that runs; only the CPU's has it.
+        cost: of the convolution, or of its weight's gradient.
     """
     wanted = backend.chosen_convolution()
     if wanted == "direct" or not backend.has_tiles(ops):
@@ -141,7 +164,7 @@ def chosen(
     ]
     if min(output) < 1:
         return False
-    return wanted == "winograd" or gain(x, channels, output, dilation) > _GAIN
+    return wanted == "winograd" or gain(x, channels, output, dilation, cost) > _GAIN
 
 
 def conv2d(
@@ -205,28 +228,34 @@ def convolution_gradients(
     """Of x and the weight, None where not wanted.
 
     Args:
-        always: take Winograd's convolution for the gradient of x wherever it can be taken.
+        always: take Winograd's form wherever it can be taken.
     """
     of_x, of_weight = wanted[:2]
     grad_x = grad_weight = None
-    border = _border(padding, dilation)
-    if of_x and min(border) >= 0:
-        given = (ops, grad, weight.shape[1], weight.shape[2:], stride, border, dilation, groups)
-        if _takes(ops, grad, weight.shape[1]) if always else chosen(*given):
-            grad_x = apply(grad, weight, border, dilation, transposed=True)
-            of_x = False
+    outs, ins = weight.shape[:2]
+    # A convolution of the gradient, taps reversed.
+    border = [2 * d - p for p, d in zip(padding, dilation, strict=True)]
+
+    def taken(x: Tensor, channels: int, padding: list[int], cost: _Cost) -> bool:
+        if always:
+            return _takes(ops, x, channels)
+        given = (weight.shape[2:], stride, padding, dilation, groups)
+        return chosen(ops, x, channels, *given, cost)
+
+    if of_x and min(border) >= 0 and taken(grad, ins, border, _CONVOLUTION):
+        grad_x = apply(grad, weight, border, dilation, transposed=True)
+        of_x = False
+    fits = grad.dtype == x.dtype and grad.is_contiguous()
+    if of_weight and fits and taken(x, outs, padding, _WEIGHT_GRADIENT):
+        grad_weight = ops.winograd_weight_gradient(grad, x, padding, dilation)
+        of_weight = False
     if of_x or of_weight:
-        found, grad_weight, _ = torch.ops.aten.convolution_backward(
+        found = torch.ops.aten.convolution_backward(
             grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups,
             [of_x, of_weight, False],
         )  # fmt: skip
-        grad_x = found if of_x else grad_x
+        grad_x, grad_weight = found[0] if of_x else grad_x, found[1] if of_weight else grad_weight
     return grad_x, grad_weight
-
-
-def _border(padding: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """Padding of the gradient: the input's is a convolution of it, taps reversed."""
-    return [2 * d - p for p, d in zip(padding, dilation, strict=True)]
 
 
 # --- transformed weights --------------------------------------------------------------------------
@@ -391,4 +420,8 @@ WINOGRAD_CONV2D_BACKWARD = Op(
     name="winograd_conv2d_backward", fake=_fake_backward, compose=_compose_backward
 )
 WINOGRAD_WEIGHT = Op(name="winograd_weight", fake=_fake_weight)
+WINOGRAD_WEIGHT_GRADIENT = Op(
+    name="winograd_weight_gradient",
+    fake=lambda grad, x, padding, dilation: x.new_empty((grad.shape[1], x.shape[1], 3, 3)),
+)
 WINOGRAD_APPLY = Op(name="winograd_apply", fake=_fake_apply)
