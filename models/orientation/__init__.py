@@ -1,12 +1,14 @@
 """Orientation maps of photographs, and guidance maps of drawn strokes. Masks: 1 hair, 0 not.
 
 `python -m torchext.orientation PHOTO -o OUT.png` writes the 8-bit angle map that MichiGAN
-("Multi-Input-Conditioned Hair Image Generation", SIGGRAPH 2020) trains on; `--help` says more.
+("Multi-Input-Conditioned Hair Image Generation", SIGGRAPH 2020) trains on; `--preset` the files of
+NeuralHaircut, GaussianHaircut, MonoHair or Im2Haircut; `--help` says more.
 """
 
 from ..files import PictureError
 from .flow import BLUR_SIGMA, orientation_code, orientation_flow
 from .photos import MASK_THRESHOLD, colour_wheel, convert_photo, shown_path
+from .preset_files import map_paths, write_maps
 from .presets import BAND_PIXELS, PRESETS, UNSURE, Filters, Preset, orientation_maps
 from .strokes import (
     HOLE_DIAMETER,
@@ -33,6 +35,7 @@ __all__ = [
     "colour_wheel",
     "convert_photo",
     "draw_strokes",
+    "map_paths",
     "orientation_code",
     "orientation_flow",
     "orientation_maps",
@@ -40,4 +43,5 @@ __all__ = [
     "stroke_guidance",
     "stroke_hole",
     "stroke_orientation",
+    "write_maps",
 ]

@@ -23,7 +23,7 @@ from .presets import BAND_PIXELS
 MASK_THRESHOLD = 130  # of 8-bit masks
 
 
-def _scale(picture: Any) -> tuple[float, float]:
+def photo_scale(picture: Any) -> tuple[float, float]:
     """The values of a picture that mean black and white."""
     if picture.mode.startswith("I"):
         return 0.0, 65535.0
@@ -35,8 +35,16 @@ def _scale(picture: Any) -> tuple[float, float]:
     return 0.0, 255.0
 
 
-def _rows(picture: Any, top: int, bottom: int, scale: tuple[float, float]) -> Tensor:
-    """Some rows as (1,3,H,W) or (1,1,H,W), 0 to 255; transparent places over white."""
+def photo_rows(
+    picture: Any, top: int, bottom: int, scale: tuple[float, float], *, opaque: bool = False
+) -> Tensor:
+    """Some rows as (1,3,H,W) or (1,1,H,W), 0 to 255.
+
+    Args:
+        picture: Pillow's.
+        scale: its black and white, of `photo_scale`.
+        opaque: takes colours as if there were no alpha; else transparent places are white.
+    """
     import numpy as np
     from PIL import Image
 
@@ -47,7 +55,8 @@ def _rows(picture: Any, top: int, bottom: int, scale: tuple[float, float]) -> Te
         return (values - black) * (255 / (white - black))
     if part.has_transparency_data:
         part = part.convert("RGBA")
-        part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
+        if not opaque:
+            part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
     values = np.array(part.convert("L" if part.mode in ("1", "L") else "RGB"))
     pixels = torch.from_numpy(values).float()
     return pixels[None, None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)[None]
@@ -77,7 +86,7 @@ class _Bands:
 
     def __init__(self, picture: Any, mask: Any | None, exact: bool, band_pixels: int) -> None:
         self.picture, self.mask, self.exact = picture, mask, exact
-        self.scale = _scale(picture)
+        self.scale = photo_scale(picture)
         self.height, self.width = picture.height, picture.width
         self.radius = blur_radius(BLUR_SIGMA)
         if min(self.height, self.width) <= self.radius:
@@ -98,7 +107,7 @@ class _Bands:
             first, last = max(top - self.radius, 0), min(bottom + self.radius, self.height)
             above, below = max(first - half, 0), min(last + half, self.height)
             values = grey_image(
-                _rows(self.picture, above, below, self.scale), "published", (0.0, 255.0)
+                photo_rows(self.picture, above, below, self.scale), "published", (0.0, 255.0)
             )
             mask = None if self.mask is None else self._mask_rows(above, below)
             flow = weighted_flow(values, mask, self.exact)[:, :, first - above : last - above]
@@ -212,7 +221,7 @@ def convert_photo(
                 f"{mask}: {hair.width} x {hair.height} pixels, but {photo} has"
                 f" {picture.width} x {picture.height}"
             )
-    bands = _named(photo, lambda: _Bands(picture, hair, exact, band_pixels))
+    bands = named(photo, lambda: _Bands(picture, hair, exact, band_pixels))
     code = Image.new("L", picture.size)
     legend = _legend(picture.width) if show else None
     shown = None
@@ -233,7 +242,7 @@ def convert_photo(
         raise PictureError(f"{target}: {error.strerror or error}") from error
 
 
-def _named(path: Path, function: Callable[[], Any]) -> Any:
+def named(path: Path, function: Callable[[], Any]) -> Any:
     """Run a function whose complaints are about a file."""
     try:
         return function()

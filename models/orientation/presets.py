@@ -22,7 +22,7 @@ from torchext.ops.checks import (
     check_positive,
     check_tensor,
 )
-from torchext.ops.filter_banks import difference_of_gaussians, gabor_kernel_bank
+from torchext.ops.filter_banks import MAX_SIZE, difference_of_gaussians, gabor_kernel_bank
 from torchext.ops.gabor_orientation import Border, oriented_filter_statistics
 
 from .flow import orientation_code, orientation_flow
@@ -39,6 +39,7 @@ _LOW, _HIGH = 0.4, 10.0  # sigmas of the band pass
 _REACH = int(4 * _HIGH + 0.5)  # of its wider Gaussian
 _LEAST_ROWS = 64  # of a band, more than any filter reaches
 _DEGREES = 180
+_LARGEST_SIGMA = MAX_SIZE // 2 / 3  # filters reach three of them
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Filters:
 
     Attributes:
         num_filters: 1 to 256, their angles i * pi / num_filters; of NeuralHaircut.
-        sigma_x, sigma_y: across and along the line, in pixels; of NeuralHaircut.
+        sigma_x, sigma_y: across and along the line, in pixels, at most 10.3; of NeuralHaircut.
         freq: of the cosine, per pixel; of NeuralHaircut.
         num_sigmas_x, num_sigmas_y: more than one tries sigmas of 1, 2, 4, .. instead of 1.8 and
             2.4; up to 4. GaussianHaircut's, as those below.
@@ -70,6 +71,9 @@ class Filters:
         check_integer("num_filters", self.num_filters, 1, 256)
         for name in ("sigma_x", "sigma_y", "freq"):
             check_positive(name, getattr(self, name))
+        for name in ("sigma_x", "sigma_y"):
+            if (sigma := getattr(self, name)) > _LARGEST_SIGMA:
+                raise ValueError(f"{name}: expected at most {_LARGEST_SIGMA:.3g}, got {sigma}")
         check_integer("num_sigmas_x", self.num_sigmas_x, 1, 4)
         check_integer("num_sigmas_y", self.num_sigmas_y, 1, 4)
         check_integer("num_frequencies", self.num_frequencies, 1, 16)
@@ -262,14 +266,16 @@ class _Job:
 
     def band_pass(self, grey: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Tensor:
         """(1,1,H,W), the band pass of the grey picture, rounded to a dtype at its end."""
-        parts = []
+        image = None
         for band in self.bands:
             first = max(band.start - _REACH, 0)
             last = min(band.stop + _REACH, self.photo.height)
             part = difference_of_gaussians(grey(self.photo.read(first, last)), _LOW, _HIGH)
-            parts.append(part[:, :, band.start - first : band.stop - first].to(dtype))
+            if image is None:
+                image = part.new_empty((1, 1, *self.size), dtype=dtype)
+            image[:, :, band] = part[:, :, band.start - first : band.stop - first]
             self._step()
-        return torch.cat(parts, dim=2)
+        return image
 
     def statistics(
         self,
@@ -412,15 +418,15 @@ def _gaussianhaircut_banks(filters: Filters, device: torch.device) -> list[Tenso
 
 def _gaussianhaircut_colours(angles: Tensor, shade: Tensor) -> Tensor:
     """uint8 (rows,W,3): vertical red, diagonals magenta and blue, horizontal green."""
-    angles = angles.double()
+    turn = torch.arange(_DEGREES, dtype=torch.float64)
 
     def near(angle: float) -> Tensor:
-        return (1 - (angles - angle).abs() / 45).clamp(0, 1)
+        return (1 - (turn - angle).abs() / 45).clamp(0, 1)
 
     red, green, blue = near(0) + near(180) + near(45), near(90) + near(135), near(45) + near(135)
-    colours = torch.stack((red, green, blue), dim=-1).clamp(0, 1)
+    colours = torch.stack((red, green, blue), dim=-1).clamp(0, 1)[angles.int()]
     of_mask = (255 * shade).round().double()[..., None] / 255  # as an 8-bit file holds it
-    return (colours * of_mask * 255).to(torch.uint8)
+    return colours.mul_(of_mask).mul_(255).to(torch.uint8)
 
 
 def _monohair(job: _Job) -> dict[str, Tensor]:
