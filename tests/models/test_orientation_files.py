@@ -380,9 +380,7 @@ def test_errors_of_the_command_line(
 
 
 def test_michigan_has_no_folders_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="preset: expected one of neuralhaircut, .*, got 'michigan'"
-    ):
+    with pytest.raises(ValueError, match="preset: expected one of neuralhaircut"):
         orientation.write_maps(tmp_path / "a.png", tmp_path, preset="michigan")
 
 
