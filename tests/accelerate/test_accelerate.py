@@ -376,7 +376,68 @@ class Louder(published.RN_L):
 
 
 def test_subclass() -> None:
-    assert left(Louder(3)) == "a subclass of RN_L, which may behave otherwise"
+    assert left(Louder(3)).startswith("a subclass of RN_L: output 0 differs by 5.0e-01")
+
+
+class Renamed(published.RN_L):
+    """Does the same."""
+
+
+class Copied(nn.Module):
+    """The structure of SPADE under another name."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.param_free_norm = nn.InstanceNorm2d(4)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU())
+        self.mlp_gamma, self.mlp_beta = (nn.Conv2d(8, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        hidden = self.mlp_shared(F.interpolate(labels, size=features.shape[2:], mode="nearest"))
+        normalised = self.param_free_norm(features)
+        gain = 1 + self.factor * self.mlp_gamma(hidden)
+        return torch.addcmul(self.mlp_beta(hidden), normalised, gain)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_other_names(verify: bool) -> None:
+    """Subclasses and copies are compared, and taken where they do the same."""
+    torch.manual_seed(2)
+    model = nn.ModuleList([Renamed(4), Louder(4), Copied(1.0), Copied(2.0)])
+    expected = [model[0](image(4)), model[2](image(4), image(6, 12, 15))]
+    _, report = torchext.accelerate(model, verify=verify)
+    assert [accelerated_layer(layer) for layer in model] == [True, False, True, False]
+    assert report.left[1].reason.startswith("holds what a SPADE holds: output 0 differs by")
+    got = [model[0](image(4)), model[2](image(4), image(6, 12, 15))]
+    for a, b in zip(got, expected, strict=True):
+        assert_close("y", a, b.double(), length=1200, condition=100)
+
+
+def test_near_misses_are_named() -> None:
+    """What is called like our layers, if it is no block around such."""
+
+    class SPADEBlock(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+    class RN_L(nn.Module):
+        pass
+
+    class SparseConv2d(nn.Conv2d):
+        pass
+
+    blocks = SPADEBlock(nn.ReLU()), SPADEBlock(Copied(1.0)), SPADEBlock(torchext.nn.RN_L(3))
+    model = nn.Sequential(*blocks, RN_L(), SparseConv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1))
+    _, report = torchext.accelerate(model)
+    unlike = "and of another structure than those known"
+    assert {layer.name: layer.reason for layer in report.layers} == {
+        "0": f"called like a SPADE, {unlike}",
+        "1.layers.0": "",
+        "3": "called like a self-aware region norm, and has no sa, threshold",
+        "4": f"called like a masked layer, {unlike}",
+    }
 
 
 def test_a_model_of_known_and_changed_layers_stays_right() -> None:
@@ -434,11 +495,20 @@ def test_no_known_layer() -> None:
 
 def test_report_is_a_table() -> None:
     _, report = torchext.accelerate(nn.Sequential(published.RN_L(3), Louder(3)))
-    assert str(report).splitlines() == [
-        "0  RN_L    swapped",
-        "1  Louder  a subclass of RN_L, which may behave otherwise",
-        "accelerate: 1 swapped, 1 left as they were",
-    ]
+    first, second, last = str(report).splitlines()
+    assert first == "0  RN_L    swapped"
+    assert second.startswith("1  Louder  a subclass of RN_L: output 0 differs by")
+    assert last == "accelerate: 1 swapped, 1 left as they were"
+
+
+def test_explanation_without_an_example() -> None:
+    _, report = torchext.accelerate(nn.Sequential(published.RN_L(3), Louder(3)))
+    first, second, last = report.explain().splitlines()
+    assert first.startswith("0 (RN_L): saliency, mask, statistics and affine are few passes")
+    assert second.startswith("1 (Louder): left: a subclass of RN_L: output 0 differs by")
+    assert last.endswith("accelerate(model, example=...)")
+    _, report = torchext.accelerate(nn.Sequential(nn.ReLU()))
+    assert report.explain() == str(report)
 
 
 @pytest.mark.parametrize("function", [torchext.accelerate, torchext.restore])

@@ -1,6 +1,7 @@
 """accelerate with an example: what is called, compared, timed, and put back."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -55,6 +56,24 @@ def test_the_report_tells_what_was_called_and_how_long_it_took() -> None:
     last = str(report).splitlines()[-1]
     assert last.startswith("example: ")
     assert "ms before" in last
+
+
+def test_the_explanation_tells_shares_and_gains() -> None:
+    _, report = torchext.accelerate(Network(), example=example())
+    for layer in report.swapped:
+        called = layer.name != "never"
+        assert (layer.before > 0) == (layer.after > 0) == called, layer.name
+    assert sum(layer.before for layer in report.swapped) < report.example.before
+    *lines, share, times = report.explain().splitlines()
+    assert lines == sorted(lines, key=lambda line: -float(line.split(": ")[1].split("%")[0]))
+    assert re.fullmatch(
+        r"norm \(SPADE\): \d+% of the model's time, [\d.]+x faster \([\d.]+ ms before, [\d.]+ ms"
+        r" after\); statistics, modulation and activation are one pass; both maps are one"
+        r" convolution",
+        next(line for line in lines if line.startswith("norm ")),
+    )
+    assert re.fullmatch(r"swapped layers: \d+% of the model's time", share)
+    assert times == str(report.example)
 
 
 def test_arguments_by_name() -> None:

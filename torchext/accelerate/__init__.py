@@ -9,13 +9,14 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from .example import Example, difference
 from .family import UnsupportedError
 from .layer import accelerated_class, swap_in, swap_out
 from .proof import Prover, one_line, own_environment
-from .recognise import recognised
+from .recognise import FAMILIES, near_miss, recognised
 from .report import ExampleReport, LayerReport, Report
 
 __all__ = ["ExampleReport", "LayerReport", "Report", "accelerate", "restore"]
@@ -58,26 +59,32 @@ def accelerate(
     runs = None if example is None else Example(model, example)
     reasons: dict[int, str] = {}
     found: dict[int, tuple[str, nn.Module, str, Any]] = {}
-    layers = [(path, layer) for path, layer in model.named_modules() if not _ours(layer)]
+    layers = [
+        (path, layer)
+        for path, layer in model.named_modules()
+        if not _ours(layer) and not isinstance(layer, torch.jit.ScriptModule)
+    ]
     # Whoever reads the weights of a convolution inside asks for its very class.
     inside = {id(part) for layer in model.modules() if _ours(layer) for part in layer.modules()}
     with own_environment(model):
         prover = Prover(verify)
         for path, layer in _progress(layers):
             try:
-                family = recognised(layer, convolutions and id(layer) not in inside)
-                if family is not None:
-                    facts = prover.facts(layer, family)
+                candidate = recognised(layer, convolutions and id(layer) not in inside)
+                if candidate is not None:
+                    facts = prover.facts(layer, candidate.family, candidate.relation)
                     accelerated_class(type(layer))  # here, since a class may forbid its subclasses
-                    found[id(layer)] = (path, layer, family, facts)
+                    found[id(layer)] = (path, layer, candidate.family, facts)
                     inside |= {id(part) for part in layer.modules()}
             except UnsupportedError as problem:
                 reasons[id(layer)] = str(problem)
             except Exception as problem:  # whatever a user's layer may raise
                 reasons[id(layer)] = f"looking at it failed: {one_line(problem)}"
+    reasons |= _near_misses(layers, {*found, *reasons})
     calls: dict[int, list[str]] = {}
     kinds = {id(layer): type(layer).__name__ for _, layer in layers}
     outcome = None
+    seconds: tuple[dict[int, float], dict[int, float]] = ({}, {})
     if runs is None:
         for _, layer, family, facts in found.values():
             swap_in(layer, family, facts)
@@ -85,7 +92,8 @@ def accelerate(
         calls, problems = runs.trace([entry[1:] for entry in found.values()])
         reasons |= problems
         swaps = [entry for key, entry in found.items() if key not in reasons]
-        outcome = _before_and_after(runs, swaps)
+        reported = _outermost(layers, {id(entry[1]) for entry in swaps}, {*found, *reasons})
+        outcome, *seconds = _before_and_after(runs, swaps, reported)
         if outcome.problem:
             reasons |= {id(entry[1]): f"restored: {outcome.problem}" for entry in swaps}
     report = Report(example=outcome)
@@ -94,7 +102,10 @@ def accelerate(
         if key in found or key in reasons:
             reason = reasons.get(key, "")
             shapes = tuple(calls.get(key, ()))
-            report.layers.append(LayerReport(path, kinds[key], not reason, reason, shapes))
+            saves = FAMILIES[found[key][2]].saves if key in found else ""
+            times = (values.get(key) for values in seconds)
+            row = LayerReport(path, kinds[key], not reason, reason, shapes, saves, *times)
+            report.layers.append(row)
     return model, report
 
 
@@ -116,28 +127,60 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
+def _near_misses(layers: Sequence[tuple[str, nn.Module]], known: set[int]) -> dict[int, str]:
+    """Layers called like ours, by their ids; not those that hold ours or such, as blocks do."""
+    problems: dict[int, str] = {}
+    for _, layer in reversed(layers):  # what is inside comes first
+        parts = list(layer.modules())
+        if not any(id(part) in known or id(part) in problems or _ours(part) for part in parts):
+            problem = near_miss(layer)
+            if problem:
+                problems[id(layer)] = problem
+    return problems
+
+
+def _outermost(
+    layers: Sequence[tuple[str, nn.Module]], swaps: set[int], known: set[int]
+) -> list[nn.Module]:
+    """Those known that are not inside of a swapped layer, where a hook would be in its way."""
+    inside = {
+        id(part)
+        for _, layer in layers
+        if id(layer) in swaps
+        for part in layer.modules()
+        if part is not layer
+    }
+    return [layer for _, layer in layers if id(layer) in known - inside]
+
+
 def _ours(layer: nn.Module) -> bool:
     return type(layer).__module__.split(".")[0] == "torchext"
 
 
 def _before_and_after(
-    runs: Example, swaps: Sequence[tuple[str, nn.Module, str, Any]]
-) -> ExampleReport:
-    """Time the model, swap, time it again; where it then differs or fails, undo all."""
-    expected, before = runs.run()
+    runs: Example, swaps: Sequence[tuple[str, nn.Module, str, Any]], reported: list[nn.Module]
+) -> tuple[ExampleReport, dict[int, float], dict[int, float]]:
+    """Time the model, swap, time it again; where it then differs or fails, undo all.
+
+    Returns:
+        What came of it, and the seconds of the reported layers before and after, by their ids.
+    """
+    expected, before, each_before = runs.run(reported)
     if not swaps:
-        return ExampleReport(before)
+        return ExampleReport(before), each_before, {}
     for _, layer, family, facts in swaps:
         swap_in(layer, family, facts)
     try:
-        runs.run()  # warms up
-        outputs, after = runs.run()
-        return ExampleReport(before, after, difference(expected, outputs, "in the example"))
+        for _ in range(2):  # transformed weights are kept from the second on
+            runs.run()
+        outputs, after, each_after = runs.run(reported)
+        outcome = ExampleReport(before, after, difference(expected, outputs, "in the example"))
+        return outcome, each_before, each_after
     except Exception as problem:  # whatever a model may raise on layers that are not its own
         for _, layer, _, _ in swaps:
             swap_out(layer)
         text = str(problem) if isinstance(problem, UnsupportedError) else one_line(problem)
-        return ExampleReport(before, problem=text)
+        return ExampleReport(before, problem=text), each_before, {}
 
 
 def _check_module(model: Any) -> None:

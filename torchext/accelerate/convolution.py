@@ -13,6 +13,7 @@ from .family import Draw, Family
 class Convolution(Family):
     """`torch.nn.Conv2d` itself, of 3x3 kernels with stride 1 in one group, padded by zeros."""
 
+    saves = "Winograd's form has a quarter of the multiplications, where that is faster"
     live = frozenset(
         {"stride", "padding", "dilation", "groups", "in_channels", "out_channels", "kernel_size"}
     )

@@ -18,6 +18,8 @@ class HardDiversityMap(Family):
     Or a single dilation, the step of a loop outside: a map of 0 and 1, whose base is 0.
     """
 
+    saves = "all dilations are one distance transform"
+
     def check(self, layer: Any) -> None:
         window = convolution(layer, "mask_conv")
         size = window.kernel_size[0]

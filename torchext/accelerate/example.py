@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,16 +39,20 @@ class Example:
         self.args = () if isinstance(arguments, dict) else tuple(arguments)
         self.kwargs = dict(arguments) if isinstance(arguments, dict) else {}
 
-    def run(self) -> tuple[Any, float]:
-        """The outputs and the seconds; what the run changes, random numbers too, is put back."""
-        with torch.no_grad(), _unchanged(self.model):
+    def run(self, timed: Iterable[nn.Module] = ()) -> tuple[Any, float, dict[int, float]]:
+        """The outputs and the seconds; what the run changes, random numbers too, is put back.
+
+        Args:
+            timed: layers whose own seconds are returned too, by their ids.
+        """
+        with torch.no_grad(), _unchanged(self.model), _timed(timed) as seconds:
             # Copies, since a model may write into its arguments.
             args, kwargs = _pytree.tree_map_only(Tensor, torch.clone, (self.args, self.kwargs))
             _synchronise()
             begin = time.perf_counter()
             outputs = self.model(*args, **kwargs)
             _synchronise()
-            return outputs, time.perf_counter() - begin
+            return outputs, time.perf_counter() - begin, seconds
 
     def trace(
         self, found: Sequence[tuple[nn.Module, str, Any]]
@@ -149,6 +153,31 @@ def _shapes(args: Any, kwargs: Any) -> str:
 def _synchronise() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def _timed(layers: Iterable[nn.Module]) -> Iterator[dict[int, float]]:
+    """Seconds in the calls of layers, by their ids."""
+    seconds: dict[int, float] = {}
+    handles = []
+    for layer in layers:
+        seconds[id(layer)] = 0.0
+
+        def before(layer: nn.Module, *_: Any) -> None:
+            _synchronise()
+            seconds[id(layer)] -= time.perf_counter()
+
+        def after(layer: nn.Module, *_: Any) -> None:
+            _synchronise()
+            seconds[id(layer)] += time.perf_counter()
+
+        handles.append(layer.register_forward_pre_hook(before))
+        handles.append(layer.register_forward_hook(after, prepend=True))
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

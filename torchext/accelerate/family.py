@@ -114,15 +114,21 @@ class Family:
     facts that were found by running it.
 
     Attributes:
+        saves: what the fused form does less of, for the report.
         arity: the fewest and the most arguments of the fused form.
         attributes: names that a layer must have, beside its class name, to be known.
         live: attributes that `forward` reads in every call. Where another one changes, the layer
             runs its published code from then on.
     """
 
+    saves: str = ""
     arity: tuple[int, int] = (1, 1)
     attributes: frozenset[str] = frozenset()
     live: frozenset[str] = frozenset()
+
+    def alike(self, layer: nn.Module) -> bool:
+        """Whether a layer of any class holds what one of this family holds."""
+        return bool(self.attributes) and all(hasattr(layer, name) for name in self.attributes)
 
     def check(self, layer: nn.Module) -> None:
         """Raise UnsupportedError for what only looks alike. Also reads values."""

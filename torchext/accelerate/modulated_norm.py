@@ -67,6 +67,7 @@ def _maps(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tenso
 class _Modulated(Family):
     """A norm without parameters, modulated by two maps of a condition."""
 
+    saves = "statistics, modulation and activation are one pass; both maps are one convolution"
     norm: str
     shared: str
     gamma: str
@@ -237,6 +238,7 @@ class AttentionNorm(_Modulated):
 class AdaptiveInstanceNorm(Family):
     """AdaIN whose scale and shift are set from outside before the call; facts are their names."""
 
+    saves = "statistics, scale and shift are one pass, without copies of scale and shift"
     known = (("weight", "bias"), ("scale", "shift"))
     live = frozenset({"eps", "momentum", "weight", "bias", "scale", "shift"})
 
@@ -280,6 +282,7 @@ class AdaptiveInstanceNorm(Family):
 class PixelNorm(Family):
     """`PixelNorm` under its several names, for maps and for latent vectors."""
 
+    saves = "one pass"
     live = frozenset({"eps", "epsilon"})
 
     def _eps(self, layer: Any) -> float:

@@ -60,6 +60,10 @@ class _PublishedFacts:
 class PublishedPartialConv(Family):
     """`PartialConv2d`, `PartialConv3d`: subclasses of PyTorch's convolutions."""
 
+    saves = (
+        "the mask is summed, not convolved; product, ratio, bias and holes are part of "
+        "the convolution"
+    )
     arity = (1, 2)
     live = _GEOMETRY | {"return_mask", "eps"}
 
@@ -260,6 +264,7 @@ class _PortFacts:
 class PortPartialConv(Family):
     """`PartialConv` with the children `input_conv` and `mask_conv`."""
 
+    saves = "one plane of the mask is summed in place of a second convolution of all channels"
     arity = (1, 2)
     attributes = frozenset({"input_conv", "mask_conv"})
 
@@ -354,6 +359,8 @@ class WeightedPartialConv(PortPartialConv):
     The sums differ between output channels. Where several channels of a mask are one plane, their
     kernels are added up first.
     """
+
+    saves = "equal planes of the mask are convolved once, with their kernels' sum"
 
     def kernels(self, layer: Any) -> Iterable[Tensor]:
         return ()

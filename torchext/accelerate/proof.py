@@ -57,8 +57,13 @@ class Prover:
         self.verify = verify
         self.proved: dict[Any, str] = {}  # structure -> why not, "" if it is
 
-    def facts(self, layer: nn.Module, name: str) -> Any:
+    def facts(self, layer: nn.Module, name: str, relation: str = "") -> Any:
         """The facts of a recognised layer.
+
+        Args:
+            layer, name: the layer and its family.
+            relation: why it may be one, where its class name does not tell: then it is compared in
+                any case.
 
         Raises:
             UnsupportedError: its fused form differs, or it cannot be run.
@@ -70,11 +75,12 @@ class Prover:
             raise
         except Exception:  # where its own code needs its own width
             small, facts = self._discovered(layer, family, narrow=False)
-        if self.verify:
+        if self.verify or relation:
             structure = (name, fingerprint(small, facts, family.state(facts)))
             if structure not in self.proved:
                 self.proved[structure] = _problem(small, name, facts)
-            expect(not self.proved[structure], self.proved[structure])
+            problem = self.proved[structure]
+            expect(not problem, f"{relation}: {problem}" if relation else problem)
         return facts
 
     def _discovered(

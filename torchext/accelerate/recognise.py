@@ -1,5 +1,8 @@
 """Which published layer a module is, by its class name and what it holds."""
 
+import re
+from dataclasses import dataclass, replace
+
 from torch import nn
 
 from .convolution import Convolution
@@ -41,8 +44,43 @@ _CLASSES = {
 _OF_WEIGHTS = ("SpectralNorm", "WeightNorm")
 
 
-def recognised(module: nn.Module, convolutions: bool = False) -> str | None:
-    """The name in FAMILIES of the layer that a module is, None if it is none of them.
+# Families by what a layer holds, where its class has another name, the most special first.
+_STRUCTURES = (
+    "attention norm",
+    "SPDNorm",
+    "SPADE",
+    "U-Net partial convolution",
+    "self-aware region norm",
+    "binary region norm",
+)
+# Class names like those of our layers, for what no family takes.
+_NAMES = (
+    (r"partial_?conv|pconv|conv\w*partial", "partial convolution"),
+    (r"sparse_?(conv|sync|batch|instance|layer|group|max|avg)|minkowski", "masked layer"),
+    (r"spade|zero_?sft|spatially_?adaptive", "SPADE"),
+    (r"spd_?norm", "SPDNorm"),
+    (r"ada_?in|adaptive_?instance", "AdaIN"),
+    (r"pixel_?(wise)?_?norm", "pixel norm"),
+    (r"region_?norm|^rn_[bl]$", "region norm"),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that may be one of a family.
+
+    Attributes:
+        family: its name in FAMILIES.
+        relation: "" if it is one by its class name; else only a comparison can tell, and this is
+            what it has in common with one.
+    """
+
+    family: str
+    relation: str = ""
+
+
+def recognised(module: nn.Module, convolutions: bool = False) -> Candidate | None:
+    """The layer that a module is by its class name, or may be by its structure; None if neither.
 
     Args:
         module: any.
@@ -51,18 +89,37 @@ def recognised(module: nn.Module, convolutions: bool = False) -> str | None:
     Raises:
         UnsupportedError: it looks like one, and is not.
     """
-    name = _CLASSES.get(type(module).__name__)
-    if convolutions and FAMILIES["convolution"].known(module):
-        name = "convolution"
-    if name is None and [child for child, _ in module.named_children()] == ["mask_conv"]:
-        name = "hard diversity map"  # its class has no settled name
-    if name is None:
-        bases = [base.__name__ for base in type(module).__mro__[1:] if base.__name__ in _CLASSES]
-        if bases:
-            raise UnsupportedError(f"a subclass of {bases[0]}, which may behave otherwise")
+    candidate = _candidate(module, convolutions)
+    if candidate is None:
         return None
-    if not all(hasattr(module, attribute) for attribute in FAMILIES[name].attributes):
-        return None  # another layer of that name
+    try:
+        return replace(candidate, family=_checked(module, candidate.family))
+    except UnsupportedError as problem:
+        if candidate.relation:
+            raise UnsupportedError(f"{candidate.relation}: {problem}") from problem
+        raise
+
+
+def _candidate(module: nn.Module, convolutions: bool) -> Candidate | None:
+    if convolutions and FAMILIES["convolution"].known(module):
+        return Candidate("convolution")
+    name = _CLASSES.get(type(module).__name__)
+    if name is not None and not missing(module, name):
+        return Candidate(name)
+    if [child for child, _ in module.named_children()] == ["mask_conv"]:
+        return Candidate("hard diversity map")  # its class has no settled name
+    for base in type(module).__mro__[1:]:
+        name = _CLASSES.get(base.__name__)
+        if name is not None and not missing(module, name):
+            return Candidate(name, f"a subclass of {base.__name__}")
+    for name in _STRUCTURES:
+        if FAMILIES[name].alike(module):
+            return Candidate(name, f"holds what {_article(name)} holds")
+    return None
+
+
+def _checked(module: nn.Module, name: str) -> str:
+    """The family of that name, or a special form of it."""
     for path, part in module.named_modules():
         if "forward" in part.__dict__:
             raise UnsupportedError(f"forward is replaced on the instance ({path or 'itself'})")
@@ -72,6 +129,31 @@ def recognised(module: nn.Module, convolutions: bool = False) -> str | None:
         name = "partial convolution with a mask kernel of its own"
     FAMILIES[name].check(module)
     return name
+
+
+def missing(module: nn.Module, name: str) -> list[str]:
+    """What a layer of a family has and a module has not."""
+    return sorted(a for a in FAMILIES[name].attributes if not hasattr(module, a))
+
+
+def near_miss(module: nn.Module) -> str:
+    """Why a module whose class is called like one of our layers is none, "" if it is not called so.
+
+    Args:
+        module: that `recognised` does not know.
+    """
+    own = type(module).__name__
+    name = _CLASSES.get(own)
+    if name is not None:
+        return f"called like {_article(name)}, and has no {', '.join(missing(module, name))}"
+    for pattern, kind in _NAMES:
+        if re.search(pattern, own, re.IGNORECASE):
+            return f"called like {_article(kind)}, and of another structure than those known"
+    return ""
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'aAU' and not name.startswith('U-') else 'a'} {name}"
 
 
 def _look_inside(part: nn.Module) -> list[object]:

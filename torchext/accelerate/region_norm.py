@@ -30,7 +30,11 @@ def _below(layer: nn.Module) -> list[nn.Module]:
 class BinaryRegionNorm(Family):
     """`RN_B`."""
 
+    saves = "both regions' statistics and the affine are one pass each"
     arity = (2, 2)
+
+    def alike(self, layer: nn.Module) -> bool:
+        return set(layer._parameters) == set(_GAMMAS_AND_BETAS)
 
     def check(self, layer: Any) -> None:
         expect(
@@ -64,6 +68,9 @@ class BinaryRegionNorm(Family):
 class SelfAwareRegionNorm(Family):
     """`RN_L`."""
 
+    saves = (
+        "saliency, mask, statistics and affine are few passes; gamma and beta are one convolution"
+    )
     attributes = frozenset({"sa", "threshold"})
     live = frozenset({"threshold"})
 
