@@ -561,7 +561,7 @@ def _convolve(
         mode = "constant" if padding_mode == "zeros" else padding_mode
         x = F.pad(x, geometry.border, mode=mode)
         padding = [0] * len(padding)
-    convolution = F.conv3d if x.dim() == 5 else F.conv2d
+    convolution = F.conv3d if x.dim() == 5 else conv2d
     return convolution(x, weight, None, geometry.stride, padding, geometry.dilation, groups)
 
 
