@@ -111,20 +111,21 @@ def orientation_maps(
 ) -> dict[str, Tensor]:
     """The arrays that a project's script writes for a photograph. Mask: 1 hair, 0 not.
 
-    Angles are counted in degrees. "up" is counter-clockwise from the horizontal, in which 0 is a
-    horizontal line; "down" is clockwise, as rows count, from the vertical, in which 0 is a vertical
-    line: its direction (x right, y down) is (sin, cos).
+    Angles are degrees of a half turn, counted counter-clockwise: "from the horizontal", so that 0
+    is a horizontal line, or "from the vertical", so that 0 is a vertical line and the direction (x
+    right, y down) is (sin, cos).
 
     | preset | maps |
     |---|---|
-    | michigan | map: uint8, angle up, 255 is 180 degrees, 0 outside the mask |
-    | neuralhaircut | orientation_maps: uint8 angle of "down"; confidence_maps: float16 variance |
+    | michigan | map: uint8, angle from the horizontal, 255 is 180 degrees; 0 outside the mask |
+    | neuralhaircut | orientation_maps: uint8, angle from the vertical; confidence_maps: float16,
+      variance |
     | gaussianhaircut | angles, vars: the same; filtered_imgs: uint8, the band pass from its least
       to its largest value; vis_imgs: uint8 (H,W,3), the angle in colours times the mask |
-    | monohair | best_ori: uint8 angle up; conf: uint8 (H,W,3), 255 is sure; Ori: uint8 (H,W,3),
-      255, (sin + 1) / 2 and (cos + 1) / 2 of the angle |
-    | im2haircut | orientation_maps: uint8 angle of "down", 255 is 180 degrees, times the mask;
-      confidence_maps: float16 variance |
+    | monohair | best_ori: uint8, angle from the horizontal; conf: uint8 (H,W,3), 255 is sure;
+      Ori: uint8 (H,W,3), 1, (sin + 1) / 2 and (cos + 1) / 2 of the angle, times 255 |
+    | im2haircut | orientation_maps: uint8, angle from the vertical, 255 is 180 degrees, times the
+      mask; confidence_maps: float16, variance |
 
     The variance is the mean squared distance of all responses from the best angle, in radians^2:
     small is sure. Everything is as published unless `clean`:
@@ -147,8 +148,8 @@ def orientation_maps(
             angles without their error of up to 3 percent.
         filters: see `Filters`; None for the published ones. NeuralHaircut and GaussianHaircut
             alone have any, each its own.
-        band_pixels: filtered at a time. Memory beyond the image is about 20 bytes per pixel,
-            and so much for this many.
+        band_pixels: filtered at a time. Memory beyond the image is about 20 bytes for each of its
+            pixels, and 150 for each of these.
 
     Returns:
         The maps by name, on the CPU: (H,W), or (H,W,3) of R, G and B.
@@ -417,7 +418,7 @@ def _gaussianhaircut_banks(filters: Filters, device: torch.device) -> list[Tenso
 
 
 def _gaussianhaircut_colours(angles: Tensor, shade: Tensor) -> Tensor:
-    """uint8 (rows,W,3): vertical red, diagonals magenta and blue, horizontal green."""
+    """uint8 (rows,W,3): red at 0 (vertical), magenta at 45, green at 90, cyan at 135."""
     turn = torch.arange(_DEGREES, dtype=torch.float64)
 
     def near(angle: float) -> Tensor:
