@@ -149,7 +149,7 @@ def orientation_maps(
         filters: see `Filters`; None for the published ones. NeuralHaircut and GaussianHaircut
             alone have any, each its own.
         band_pixels: filtered at a time. Memory beyond the image is about 20 bytes for each of its
-            pixels, and 150 for each of these.
+            pixels, and 150 for each of these. Michigan takes the image as a whole.
 
     Returns:
         The maps by name, on the CPU: (H,W), or (H,W,3) of R, G and B.
@@ -165,6 +165,9 @@ def orientation_maps(
         raise ValueError(
             f"image: expected the shape (3, H, W) or (1, H, W), got {tuple(image.shape)}"
         )
+    low, high = (float(value) for value in image.aminmax())
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"image: expected values from 0 to 255, got {low:g} to {high:g}")
     height, width = image.shape[1:]
     if mask is not None:
         check_tensor("mask", mask)

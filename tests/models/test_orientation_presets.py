@@ -1,6 +1,7 @@
 """The maps of hair reconstruction projects, as arrays and as files."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,15 @@ def test_mask(project: str) -> None:
     assert (clean[name][~outside] != sureness).mean() > 0.9
 
 
+def test_kinds_of_masks() -> None:
+    photo, mask = noise(40, 50), torch.zeros(1, 40, 50)
+    mask[:, 10:30, 15:45] = 1
+    expected = maps(photo, "im2haircut", mask=mask)
+    for kind in (torch.bool, torch.uint8, torch.float64):
+        found = maps(photo, "im2haircut", mask=mask.to(kind))
+        assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
 def test_clean_soft_masks_do_not_turn_angles() -> None:
     photo = noise(40, 50)
     soft = torch.full((1, 40, 50), 0.6)
@@ -333,6 +343,12 @@ def test_michigan_is_the_map_of_its_own_tool() -> None:
         ({"image": torch.zeros(4, 9, 9)}, ValueError, "image: expected the shape (3, H, W) or"),
         ({"image": torch.zeros(3, 0, 9)}, ValueError, "image: expected the shape (3, H, W) or"),
         ({"image": torch.zeros(3, 9, 9).int()}, TypeError, "image: expected uint8 or floating"),
+        (
+            {"image": torch.full((3, 9, 9), -1.0)},
+            ValueError,
+            "values from 0 to 255, got -1",
+        ),
+        ({"image": torch.full((3, 9, 9), math.nan)}, ValueError, "image: expected values from 0"),
         ({"mask": torch.ones(9, 9)}, ValueError, "mask: expected the shape (1, 9, 9), got (9, 9)"),
         ({"mask": torch.full((1, 9, 9), 255)}, ValueError, "mask: expected values from 0 to 1"),
         ({"filters": 3}, TypeError, "filters: expected Filters, got int"),
