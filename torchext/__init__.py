@@ -27,7 +27,7 @@ if importlib.util.find_spec("torchext.kernels") is None:
 
 from . import backend, nn, reference
 from ._load import build_info
-from .accelerate import accelerate, restore
+from .accelerate import accelerate, fixed_condition, restore
 from .ops import (
     LabelWindows,
     difference_of_gaussians,
@@ -70,6 +70,7 @@ __all__ = [
     "diversity_map",
     "dual_attention",
     "dual_attention_pools",
+    "fixed_condition",
     "gabor_bank",
     "gabor_kernel_bank",
     "gabor_orientation",

@@ -14,12 +14,20 @@ from torch import nn
 
 from .example import Example, difference
 from .family import UnsupportedError
+from .fixed_condition import fixed_condition
 from .layer import accelerated_class, swap_in, swap_out
 from .proof import Prover, one_line, own_environment
 from .recognise import FAMILIES, near_miss, recognised
 from .report import ExampleReport, LayerReport, Report
 
-__all__ = ["ExampleReport", "LayerReport", "Report", "accelerate", "restore"]
+__all__ = [
+    "ExampleReport",
+    "LayerReport",
+    "Report",
+    "accelerate",
+    "fixed_condition",
+    "restore",
+]
 
 
 def accelerate(

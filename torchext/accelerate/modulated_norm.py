@@ -2,26 +2,36 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.resize import nearest
 from ..ops.modulated_norm import Statistics, modulated_norm
+from ..ops.winograd_conv import conv2d
 from .family import Draw, Family, UnsupportedError, expect, small_constant, touched
+from .fixed_condition import kept_maps
 
 _SIZE = (12, 14)
 _SLOPE = 0.2
-_STATISTICS: dict[str, Statistics] = {
+_STATISTICS: dict[str, Statistics | Literal["group"]] = {
     "BatchNorm2d": "batch",
+    "BatchNorm3d": "batch",
     "SyncBatchNorm": "batch",
     "SynchronizedBatchNorm2d": "batch",
     "InstanceNorm2d": "instance",
+    "InstanceNorm3d": "instance",
+    "GroupNorm": "group",
     "PositionalNorm2d": "position",
 }
+
+
+def _statistics_of(norm: nn.Module) -> "Statistics | Literal['group'] | None":
+    """By its class or the one that it comes from, as a group norm in float32 does."""
+    names = (kind.__name__ for kind in type(norm).__mro__)
+    return next((_STATISTICS[name] for name in names if name in _STATISTICS), None)
 
 
 @dataclass(frozen=True)
@@ -29,39 +39,95 @@ class _NormFacts:
     """The norm without parameters inside a layer.
 
     Attributes:
-        statistics: what they are taken over.
+        statistics: what they are taken over; "group": a group's channels of each image.
         eps: where no attribute holds it.
         counts: whether it counts the batches of training.
     """
 
-    statistics: Statistics
+    statistics: Statistics | Literal["group"]
     eps: float
     counts: bool
 
 
-def _first_convolution(module: Any, name: str) -> nn.Conv2d:
+def _first_convolution(module: Any, name: str) -> "nn.Conv2d | nn.Conv3d":
     parts = module.modules() if isinstance(module, nn.Module) else ()
-    conv = next((part for part in parts if isinstance(part, nn.Conv2d)), None)
+    conv = next((part for part in parts if isinstance(part, (nn.Conv2d, nn.Conv3d))), None)
     expect(conv is not None, f"{name} holds no Conv2d")
     return conv
 
 
-def _maps(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two convolutions of one input as one, where they are nothing but convolutions."""
-    plain = all(
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether it is nothing but a convolution."""
+    return (
         type(conv) is nn.Conv2d
         and not touched(conv)
         and conv.bias is not None
         and (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
         and conv.padding_mode == "zeros"
-        for conv in (first, second)
+        and not isinstance(conv.padding, str)
     )
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As such a convolution does, by other weights."""
+    return conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
+
+
+def _hidden(shared: nn.Module, condition: Tensor) -> Tensor:
+    """What the layers in front of the maps give."""
+    parts = list(shared.children()) if type(shared) is nn.Sequential else []
+    if not (
+        [type(part) for part in parts] == [nn.Conv2d, nn.ReLU]
+        and _is_plain(parts[0])
+        and not touched(parts[1])
+        and not touched(shared)
+    ):
+        return shared(condition)
+    return _convolved(shared[0], condition, shared[0].weight, shared[0].bias).relu()
+
+
+def _maps(
+    first: nn.Module, second: nn.Module, x: Tensor, affine: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """gamma and beta by two layers, in one convolution where they are nothing but convolutions.
+
+    Args:
+        first, second: of gamma and of beta.
+        x: their input.
+        affine: (C,) weight and bias of the norm in front, (n * w + b) * (1 + gamma) + beta. Then
+            w * (1 + gamma) and b * (1 + gamma) + beta are returned.
+    """
+    plain = _is_plain(first) and _is_plain(second)
     if not (plain and first.padding == second.padding and first.kernel_size == second.kernel_size):
-        return first(x), second(x)
-    weight = torch.cat((first.weight, second.weight))
-    bias = torch.cat((first.bias, second.bias))
-    both = F.conv2d(x, weight, bias, padding=first.padding)
+        gamma, beta = first(x), second(x)
+        if affine is None:
+            return gamma, beta
+        w, b = (value.view(-1, *[1] * (x.dim() - 2)) for value in affine)
+        return w * (1 + gamma), b * (1 + gamma) + beta
+    weights, biases = (first.weight, second.weight), (first.bias, second.bias)
+    if affine is not None:
+        w, b = affine
+        weights = (
+            first.weight * w.view(-1, 1, 1, 1),
+            second.weight + first.weight * b.view(-1, 1, 1, 1),
+        )
+        biases = w * (1 + first.bias), second.bias + b * (1 + first.bias)
+    both = _convolved(first, x, torch.cat(weights), torch.cat(biases))
     return tuple(both.split((first.out_channels, second.out_channels), dim=1))
+
+
+def _resized(condition: Tensor, x: Tensor) -> Tensor:
+    """By nearest neighbour; maps of volumes too."""
+    if condition.shape[2:] == x.shape[2:]:
+        return condition
+    return F.interpolate(condition, size=tuple(x.shape[2:]), mode="nearest")
+
+
+def _as_image(x: Tensor, groups: int | None) -> Tensor:
+    """Volumes, and the channels of a group, as images."""
+    if groups is not None:
+        return x.reshape(x.shape[0], groups, -1, x.shape[-1])
+    return x.flatten(2, 3) if x.dim() == 5 else x
 
 
 class _Modulated(Family):
@@ -74,6 +140,7 @@ class _Modulated(Family):
     beta: str
     gain = "one_plus"
     activation: float | None = None
+    takes_affine = False
 
     def check(self, layer: Any) -> None:
         _first_convolution(getattr(layer, self.shared), self.shared)
@@ -83,14 +150,18 @@ class _Modulated(Family):
         if not isinstance(norm, nn.Module):  # a function, as PD-GAN's norm by position
             expect(norm is None or callable(norm), f"{self.norm} is a {type(norm).__name__}")
             return
-        kind = type(norm).__name__
-        expect(kind in _STATISTICS, f"{self.norm} is a {kind}")
-        expect(not norm._parameters or not any(norm.parameters()), f"{self.norm} has an affine")
-        if _STATISTICS[kind] == "instance":
+        kind = _statistics_of(norm)
+        expect(kind is not None, f"{self.norm} is a {type(norm).__name__}")
+        affine = getattr(norm, "weight", None) is not None
+        expect(not affine or self.takes_affine, f"{self.norm} has an affine")
+        expect(
+            not affine or getattr(norm, "bias", None) is not None, f"{self.norm} has half an affine"
+        )
+        if kind == "instance":
             expect(
                 not getattr(norm, "track_running_stats", False), f"{self.norm} tracks statistics"
             )
-        if _STATISTICS[kind] == "batch":
+        if kind == "batch":
             expect(norm.momentum is not None, f"{self.norm} has a cumulative average")
 
     def replaced(self, layer: Any) -> Iterable[nn.Module]:
@@ -106,10 +177,10 @@ class _Modulated(Family):
         count, counts = getattr(norm, "num_batches_tracked", None), False
         if count is not None:
             before = count.clone()
-            norm.train()(draw.features(2, norm.num_features, *_SIZE))
+            norm.train()(draw.features(2, norm.num_features, *self._extent(layer)))
             counts = not torch.equal(before, norm.num_batches_tracked)
         eps = small_constant(type(norm).forward, 1e-5)
-        return _NormFacts(_STATISTICS[type(norm).__name__], eps, counts)
+        return _NormFacts(_statistics_of(norm), eps, counts)
 
     def takes(self, layer: Any, facts: _NormFacts, x: Any, condition: Any, *rest: Any) -> bool:
         norm = getattr(layer, self.norm, None)
@@ -122,20 +193,20 @@ class _Modulated(Family):
         self, layer: Any, facts: _NormFacts, x: Tensor, condition: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        hidden = getattr(layer, self.shared)(nearest(condition, x))
-        maps = _maps(getattr(layer, self.gamma), getattr(layer, self.beta), hidden)
         norm = getattr(layer, self.norm, None)
+        maps = self._modulation(layer, norm, x, condition)
+        groups = norm.num_groups if facts.statistics == "group" else None
         batch = facts.statistics == "batch"
         running_mean = getattr(norm, "running_mean", None) if batch else None
         training = not batch or norm.training or running_mean is None
         y = modulated_norm(
-            x,
-            *maps,
+            _as_image(x, groups),
+            *(_as_image(value, groups) for value in maps),
             weight=weight,
-            statistics=facts.statistics,
+            statistics="instance" if groups is not None else facts.statistics,
             eps=getattr(norm, "eps", facts.eps),
             unbiased=facts.statistics == "position",
-            gain=self.gain,
+            gain=self.gain if _affine_of(norm) is None else "plain",
             activation=self.activation,
             running_mean=running_mean,
             running_var=None if running_mean is None else norm.running_var,
@@ -145,7 +216,27 @@ class _Modulated(Family):
         )
         if facts.counts and norm.training:
             norm.num_batches_tracked.add_(1)
-        return y
+        return y.view(x.shape) if y.dim() != x.dim() or groups is not None else y
+
+    def _modulation(
+        self, layer: Any, norm: Any, x: Tensor, condition: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """gamma and beta at x's size."""
+        shared, gamma, beta = (
+            getattr(layer, name) for name in (self.shared, self.gamma, self.beta)
+        )
+        affine = _affine_of(norm)
+
+        def make() -> tuple[Tensor, Tensor]:
+            return _maps(gamma, beta, _hidden(shared, _resized(condition, x)), affine)
+
+        parts = [shared, gamma, beta] if affine is None else [shared, gamma, beta, norm]
+        return kept_maps(layer, parts, condition, x.shape[2:], make)
+
+    def _extent(self, layer: Any) -> tuple[int, ...]:
+        """Of small images or volumes."""
+        conv = _first_convolution(getattr(layer, self.shared), self.shared)
+        return _SIZE if isinstance(conv, nn.Conv2d) else (6, *_SIZE[:1], 9)
 
     def _function(self, layer: Any, draw: Draw) -> Callable[[Tensor], Tensor]:
         """The norm of a layer that calls a function by its name."""
@@ -166,6 +257,12 @@ def _eps_of_position_norm(norm: Any, x: Tensor) -> float:
     return float(f"{eps:.2e}") if 0 < eps < 1 else 1e-5
 
 
+def _affine_of(norm: Any) -> tuple[Tensor, Tensor] | None:
+    """(C,) weight and bias of a norm, where it has them."""
+    weight = getattr(norm, "weight", None)
+    return None if weight is None else (weight, norm.bias)
+
+
 def _process_group(norm: nn.Module) -> "dist.ProcessGroup | None":
     """The processes whose statistics PyTorch's synchronised norm joins."""
     synchronised = isinstance(norm, nn.SyncBatchNorm) and norm.training
@@ -181,15 +278,24 @@ class SPADE(_Modulated):
     arity = (2, 2)
     norm, shared, gamma, beta = "param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta"
     attributes = frozenset({norm, shared, gamma, beta})
+    takes_affine = True
 
     def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
         C, label_nc = self._sizes(layer)
-        x = draw.features(2, C, *_SIZE)
+        size = self._extent(layer)
+        x = draw.features(2, C, *size)
         return [
-            (x, draw.mask(2, label_nc, *_SIZE)),
-            (draw.features(3, C, *_SIZE), draw.condition(3, label_nc, *(2 * n for n in _SIZE))),
-            (x, draw.condition(2, label_nc, 7, 31)),
+            (x, draw.mask(2, label_nc, *size)),
+            (draw.features(3, C, *size), draw.condition(3, label_nc, *(2 * n for n in size))),
+            (x, draw.condition(2, label_nc, *size[:-2], 7, 31)),
         ]
+
+
+class SPADEGroupNorm(SPADE):
+    """The semantic diffusion model's, whose norm has another name."""
+
+    norm = "norm"
+    attributes = frozenset({"norm", "mlp_shared", "mlp_gamma", "mlp_beta"})
 
 
 class SPDNorm(_Modulated):

@@ -8,7 +8,14 @@ from torch import nn
 from .convolution import Convolution
 from .diversity_map import HardDiversityMap
 from .family import Family, UnsupportedError
-from .modulated_norm import SPADE, AdaptiveInstanceNorm, AttentionNorm, PixelNorm, SPDNorm
+from .modulated_norm import (
+    SPADE,
+    AdaptiveInstanceNorm,
+    AttentionNorm,
+    PixelNorm,
+    SPADEGroupNorm,
+    SPDNorm,
+)
 from .partial_conv import PortPartialConv, PublishedPartialConv, WeightedPartialConv
 from .region_norm import BinaryRegionNorm, SelfAwareRegionNorm
 
@@ -20,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     "self-aware region norm": SelfAwareRegionNorm(),
     "hard diversity map": HardDiversityMap(),
     "SPADE": SPADE(),
+    "SPADE with a group norm": SPADEGroupNorm(),
     "SPDNorm": SPDNorm(),
     "attention norm": AttentionNorm(),
     "AdaIN": AdaptiveInstanceNorm(),
@@ -33,6 +41,7 @@ _CLASSES = {
     "RN_B": "binary region norm",
     "RN_L": "self-aware region norm",
     "SPADE": "SPADE",
+    "SPADEGroupNorm": "SPADE with a group norm",
     "SPDNorm": "SPDNorm",
     "ANLs": "attention norm",
     "AdaptiveInstanceNorm2d": "AdaIN",
@@ -49,6 +58,7 @@ _STRUCTURES = (
     "attention norm",
     "SPDNorm",
     "SPADE",
+    "SPADE with a group norm",
     "U-Net partial convolution",
     "self-aware region norm",
     "binary region norm",

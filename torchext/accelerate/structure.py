@@ -99,7 +99,8 @@ class _Widths:
 
 
 def _narrow_widths(layer: nn.Module) -> _Widths:
-    if any(getattr(part, "groups", 1) != 1 for part in layer.modules()):
+    parts = list(layer.modules())
+    if any(getattr(part, "groups", 1) != 1 or isinstance(part, nn.GroupNorm) for part in parts):
         return _Widths({}, {})
     tensors = [value for part in layer.modules() for value in _drawn(part)]
     filters = [value.shape for value in tensors if value.dim() > 2]

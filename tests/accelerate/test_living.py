@@ -1,0 +1,204 @@
+"""Layers of projects in use: MONAI, LivePortrait, SDM; and maps that are kept."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import living_layers as layers
+from support.tolerance import assert_close
+from torch import Tensor, nn
+
+import torchext
+from torchext.accelerate.layer import AcceleratedLayer
+
+
+def image(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+GROUPS = {"num_groups": 4, "eps": 1e-6}
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "MONAI instance": (lambda: layers.MonaiSPADE(5, 16), (8, 10)),
+    "MONAI group": (lambda: layers.MonaiSPADE(5, 16, norm="GROUP", norm_params=GROUPS), (8, 10)),
+    "MONAI batch": (lambda: layers.MonaiSPADE(5, 16, norm="BATCH"), (8, 10)),
+    "MONAI volumes": (lambda: layers.MonaiSPADE(5, 16, spatial_dims=3), (4, 8, 10)),
+    "MONAI volumes, batch": (
+        lambda: layers.MonaiSPADE(5, 16, spatial_dims=3, norm="BATCH"),
+        (4, 8, 10),
+    ),
+    "LivePortrait": (lambda: layers.SPADE(16, 5), (8, 10)),
+    "SDM": (lambda: layers.SPADEGroupNorm(64, 5), (8, 10)),
+}
+
+
+def published(case: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    make, size = LAYERS[case]
+    layer = make()
+    for value in layer.parameters():  # an affine of ones would hide itself
+        nn.init.normal_(value, std=0.3)
+    channels = 64 if case == "SDM" else 16
+    return layer, (image(2, channels, *size), image(2, 5, *(2 * n for n in size), seed=1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", LAYERS)
+def test_every_layer(case: str, training: bool) -> None:
+    layer, call = published(case)
+    fast, report = torchext.accelerate(copy.deepcopy(layer).train(training))
+    assert report.swapped, str(report)
+    assert list(fast.state_dict()) == list(layer.state_dict())
+    results = []
+    for either in (layer.train(training), fast):
+        x, condition = (value.clone().requires_grad_() for value in call)
+        y = either(x, condition)
+        y.backward(image(*y.shape, seed=2))
+        gradients = {
+            name: value.grad
+            for name, value in either.named_parameters()
+            if not (".conv.bias" in name and "mlp_shared" not in name)  # in front of a norm: 0
+        }
+        buffers = {name: value.float() for name, value in either.named_buffers()}
+        results.append({"y": y, "x": x.grad, "condition": condition.grad, **gradients, **buffers})
+    for name, value in results[0].items():
+        assert_close(name, results[1][name], value.detach().double(), length=4000, condition=100)
+    torchext.restore(fast)
+    assert type(fast) is type(layer)
+
+
+# --- maps that are kept ---------------------------------------------------------------------------
+
+
+class Sampler(nn.Module):
+    """Steps of a network whose condition stands still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = layers.SDMResBlock(32, 20, 0.0, 5, 64)
+        self.second = layers.SDMResBlock(64, 20, 0.0, 5, 32)
+
+    def forward(self, x: Tensor, condition: Tensor, steps: int = 3) -> Tensor:
+        for step in range(steps):
+            emb = image(1, 20, seed=step)
+            x = x + self.second(self.first(x, condition, emb), condition.clone(), emb)
+        return x
+
+
+def sampler() -> Sampler:
+    model, report = torchext.accelerate(Sampler().eval())
+    assert len(report.swapped) == 4
+    return model
+
+
+X, CONDITION = image(1, 32, 8, 10), image(1, 5, 16, 20, seed=1)
+
+
+def test_maps_are_made_once() -> None:
+    model = sampler()
+    with torch.no_grad():
+        expected = model(X, CONDITION)
+        with torchext.fixed_condition() as kept:
+            assert torch.equal(model(X, CONDITION), expected)
+            assert (kept.made, kept.reused) == (4, 8)
+            assert torch.equal(model(X, CONDITION.clone()), expected)  # equal, and another tensor
+            assert (kept.made, kept.reused) == (4, 20)
+            assert kept.size == (32 + 64 + 64 + 32) * 2 * 80 * 4
+        assert kept.size == 0
+        assert torch.equal(model(X, CONDITION), expected)  # nothing is kept outside
+        assert (kept.made, kept.reused) == (4, 20)
+
+
+def test_two_conditions_are_kept_for_guidance() -> None:
+    model = sampler()
+    conditions = [CONDITION, torch.zeros_like(CONDITION), CONDITION + 1]
+    with torch.no_grad(), torchext.fixed_condition() as kept:
+        for condition in (conditions[0], conditions[1], conditions[0], conditions[1]):
+            model(X, condition, steps=1)
+        assert (kept.made, kept.reused) == (8, 8)
+        model(X, conditions[2], steps=1)  # in the place of that which was used longest ago
+        model(X, conditions[1], steps=1)
+        assert (kept.made, kept.reused) == (12, 12)
+        model(X, conditions[0], steps=1)
+        assert kept.made == 16
+
+
+def _written(model: Sampler, condition: Tensor) -> None:
+    condition.add_(1)
+
+
+def _written_unseen(model: Sampler, condition: Tensor) -> None:
+    condition.data.add_(1)  # without a new version
+
+
+def _weights(model: Sampler, condition: Tensor) -> None:
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+
+
+def _loaded(model: Sampler, condition: Tensor) -> None:
+    model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [_written, _written_unseen, _weights, _loaded])
+def test_what_changes_is_made_again(change: Callable[..., None]) -> None:
+    model, condition = sampler(), CONDITION.clone()
+    with torch.no_grad(), torchext.fixed_condition() as kept:
+        before = model(X, condition)
+        change(model, condition)
+        after = model(X, condition)
+        assert kept.made == 8
+    with torch.no_grad():
+        assert torch.equal(after, model(X, condition))
+    assert not torch.equal(before, after)
+
+
+def test_only_in_evaluation_without_gradients() -> None:
+    model = sampler()
+    with torchext.fixed_condition() as kept:
+        model(X, CONDITION).sum().backward()
+        with torch.no_grad():
+            model.train()(X, CONDITION)
+        assert (kept.made, kept.reused) == (0, 0)
+        with torch.inference_mode():
+            model.eval()(X, CONDITION)
+        assert (kept.made, kept.reused) == (4, 8)
+
+
+@pytest.mark.parametrize("memory, most", [(0, 0), (64 * 2 * 80 * 4, 64 * 2 * 80 * 4)])
+def test_memory_is_bounded(memory: int, most: int) -> None:
+    model = sampler()
+    with torch.no_grad():
+        expected = model(X, CONDITION)
+        with torchext.fixed_condition(memory=memory) as kept:
+            assert torch.equal(model(X, CONDITION), expected)
+            assert kept.size <= most
+            assert kept.made > 4
+
+
+def test_other_sizes_and_layers_have_maps_of_their_own() -> None:
+    model = sampler()
+    larger = image(1, 32, 16, 20)
+    with torch.no_grad():
+        expected: list[Any] = [model(x, CONDITION) for x in (X, larger)]
+        with torchext.fixed_condition():
+            for x, y in zip((X, larger, X), (*expected, expected[0]), strict=True):
+                assert torch.equal(model(x, CONDITION), y)
+
+
+def test_compiled_graphs_make_their_maps() -> None:
+    layer = torchext.accelerate(layers.SPADE(16, 5).eval())[0]
+    assert isinstance(layer, AcceleratedLayer)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    call = image(1, 16, 8, 10), image(1, 5, 8, 10)
+    with torch.no_grad(), torchext.fixed_condition() as kept:
+        assert_close("y", compiled(*call), layer(*call).double(), length=2000)
+        assert kept.made == 1
+
+
+def test_bad_input() -> None:
+    refused = pytest.raises(ValueError, match=r"^memory: expected at least 0, got -1$")
+    with refused, torchext.fixed_condition(memory=-1):
+        pass

@@ -1,0 +1,254 @@
+"""Layers of projects in use, with their structure and arithmetic, in plain PyTorch.
+
+MONAI (1.6), LivePortrait and SadTalker, and the semantic diffusion model (SDM).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _resized(value: Tensor, x: Tensor) -> Tensor:
+    return F.interpolate(value, size=x.shape[2:], mode="nearest")
+
+
+def _convolution(dims: int) -> Any:
+    return nn.Conv2d if dims == 2 else nn.Conv3d
+
+
+# --- MONAI --------------------------------------------------------------------------------------
+
+
+class Convolution(nn.Sequential):
+    """`conv`, then `adn`: an instance norm `N` or a leaky ReLU `A`, or neither."""
+
+    def __init__(
+        self, dims: int, inputs: int, outputs: int, size: int = 3, *, norm: bool = False,
+        activation: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.conv = _convolution(dims)(inputs, outputs, size, padding=size // 2)
+        if norm or activation:
+            self.adn = nn.Sequential()
+            if norm:
+                kind = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
+                self.adn.add_module("N", kind(outputs))
+            if activation:
+                self.adn.add_module("A", nn.LeakyReLU(0.01))
+
+
+class MonaiSPADE(nn.Module):
+    """Maps are instance norms of convolutions; the norm may be one of groups, or have an affine."""
+
+    def __init__(
+        self,
+        label_nc: int,
+        norm_nc: int,
+        kernel_size: int = 3,
+        spatial_dims: int = 2,
+        hidden_channels: int = 64,
+        norm: str = "INSTANCE",
+        norm_params: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if norm == "GROUP":
+            self.param_free_norm = nn.GroupNorm(num_channels=norm_nc, **(norm_params or {}))
+        else:
+            kind = getattr(nn, f"{norm.capitalize()}Norm{spatial_dims}d")
+            self.param_free_norm = kind(norm_nc)
+        dims, sizes = spatial_dims, (hidden_channels, norm_nc, kernel_size)
+        self.mlp_shared = Convolution(dims, label_nc, hidden_channels, kernel_size, activation=True)
+        self.mlp_gamma = Convolution(dims, *sizes, norm=True)
+        self.mlp_beta = Convolution(dims, *sizes, norm=True)
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        normalized = self.param_free_norm(x.contiguous())
+        hidden = self.mlp_shared(_resized(segmap, x))
+        return normalized * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+class SPADENetResBlock(nn.Module):
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, label_nc: int,
+        spade_intermediate_channels: int = 128,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        dims, middle = spatial_dims, min(in_channels, out_channels)
+        options = {"spatial_dims": dims, "hidden_channels": spade_intermediate_channels}
+        self.conv_0 = Convolution(dims, in_channels, middle)
+        self.conv_1 = Convolution(dims, middle, out_channels)
+        self.norm_0 = MonaiSPADE(label_nc, in_channels, **options)
+        self.norm_1 = MonaiSPADE(label_nc, middle, **options)
+        self.learned = in_channels != out_channels
+        if self.learned:
+            self.conv_s = Convolution(dims, in_channels, out_channels, 1)
+            self.norm_s = MonaiSPADE(label_nc, in_channels, **options)
+
+    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
+        main = self.conv_0(F.leaky_relu(self.norm_0(x, seg), 0.2))
+        main = self.conv_1(F.leaky_relu(self.norm_1(main, seg), 0.2))
+        return main + (self.conv_s(self.norm_s(x, seg)) if self.learned else x)
+
+
+class SPADEResBlock(nn.Module):
+    """Of the autoencoder: groups without an affine, SiLU."""
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, norm_num_groups: int, norm_eps: float,
+        out_channels: int, label_nc: int, spade_intermediate_channels: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        groups = {"num_groups": norm_num_groups, "eps": norm_eps, "affine": False}
+        options = (3, spatial_dims, spade_intermediate_channels, "GROUP", groups)
+        self.norm1 = MonaiSPADE(label_nc, in_channels, *options)
+        self.conv1 = Convolution(spatial_dims, in_channels, out_channels)
+        self.norm2 = MonaiSPADE(label_nc, out_channels, *options)
+        self.conv2 = Convolution(spatial_dims, out_channels, out_channels)
+        self.nin_shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.nin_shortcut = Convolution(spatial_dims, in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
+        main = self.conv1(F.silu(self.norm1(x, seg)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(main, seg)))
+
+
+class SPADEDiffResBlock(nn.Module):
+    """Of the diffusion model, without a change of size: groups with an affine, SiLU."""
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, temb_channels: int, label_nc: int,
+        out_channels: int, norm_num_groups: int = 32, norm_eps: float = 1e-6,
+        spade_intermediate_channels: int = 128,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        groups = {"num_groups": norm_num_groups, "eps": norm_eps}
+        options = (3, spatial_dims, spade_intermediate_channels, "GROUP", groups)
+        self.norm1 = MonaiSPADE(label_nc, in_channels, *options)
+        self.conv1 = Convolution(spatial_dims, in_channels, out_channels)
+        self.time_emb_proj = nn.Linear(temb_channels, out_channels)
+        self.norm2 = MonaiSPADE(label_nc, out_channels, *options)
+        self.conv2 = Convolution(spatial_dims, out_channels, out_channels)
+        self.skip_connection: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip_connection = Convolution(spatial_dims, in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, seg: Tensor) -> Tensor:
+        main = self.conv1(F.silu(self.norm1(x, seg)))
+        main = main + self.time_emb_proj(F.silu(emb))[..., None, None]
+        return self.conv2(F.silu(self.norm2(main, seg))) + self.skip_connection(x)
+
+
+# --- LivePortrait and SadTalker -------------------------------------------------------------------
+
+
+class SPADE(nn.Module):
+    """Without a configuration: instance norm, 3x3, 128 hidden channels."""
+
+    def __init__(self, norm_nc: int, label_nc: int) -> None:
+        super().__init__()
+        self.param_free_norm = nn.InstanceNorm2d(norm_nc, affine=False)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, 128, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(128, norm_nc, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(128, norm_nc, 3, padding=1)
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        normalized = self.param_free_norm(x)
+        hidden = self.mlp_shared(_resized(segmap, x))
+        return normalized * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+class SPADEResnetBlock(nn.Module):
+    def __init__(self, fin: int, fout: int, norm_G: str, label_nc: int) -> None:
+        super().__init__()
+        middle = min(fin, fout)
+        spectral = nn.utils.spectral_norm if "spectral" in norm_G else lambda layer: layer
+        self.conv_0 = spectral(nn.Conv2d(fin, middle, 3, padding=1))
+        self.conv_1 = spectral(nn.Conv2d(middle, fout, 3, padding=1))
+        self.norm_0 = SPADE(fin, label_nc)
+        self.norm_1 = SPADE(middle, label_nc)
+        self.learned = fin != fout
+        if self.learned:
+            self.conv_s = spectral(nn.Conv2d(fin, fout, 1, bias=False))
+            self.norm_s = SPADE(fin, label_nc)
+
+    def forward(self, x: Tensor, seg: Tensor) -> Tensor:
+        main = self.conv_0(F.leaky_relu(self.norm_0(x, seg), 0.2))
+        main = self.conv_1(F.leaky_relu(self.norm_1(main, seg), 0.2))
+        return main + (self.conv_s(self.norm_s(x, seg)) if self.learned else x)
+
+
+class SPADEDecoder(nn.Module):
+    """The features are their own condition; upscale 2 doubles the image by a pixel shuffle."""
+
+    def __init__(
+        self, upscale: int = 1, max_features: int = 256, block_expansion: int = 64,
+        out_channels: int = 64, num_down_blocks: int = 2,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        c = min(max_features, block_expansion * 2**num_down_blocks)
+        kind = "spadespectralinstance"
+        self.fc = nn.Conv2d(c, 2 * c, 3, padding=1)
+        for i in range(6):
+            self.add_module(f"G_middle_{i}", SPADEResnetBlock(2 * c, 2 * c, kind, c))
+        self.up_0 = SPADEResnetBlock(2 * c, c, kind, c)
+        self.up_1 = SPADEResnetBlock(c, out_channels, kind, c)
+        last = nn.Conv2d(out_channels, 3 * upscale**2, 3, padding=1)
+        self.conv_img = last if upscale == 1 else nn.Sequential(last, nn.PixelShuffle(upscale))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        x = self.fc(feature)
+        for i in range(6):
+            x = self.get_submodule(f"G_middle_{i}")(x, feature)
+        for block in (self.up_0, self.up_1):
+            x = block(F.interpolate(x, scale_factor=2.0), feature)
+        return torch.sigmoid(self.conv_img(F.leaky_relu(x, 0.2)))
+
+
+# --- semantic diffusion model ---------------------------------------------------------------------
+
+
+class SPADEGroupNorm(nn.Module):
+    """32 groups without an affine; the eps that it is given is not used."""
+
+    def __init__(self, norm_nc: int, label_nc: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, norm_nc, affine=False)
+        self.eps = eps
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, 128, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(128, norm_nc, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(128, norm_nc, 3, padding=1)
+
+    def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
+        x = self.norm(x)
+        hidden = self.mlp_shared(_resized(segmap, x))
+        return x * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+class SDMResBlock(nn.Module):
+    """With scale and shift by the step's embedding, and without a change of size."""
+
+    def __init__(
+        self, channels: int, emb_channels: int, dropout: float, c_channels: int, out_channels: int
+    ) -> None:
+        super().__init__()
+        self.in_norm = SPADEGroupNorm(channels, c_channels)
+        self.in_layers = nn.Sequential(nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
+        self.out_norm = SPADEGroupNorm(out_channels, c_channels)
+        last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.out_layers = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), last)
+        self.skip_connection: nn.Module = nn.Identity()
+        if channels != out_channels:
+            self.skip_connection = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, cond: Tensor, emb: Tensor) -> Tensor:
+        main = self.in_layers(self.in_norm(x, cond))
+        scale, shift = self.emb_layers(emb)[..., None, None].chunk(2, dim=1)
+        main = self.out_norm(main, cond) * (1 + scale) + shift
+        return self.skip_connection(x) + self.out_layers(main)
+
+
+MonaiSPADE.__name__ = "SPADE"  # as in its project
