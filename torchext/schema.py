@@ -195,7 +195,7 @@ SCHEMAS = {
     ),
     "winograd_weight": "(Tensor weight, bool transposed) -> Tensor",
     "winograd_weight_gradient": (
-        "(Tensor grad, Tensor x, int[] padding, int[] dilation) -> Tensor"
+        "(Tensor grad, Tensor x, int kernel, int[] padding, int[] dilation) -> Tensor"
     ),
     "winograd_apply": (
         "(Tensor x, Tensor? mask, Tensor panels, int out_channels, Tensor? scale, Tensor? updated,"

@@ -1,4 +1,5 @@
-// Convolution of 3 x 3 with stride 1 by Winograd's F(4x4, 3x3), in float32:
+// Convolution by 3 x 3 or 2 x 2 with stride 1 in Winograd's form, F(4x4, 3x3) and F(4x4, 2x2), in
+// float32:
 //
 //   y = A^T [sum over channels of (G w G^T) * (B^T x B)] A, tile by tile
 //
@@ -30,19 +31,27 @@ void expects_contiguous(const Tensor& tensor, int64_t dimensions, const char* me
           message);
 }
 
+int64_t kernel_of(int64_t height, int64_t width) {
+  expects(height == width && (height == 3 || height == 2),
+          "weight: expected kernels of 3 x 3 or 2 x 2");
+  return height;
+}
+
 Tensor winograd_weight_cpu(const Tensor& weight, bool transposed) {
-  expects_contiguous(weight, 4, "weight: expected a contiguous float32 tensor (Co, Ci, 3, 3)");
-  expects(weight.size(2) == 3 && weight.size(3) == 3, "weight: expected kernels of 3 x 3");
+  expects_contiguous(weight, 4, "weight: expected a contiguous float32 tensor (Co, Ci, k, k)");
+  const int64_t kernel = kernel_of(weight.size(2), weight.size(3));
   const int64_t outs = weight.size(transposed ? 1 : 0), ins = weight.size(transposed ? 0 : 1);
-  const int64_t out_step = transposed ? 9 : 9 * ins, in_step = transposed ? 9 * outs : 9;
-  const int64_t count = up(outs, kWinogradPanel), size = kWinogradProducts * ins * kWinogradPanel;
-  Tensor panels = empty(weight, {count, kWinogradProducts, ins, kWinogradPanel}, ScalarType::Float);
+  const int64_t taps = kernel * kernel, products = winograd_products(kernel);
+  const int64_t out_step = transposed ? taps : taps * ins;
+  const int64_t in_step = transposed ? taps * outs : taps;
+  const int64_t count = up(outs, kWinogradPanel), size = products * ins * kWinogradPanel;
+  Tensor panels = empty(weight, {count, products, ins, kWinogradPanel}, ScalarType::Float);
   const float* from = data<float>(weight);
   float* to = mutable_data<float>(panels);
   parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = p * kWinogradPanel;
-      TORCHEXT_AT_SIMD_LEVEL(winograd_weight)(from + first * out_step, out_step, in_step,
+      TORCHEXT_AT_SIMD_LEVEL(winograd_weight)(kernel, from + first * out_step, out_step, in_step,
                                               transposed, std::min(kWinogradPanel, outs - first),
                                               ins, to + p * size);
     }
@@ -50,19 +59,20 @@ Tensor winograd_weight_cpu(const Tensor& weight, bool transposed) {
   return panels;
 }
 
-WinogradShape shape_of(const Tensor& x, int64_t out_channels, const Sizes& padding,
+WinogradShape shape_of(int64_t kernel, const Tensor& x, int64_t out_channels, const Sizes& padding,
                        const Sizes& dilation) {
   expects_contiguous(x, 4, "x: expected a contiguous float32 tensor (N, Ci, H, W)");
   expects(padding.size() == 2 && dilation.size() == 2 && padding[0] >= 0 && padding[1] >= 0 &&
               dilation[0] >= 1 && dilation[1] >= 1,
           "padding, dilation: expected two each, from 0 and from 1");
-  WinogradShape shape{x.size(0), x.size(1), x.size(2), x.size(3), out_channels, 0, 0, {}, {}, 0, 0};
+  WinogradShape shape{kernel, x.size(0), x.size(1), x.size(2), x.size(3), out_channels,
+                      0,      0,         {},        {},        0,         0};
   for (int64_t i = 0; i < 2; ++i) {
     shape.padding[i] = padding[i];
     shape.dilation[i] = dilation[i];
   }
-  shape.out_height = shape.height + 2 * padding[0] - 2 * dilation[0];
-  shape.out_width = shape.width + 2 * padding[1] - 2 * dilation[1];
+  shape.out_height = shape.height + 2 * padding[0] - (kernel - 1) * dilation[0];
+  shape.out_width = shape.width + 2 * padding[1] - (kernel - 1) * dilation[1];
   expects(shape.out_height > 0 && shape.out_width > 0, "x: expected windows that fit into it");
   shape.tile_rows = up(up(shape.out_height, dilation[0]), kWinogradOutput);
   shape.tile_columns = up(up(shape.out_width, dilation[1]), kWinogradOutput);
@@ -115,10 +125,11 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
                           const std::optional<Tensor>& norm_bias, double negative_slope,
                           bool mask_output, const Sizes& padding, const Sizes& dilation) {
   expects_contiguous(panels, 4, "panels: expected what winograd_weight returns");
-  const WinogradShape shape = shape_of(x, out_channels, padding, dilation);
-  expects(panels.size(0) == up(out_channels, kWinogradPanel) &&
-              panels.size(1) == kWinogradProducts && panels.size(2) == shape.channels &&
-              panels.size(3) == kWinogradPanel,
+  const int64_t kernel = panels.size(1) == winograd_products(2) ? 2 : 3;
+  const WinogradShape shape = shape_of(kernel, x, out_channels, padding, dilation);
+  const int64_t products = winograd_products(kernel);
+  expects(panels.size(0) == up(out_channels, kWinogradPanel) && panels.size(1) == products &&
+              panels.size(2) == shape.channels && panels.size(3) == kWinogradPanel,
           "panels: expected those of a weight (out_channels, Ci, 3, 3)");
   int64_t mask_step = 0;  // from one image's mask to the next one's; 0 where all share one
   if (mask.has_value()) {
@@ -155,9 +166,9 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   const int32_t* list = live < all ? order.data() : nullptr;
   const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)();
   const int64_t blocks = up(live, size), all_panels = panels.size(0);
-  const int64_t panel_size = kWinogradProducts * shape.channels * kWinogradPanel;
+  const int64_t panel_size = products * shape.channels * kWinogradPanel;
   const int64_t step = TORCHEXT_AT_SIMD_LEVEL(winograd_step)(shape.channels);
-  const int64_t transformed_size = kWinogradProducts * step;
+  const int64_t transformed_size = products * step;
   const int64_t threads = torch::stable::get_num_threads();
   Tensor scratch = empty(x, {std::min(threads, blocks), transformed_size}, ScalarType::Float);
   float* transformed = mutable_data<float>(scratch);
@@ -215,22 +226,24 @@ constexpr int64_t kTilesOfSums = 256;
 
 // The weight's gradient: G^T [sum over tiles of (A dy A^T) * (B^T x B)] G; in the same order for
 // any number of threads.
-Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, const Sizes& padding,
-                                    const Sizes& dilation) {
+Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, int64_t kernel,
+                                    const Sizes& padding, const Sizes& dilation) {
   expects_contiguous(grad, 4, "grad: expected a contiguous float32 tensor (N, Co, Ho, Wo)");
-  const WinogradShape shape = shape_of(x, grad.size(1), padding, dilation);
+  const WinogradShape shape =
+      shape_of(kernel_of(kernel, kernel), x, grad.size(1), padding, dilation);
   expects(grad.size(0) == shape.images && grad.size(2) == shape.out_height &&
               grad.size(3) == shape.out_width,
           "grad: expected the result's shape");
   const int64_t outs = shape.out_channels, ins = shape.channels, tiles = shape.tiles();
   const int64_t size = TORCHEXT_AT_SIMD_LEVEL(winograd_tiles)();
+  const int64_t products = winograd_products(kernel);
   const int64_t together = std::min(kTilesOfSums, up(tiles, size) * size);
   const int64_t channel_step = together + 16;
-  Tensor of_x = empty(x, {kWinogradProducts, ins, channel_step}, ScalarType::Float);
-  Tensor of_grad = empty(x, {kWinogradProducts, outs, channel_step}, ScalarType::Float);
-  Tensor sums = empty(x, {kWinogradProducts, outs, ins}, ScalarType::Float);
+  Tensor of_x = empty(x, {products, ins, channel_step}, ScalarType::Float);
+  Tensor of_grad = empty(x, {products, outs, channel_step}, ScalarType::Float);
+  Tensor sums = empty(x, {products, outs, ins}, ScalarType::Float);
   torch::stable::zero_(sums);
-  Tensor grad_weight = empty(x, {outs, ins, 3, 3}, ScalarType::Float);
+  Tensor grad_weight = empty(x, {outs, ins, kernel, kernel}, ScalarType::Float);
   const float *from_x = data<float>(x), *from_grad = data<float>(grad);
   float *input = mutable_data<float>(of_x), *gradient = mutable_data<float>(of_grad);
   float *total = mutable_data<float>(sums), *to = mutable_data<float>(grad_weight);
@@ -253,7 +266,7 @@ Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, const S
                                                     gradient + done);
       }
     });
-    parallel_for(0, kWinogradProducts * column_chunks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, products * column_chunks, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(TORCHEXT_AT_SIMD_LEVEL(winograd_correlate_scratch)(count));
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t k = unit / column_chunks, i = unit % column_chunks * columns;
@@ -264,7 +277,7 @@ Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, const S
     });
   }
   parallel_for(0, outs, 8, [&](int64_t begin, int64_t end) {
-    TORCHEXT_AT_SIMD_LEVEL(winograd_weight_gradient)(total, outs, ins, begin, end, to);
+    TORCHEXT_AT_SIMD_LEVEL(winograd_weight_gradient)(kernel, total, outs, ins, begin, end, to);
   });
   return grad_weight;
 }

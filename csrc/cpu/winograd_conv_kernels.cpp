@@ -1,5 +1,5 @@
-// Winograd's convolution F(4x4, 3x3), vectorised over tiles (compiled once per SIMD level, see
-// simd.h). Interpolation points 0, 1, -1, 2, -2 and infinity.
+// Winograd's convolutions F(4x4, 3x3) and F(4x4, 2x2), vectorised over tiles (compiled once per
+// SIMD level, see simd.h).
 #include "winograd_conv_kernels.h"
 
 namespace torchext {
@@ -23,61 +23,110 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-// B^T d.
-template <class V>
-inline void transform_input(const V* d, V* out) {
-  const V even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
-  const V outer = d[4] - d[2], inner = 2.0f * (d[3] - d[1]);
-  out[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-  out[1] = even + odd;
-  out[2] = even - odd;
-  out[3] = outer + inner;
-  out[4] = outer - inner;
-  out[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
-}
+// The transforms of a row or column, by the kernel's size: `input` is B^T d, `weight` G g, `output`
+// A^T m; for the weight's gradient `gradient` is A y and `sums` G^T s.
+template <int64_t kernel>
+struct Form;
 
-// G g.
-template <class V>
-inline void transform_weight(const V* g, V* out) {
-  const V sixth = (g[0] + g[2]) * (-1.0f / 6), middle = g[1] * (-1.0f / 6);
-  const V far = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), between = g[1] * (1.0f / 12);
-  out[0] = g[0] * 0.25f;
-  out[1] = sixth + middle;
-  out[2] = sixth - middle;
-  out[3] = far + between;
-  out[4] = far - between;
-  out[5] = g[2];
-}
+template <>
+struct Form<3> {  // interpolation points 0, 1, -1, 2, -2 and infinity
+  static constexpr int64_t kInput = 6, kProducts = kInput * kInput;
 
-// A^T m.
-template <class V>
-inline void transform_output(const V* m, V* out) {
-  const V near = m[1] + m[2], turned = m[1] - m[2], far = m[3] + m[4], twisted = m[3] - m[4];
-  out[0] = m[0] + near + far;
-  out[1] = turned + 2.0f * twisted;
-  out[2] = near + 4.0f * far;
-  out[3] = turned + 8.0f * twisted + m[5];
-}
+  template <class V>
+  static void input(const V* d, V* out) {
+    const V even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
+    const V outer = d[4] - d[2], inner = 2.0f * (d[3] - d[1]);
+    out[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
+    out[1] = even + odd;
+    out[2] = even - odd;
+    out[3] = outer + inner;
+    out[4] = outer - inner;
+    out[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+  }
+  template <class V>
+  static void weight(const V* g, V* out) {
+    const V sixth = (g[0] + g[2]) * (-1.0f / 6), middle = g[1] * (-1.0f / 6);
+    const V far = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), between = g[1] * (1.0f / 12);
+    out[0] = g[0] * 0.25f;
+    out[1] = sixth + middle;
+    out[2] = sixth - middle;
+    out[3] = far + between;
+    out[4] = far - between;
+    out[5] = g[2];
+  }
+  template <class V>
+  static void output(const V* m, V* out) {
+    const V near = m[1] + m[2], turned = m[1] - m[2], far = m[3] + m[4], twisted = m[3] - m[4];
+    out[0] = m[0] + near + far;
+    out[1] = turned + 2.0f * twisted;
+    out[2] = near + 4.0f * far;
+    out[3] = turned + 8.0f * twisted + m[5];
+  }
+  template <class V>
+  static void gradient(const V* y, V* out) {
+    const V even = y[0] + y[2], odd = y[1] + y[3];
+    const V far = y[0] + 4.0f * y[2], twisted = 2.0f * y[1] + 8.0f * y[3];
+    out[0] = y[0];
+    out[1] = even + odd;
+    out[2] = even - odd;
+    out[3] = far + twisted;
+    out[4] = far - twisted;
+    out[5] = y[3];
+  }
+  template <class V>
+  static void sums(const V* s, V* out) {
+    const V near = (s[1] + s[2]) * (1.0f / 6), far = s[3] + s[4];
+    out[0] = s[0] * 0.25f - near + far * (1.0f / 24);
+    out[1] = (s[2] - s[1]) * (1.0f / 6) + (s[3] - s[4]) * (1.0f / 12);
+    out[2] = far * (1.0f / 6) - near + s[5];
+  }
+};
 
-// A y, and G^T s: the transforms above the other way, for the weight's gradient.
-template <class V>
-inline void transform_gradient(const V* y, V* out) {
-  const V even = y[0] + y[2], odd = y[1] + y[3];
-  const V far = y[0] + 4.0f * y[2], twisted = 2.0f * y[1] + 8.0f * y[3];
-  out[0] = y[0];
-  out[1] = even + odd;
-  out[2] = even - odd;
-  out[3] = far + twisted;
-  out[4] = far - twisted;
-  out[5] = y[3];
-}
-template <class V>
-inline void untransform_weight(const V* s, V* out) {
-  const V near = (s[1] + s[2]) * (1.0f / 6), far = s[3] + s[4];
-  out[0] = s[0] * 0.25f - near + far * (1.0f / 24);
-  out[1] = (s[2] - s[1]) * (1.0f / 6) + (s[3] - s[4]) * (1.0f / 12);
-  out[2] = far * (1.0f / 6) - near + s[5];
-}
+template <>
+struct Form<2> {  // interpolation points 0, 1, -1, 2 and infinity
+  static constexpr int64_t kInput = 5, kProducts = kInput * kInput;
+
+  template <class V>
+  static void input(const V* d, V* out) {
+    const V inner = d[3] - d[1];
+    out[0] = 2.0f * (d[0] - d[2]) + inner;
+    out[1] = d[3] - d[2] - 2.0f * d[1];
+    out[2] = d[3] - 3.0f * d[2] + 2.0f * d[1];
+    out[3] = inner;
+    out[4] = d[4] - d[2] - 2.0f * inner;
+  }
+  template <class V>
+  static void weight(const V* g, V* out) {
+    out[0] = g[0] * 0.5f;
+    out[1] = (g[0] + g[1]) * -0.5f;
+    out[2] = (g[1] - g[0]) * (1.0f / 6);
+    out[3] = (g[0] + 2.0f * g[1]) * (1.0f / 6);
+    out[4] = g[1];
+  }
+  template <class V>
+  static void output(const V* m, V* out) {
+    const V near = m[1] + m[2], turned = m[1] - m[2];
+    out[0] = m[0] + near + m[3];
+    out[1] = turned + 2.0f * m[3];
+    out[2] = near + 4.0f * m[3];
+    out[3] = turned + 8.0f * m[3] + m[4];
+  }
+  template <class V>
+  static void gradient(const V* y, V* out) {
+    const V even = y[0] + y[2], odd = y[1] + y[3];
+    out[0] = y[0];
+    out[1] = even + odd;
+    out[2] = even - odd;
+    out[3] = y[0] + 2.0f * y[1] + 4.0f * y[2] + 8.0f * y[3];
+    out[4] = y[3];
+  }
+  template <class V>
+  static void sums(const V* s, V* out) {
+    const V sixth = (s[3] - s[2]) * (1.0f / 6);
+    out[0] = (s[0] - s[1]) * 0.5f + sixth;
+    out[1] = (s[2] + 2.0f * s[3]) * (1.0f / 6) - s[1] * 0.5f + s[4];
+  }
+};
 
 // Neighbours in one row of tiles of a sub-grid, of one image: what follows the first `done` tiles.
 struct Run {
@@ -125,10 +174,11 @@ inline int64_t input_row(const WinogradShape& shape, const Run& run, int64_t r) 
 
 // Up to kTiles tiles of one channel: every fourth value each, as the lanes want them.
 struct Gathered {
-  alignas(64) float values[kWinogradInput][kWinogradInput][kTiles + kLanes];
+  alignas(64) float values[Form<3>::kInput][Form<3>::kInput][kTiles + kLanes];
 };
 
-// A row of inputs (4 count + 2 values) to the columns of the tiles.
+// A row of inputs (4 count + kernel - 1 values) to the columns of the tiles.
+template <int64_t kernel>
 inline void deal(const float* __restrict values, int64_t count,
                  float (*__restrict columns)[kTiles + kLanes], int64_t first) {
   float* __restrict a = columns[0] + first;
@@ -141,11 +191,11 @@ inline void deal(const float* __restrict values, int64_t count,
     c[t] = values[4 * t + 2];
     d[t] = values[4 * t + 3];
   }
-  // A tile's last two columns are its neighbour's first two.
-  memcpy(columns[4] + first, a + 1, (count - 1) * sizeof(float));
-  memcpy(columns[5] + first, b + 1, (count - 1) * sizeof(float));
-  columns[4][first + count - 1] = values[4 * count];
-  columns[5][first + count - 1] = values[4 * count + 1];
+  // A tile's last columns are its neighbour's first.
+  for (int64_t j = 0; j < kernel - 1; ++j) {
+    memcpy(columns[4 + j] + first, columns[j] + first + 1, (count - 1) * sizeof(float));
+    columns[4 + j][first + count - 1] = values[4 * count + j];
+  }
 }
 
 // Lanes of a, then of b, in the order of `from`.
@@ -206,19 +256,21 @@ inline void multiply(const float* __restrict panel, const float* __restrict tran
 }
 
 // Of one output channel, the four rows of pixels of a block's tiles: rows[r][4 t + j].
+template <int64_t kernel>
 inline void untransform(const float* sums, int64_t count, float (*__restrict rows)[4 * kTiles]) {
+  using F = Form<kernel>;
   for (int64_t t = 0; t < count; t += kLanes) {
-    Vector partial[kWinogradOutput][kWinogradInput];
-    for (int64_t j = 0; j < kWinogradInput; ++j) {
-      Vector column[kWinogradInput], out[kWinogradOutput];
-      for (int64_t r = 0; r < kWinogradInput; ++r)
-        column[r] = load_vector(sums + (r * kWinogradInput + j) * kWinogradPanel * kTiles + t);
-      transform_output(column, out);
+    Vector partial[kWinogradOutput][F::kInput];
+    for (int64_t j = 0; j < F::kInput; ++j) {
+      Vector column[F::kInput], out[kWinogradOutput];
+      for (int64_t r = 0; r < F::kInput; ++r)
+        column[r] = load_vector(sums + (r * F::kInput + j) * kWinogradPanel * kTiles + t);
+      F::output(column, out);
       for (int64_t r = 0; r < kWinogradOutput; ++r) partial[r][j] = out[r];
     }
     for (int64_t r = 0; r < kWinogradOutput; ++r) {
       Vector out[kWinogradOutput];
-      transform_output(partial[r], out);
+      F::output(partial[r], out);
       float lanes[kWinogradOutput][kLanes];
       for (int64_t j = 0; j < kWinogradOutput; ++j) store_vector(out[j], lanes[j]);
       float* __restrict pixels = rows[r] + 4 * t;
@@ -272,76 +324,71 @@ inline void write(const WinogradShape& shape, const float (*rows)[4 * kTiles],
   }
 }
 
-}  // namespace
-
-int64_t winograd_tiles() {
-  return kTiles;
-}
-
-int64_t winograd_step(int64_t channels) {
-  return channels * kTiles + kSkew;
-}
-
-void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,
-                     int64_t outs, int64_t ins, float* panel) {
+template <int64_t kernel>
+inline void of_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,
+                      int64_t outs, int64_t ins, float* panel) {
+  using F = Form<kernel>;
   typedef float Outs __attribute__((vector_size(4 * kWinogradPanel)));
   for (int64_t i = 0; i < ins; ++i) {
-    float taps[9][kWinogradPanel] = {};
+    float taps[kernel * kernel][kWinogradPanel] = {};
     for (int64_t o = 0; o < outs; ++o)
-      for (int64_t tap = 0; tap < 9; ++tap)
-        taps[reversed ? 8 - tap : tap][o] = weight[o * out_step + i * in_step + tap];
-    Outs rows[kWinogradInput][3];
-    for (int64_t column = 0; column < 3; ++column) {
-      Outs g[3], out[kWinogradInput];
-      for (int64_t row = 0; row < 3; ++row) memcpy(&g[row], taps[3 * row + column], sizeof g[row]);
-      transform_weight(g, out);
-      for (int64_t r = 0; r < kWinogradInput; ++r) rows[r][column] = out[r];
+      for (int64_t tap = 0; tap < kernel * kernel; ++tap)
+        taps[reversed ? kernel * kernel - 1 - tap : tap][o] =
+            weight[o * out_step + i * in_step + tap];
+    Outs rows[F::kInput][kernel];
+    for (int64_t column = 0; column < kernel; ++column) {
+      Outs g[kernel], out[F::kInput];
+      for (int64_t row = 0; row < kernel; ++row)
+        memcpy(&g[row], taps[kernel * row + column], sizeof g[row]);
+      F::weight(g, out);
+      for (int64_t r = 0; r < F::kInput; ++r) rows[r][column] = out[r];
     }
-    for (int64_t r = 0; r < kWinogradInput; ++r) {
-      Outs out[kWinogradInput];
-      transform_weight(rows[r], out);
-      for (int64_t j = 0; j < kWinogradInput; ++j)
-        memcpy(panel + ((r * kWinogradInput + j) * ins + i) * kWinogradPanel, &out[j],
-               sizeof out[j]);
+    for (int64_t r = 0; r < F::kInput; ++r) {
+      Outs out[F::kInput];
+      F::weight(rows[r], out);
+      for (int64_t j = 0; j < F::kInput; ++j)
+        memcpy(panel + ((r * F::kInput + j) * ins + i) * kWinogradPanel, &out[j], sizeof out[j]);
     }
   }
 }
 
-void winograd_input(const WinogradShape& shape, const float* x, const float* mask,
-                    int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,
-                    int64_t end_channel, int64_t product_step, int64_t channel_step,
-                    float* transformed) {
+template <int64_t kernel>
+inline void of_input(const WinogradShape& shape, const float* x, const float* mask,
+                     int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,
+                     int64_t end_channel, int64_t product_step, int64_t channel_step,
+                     float* transformed) {
+  using F = Form<kernel>;
   const int64_t plane = shape.height * shape.width;
   const int64_t d = shape.dilation[1];
   Gathered gathered;
   memset(&gathered, 0, sizeof gathered);
   float values[4 * kTiles + 2];
   // The mask's rows, of all channels alike; a run has two values more than its tiles' own.
-  float known[kWinogradInput][6 * kTiles];
+  float known[F::kInput][6 * kTiles];
   if (mask != nullptr)
     for (int64_t done = 0, at = 0; done < tiles.count;) {
       const Run run(shape, tiles, done);
       const int64_t left = d * 4 * run.column + run.phase_column - shape.padding[1];
-      for (int64_t r = 0; r < kWinogradInput; ++r) {
+      for (int64_t r = 0; r < F::kInput; ++r) {
         const int64_t row = input_row(shape, run, r);
         if (row >= 0)
           take(mask + run.image * mask_step + row * shape.width, left, d, shape.width,
-               4 * run.count + 2, known[r] + at);
+               4 * run.count + kernel - 1, known[r] + at);
       }
       done += run.count;
-      at += 4 * run.count + 2;
+      at += 4 * run.count + kernel - 1;
     }
   for (int64_t c = first_channel; c < end_channel; ++c) {
     for (int64_t done = 0, at = 0; done < tiles.count;) {
       const Run run(shape, tiles, done);
-      const int64_t length = 4 * run.count + 2;
+      const int64_t length = 4 * run.count + kernel - 1;
       const float* image = x + (run.image * shape.channels + c) * plane;
       const int64_t left = d * 4 * run.column + run.phase_column - shape.padding[1];
       const bool inside = d == 1 && left >= 0 && left + length <= shape.width;
-      for (int64_t r = 0; r < kWinogradInput; ++r) {
+      for (int64_t r = 0; r < F::kInput; ++r) {
         const int64_t row = input_row(shape, run, r);
         if (row < 0) {
-          for (int64_t j = 0; j < kWinogradInput; ++j)
+          for (int64_t j = 0; j < F::kInput; ++j)
             memset(gathered.values[r][j] + done, 0, run.count * sizeof(float));
           continue;
         }
@@ -349,7 +396,7 @@ void winograd_input(const WinogradShape& shape, const float* x, const float* mas
         // Short rows of far planes: nothing else would have them here when the next channel is due.
         for (int64_t i = 0; i < d * length; i += 16) __builtin_prefetch(from + left + plane + i);
         if (inside && mask == nullptr) {
-          deal(from + left, run.count, gathered.values[r], done);
+          deal<kernel>(from + left, run.count, gathered.values[r], done);
           continue;
         }
         take(from, left, d, shape.width, length, values);
@@ -358,37 +405,38 @@ void winograd_input(const WinogradShape& shape, const float* x, const float* mas
 #pragma omp simd
           for (int64_t i = 0; i < length; ++i) values[i] = k[i] == 0.0f ? 0.0f : values[i] * k[i];
         }
-        deal(values, run.count, gathered.values[r], done);
+        deal<kernel>(values, run.count, gathered.values[r], done);
       }
       done += run.count;
       at += length;
     }
     for (int64_t t = 0; t < tiles.count; t += kLanes) {
-      Vector rows[kWinogradInput][kWinogradInput];
-      for (int64_t r = 0; r < kWinogradInput; ++r) {
-        Vector column[kWinogradInput];
-        for (int64_t j = 0; j < kWinogradInput; ++j)
-          column[j] = load_vector(gathered.values[r][j] + t);
-        transform_input(column, rows[r]);
+      Vector rows[F::kInput][F::kInput];
+      for (int64_t r = 0; r < F::kInput; ++r) {
+        Vector column[F::kInput];
+        for (int64_t j = 0; j < F::kInput; ++j) column[j] = load_vector(gathered.values[r][j] + t);
+        F::input(column, rows[r]);
       }
-      for (int64_t j = 0; j < kWinogradInput; ++j) {
-        Vector column[kWinogradInput], out[kWinogradInput];
-        for (int64_t r = 0; r < kWinogradInput; ++r) column[r] = rows[r][j];
-        transform_input(column, out);
-        for (int64_t r = 0; r < kWinogradInput; ++r)
-          store_vector(
-              out[r], transformed + (r * kWinogradInput + j) * product_step + c * channel_step + t);
+      for (int64_t j = 0; j < F::kInput; ++j) {
+        Vector column[F::kInput], out[F::kInput];
+        for (int64_t r = 0; r < F::kInput; ++r) column[r] = rows[r][j];
+        F::input(column, out);
+        for (int64_t r = 0; r < F::kInput; ++r)
+          store_vector(out[r],
+                       transformed + (r * F::kInput + j) * product_step + c * channel_step + t);
       }
     }
   }
 }
 
-void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,
-                     const WinogradTail& tail, const WinogradTiles& tiles, int64_t first_channel,
-                     float* y) {
-  alignas(64) float sums[kWinogradProducts * kWinogradPanel * kTiles];
+template <int64_t kernel>
+inline void of_output(const WinogradShape& shape, const float* transformed, const float* panel,
+                      const WinogradTail& tail, const WinogradTiles& tiles, int64_t first_channel,
+                      float* y) {
+  using F = Form<kernel>;
+  alignas(64) float sums[F::kProducts * kWinogradPanel * kTiles];
   alignas(64) float rows[kWinogradOutput][4 * kTiles];
-  for (int64_t k = 0; k < kWinogradProducts; ++k) {
+  for (int64_t k = 0; k < F::kProducts; ++k) {
     const float* weights = panel + k * shape.channels * kWinogradPanel;
     const float* values = transformed + k * winograd_step(shape.channels);
     float* to = sums + k * kWinogradPanel * kTiles;
@@ -399,14 +447,16 @@ void winograd_output(const WinogradShape& shape, const float* transformed, const
   }
   const int64_t channels = smaller(kWinogradPanel, shape.out_channels - first_channel);
   for (int64_t m = 0; m < channels; ++m) {
-    untransform(sums + m * kTiles, tiles.count, rows);
+    untransform<kernel>(sums + m * kTiles, tiles.count, rows);
     write(shape, rows, tail, tiles, first_channel + m, y);
   }
 }
 
-void winograd_gradient(const WinogradShape& shape, const float* grad, const WinogradTiles& tiles,
-                       int64_t c, int64_t end, int64_t product_step, int64_t channel_step,
-                       float* transformed) {
+template <int64_t kernel>
+inline void of_gradient(const WinogradShape& shape, const float* grad, const WinogradTiles& tiles,
+                        int64_t c, int64_t end, int64_t product_step, int64_t channel_step,
+                        float* transformed) {
+  using F = Form<kernel>;
   const int64_t plane = shape.out_height * shape.out_width, d = shape.dilation[1];
   Gathered gathered;
   memset(&gathered, 0, sizeof gathered);
@@ -420,28 +470,107 @@ void winograd_gradient(const WinogradShape& shape, const float* grad, const Wino
         const int64_t row = shape.dilation[0] * (4 * run.row + r) + run.phase_row;
         const int64_t width = row < shape.out_height ? shape.out_width : 0;  // 0 takes nothing
         take(image + row * shape.out_width, left, d, width, 4 * run.count + 2, values);
-        deal(values, run.count, gathered.values[r], done);
+        deal<kernel>(values, run.count, gathered.values[r], done);
       }
       done += run.count;
     }
     for (int64_t t = 0; t < tiles.count; t += kLanes) {
-      Vector rows[kWinogradOutput][kWinogradInput];
+      Vector rows[kWinogradOutput][F::kInput];
       for (int64_t r = 0; r < kWinogradOutput; ++r) {
         Vector column[kWinogradOutput];
         for (int64_t j = 0; j < kWinogradOutput; ++j)
           column[j] = load_vector(gathered.values[r][j] + t);
-        transform_gradient(column, rows[r]);
+        F::gradient(column, rows[r]);
       }
-      for (int64_t j = 0; j < kWinogradInput; ++j) {
-        Vector column[kWinogradOutput], out[kWinogradInput];
+      for (int64_t j = 0; j < F::kInput; ++j) {
+        Vector column[kWinogradOutput], out[F::kInput];
         for (int64_t r = 0; r < kWinogradOutput; ++r) column[r] = rows[r][j];
-        transform_gradient(column, out);
-        for (int64_t r = 0; r < kWinogradInput; ++r)
-          store_vector(
-              out[r], transformed + (r * kWinogradInput + j) * product_step + c * channel_step + t);
+        F::gradient(column, out);
+        for (int64_t r = 0; r < F::kInput; ++r)
+          store_vector(out[r],
+                       transformed + (r * F::kInput + j) * product_step + c * channel_step + t);
       }
     }
   }
+}
+
+template <int64_t kernel>
+inline void of_weight_gradient(const float* sums, int64_t outs, int64_t ins, int64_t o, int64_t end,
+                               float* grad_weight) {
+  using F = Form<kernel>;
+  const int64_t product = outs * ins;
+  for (; o < end; ++o)
+    for (int64_t first = 0; first < ins; first += kLanes) {
+      const int64_t count = smaller(kLanes, ins - first);
+      Vector rows[F::kInput][kernel];
+      for (int64_t j = 0; j < F::kInput; ++j) {
+        Vector column[F::kInput], out[kernel];
+        for (int64_t r = 0; r < F::kInput; ++r) {
+          float lanes[kLanes] = {};
+          memcpy(lanes, sums + (r * F::kInput + j) * product + o * ins + first,
+                 count * sizeof(float));
+          column[r] = load_vector(lanes);
+        }
+        F::sums(column, out);
+        for (int64_t r = 0; r < kernel; ++r) rows[j][r] = out[r];
+      }
+      for (int64_t r = 0; r < kernel; ++r) {
+        Vector row[F::kInput], out[kernel];
+        for (int64_t j = 0; j < F::kInput; ++j) row[j] = rows[j][r];
+        F::sums(row, out);
+        for (int64_t column = 0; column < kernel; ++column) {
+          float lanes[kLanes];
+          store_vector(out[column], lanes);
+          for (int64_t l = 0; l < count; ++l)
+            grad_weight[(o * ins + first + l) * kernel * kernel + kernel * r + column] = lanes[l];
+        }
+      }
+    }
+}
+
+}  // namespace
+
+int64_t winograd_tiles() {
+  return kTiles;
+}
+
+int64_t winograd_step(int64_t channels) {
+  return channels * kTiles + kSkew;
+}
+
+void winograd_weight(int64_t kernel, const float* weight, int64_t out_step, int64_t in_step,
+                     bool reversed, int64_t outs, int64_t ins, float* panel) {
+  const auto transform = kernel == 3 ? of_weight<3> : of_weight<2>;
+  transform(weight, out_step, in_step, reversed, outs, ins, panel);
+}
+
+void winograd_input(const WinogradShape& shape, const float* x, const float* mask,
+                    int64_t mask_step, const WinogradTiles& tiles, int64_t first_channel,
+                    int64_t end_channel, int64_t product_step, int64_t channel_step,
+                    float* transformed) {
+  const auto transform = shape.kernel == 3 ? of_input<3> : of_input<2>;
+  transform(shape, x, mask, mask_step, tiles, first_channel, end_channel, product_step,
+            channel_step, transformed);
+}
+
+void winograd_output(const WinogradShape& shape, const float* transformed, const float* panel,
+                     const WinogradTail& tail, const WinogradTiles& tiles, int64_t first_channel,
+                     float* y) {
+  const auto multiply_and_transform = shape.kernel == 3 ? of_output<3> : of_output<2>;
+  multiply_and_transform(shape, transformed, panel, tail, tiles, first_channel, y);
+}
+
+void winograd_gradient(const WinogradShape& shape, const float* grad, const WinogradTiles& tiles,
+                       int64_t c, int64_t end, int64_t product_step, int64_t channel_step,
+                       float* transformed) {
+  const auto transform = shape.kernel == 3 ? of_gradient<3> : of_gradient<2>;
+  transform(shape, grad, tiles, c, end, product_step, channel_step, transformed);
+}
+
+void winograd_weight_gradient(int64_t kernel, const float* sums, int64_t outs, int64_t ins,
+                              int64_t o, int64_t end, float* grad_weight) {
+  const auto transform = kernel == 3 ? of_weight_gradient<3> : of_weight_gradient<2>;
+  transform(sums, outs, ins, o, end, grad_weight);
 }
 
 int64_t winograd_correlate_scratch(int64_t tiles) {
@@ -491,38 +620,6 @@ void winograd_correlate(const float* gradient, const float* input, int64_t chann
       }
     }
   }
-}
-
-void winograd_weight_gradient(const float* sums, int64_t outs, int64_t ins, int64_t o, int64_t end,
-                              float* grad_weight) {
-  const int64_t product = outs * ins;
-  for (; o < end; ++o)
-    for (int64_t first = 0; first < ins; first += kLanes) {
-      const int64_t count = smaller(kLanes, ins - first);
-      Vector rows[kWinogradInput][3];
-      for (int64_t j = 0; j < kWinogradInput; ++j) {
-        Vector column[kWinogradInput], out[3];
-        for (int64_t r = 0; r < kWinogradInput; ++r) {
-          float lanes[kLanes] = {};
-          memcpy(lanes, sums + (r * kWinogradInput + j) * product + o * ins + first,
-                 count * sizeof(float));
-          column[r] = load_vector(lanes);
-        }
-        untransform_weight(column, out);
-        for (int64_t r = 0; r < 3; ++r) rows[j][r] = out[r];
-      }
-      for (int64_t r = 0; r < 3; ++r) {
-        Vector row[kWinogradInput], out[3];
-        for (int64_t j = 0; j < kWinogradInput; ++j) row[j] = rows[j][r];
-        untransform_weight(row, out);
-        for (int64_t column = 0; column < 3; ++column) {
-          float lanes[kLanes];
-          store_vector(out[column], lanes);
-          for (int64_t l = 0; l < count; ++l)
-            grad_weight[(o * ins + first + l) * 9 + 3 * r + column] = lanes[l];
-        }
-      }
-    }
 }
 
 void winograd_fill(const WinogradShape& shape, const WinogradTail& tail, const WinogradTiles& tiles,

@@ -6,16 +6,20 @@
 
 namespace torchext {
 
-// F(4x4, 3x3): tiles of 4 x 4 outputs from 6 x 6 inputs, 36 products instead of 144.
+// F(4x4, 3x3): tiles of 4 x 4 outputs from 6 x 6 inputs, 36 products instead of 144. F(4x4, 2x2):
+// from 5 x 5 inputs, 25 products instead of 64.
 constexpr int64_t kWinogradOutput = 4;
-constexpr int64_t kWinogradInput = 6;
-constexpr int64_t kWinogradProducts = 36;
+constexpr int64_t winograd_products(int64_t kernel) {
+  return (kWinogradOutput + kernel - 1) * (kWinogradOutput + kernel - 1);
+}
 // Output channels of a panel of transformed weights, [panel][product][channel][kWinogradPanel].
 constexpr int64_t kWinogradPanel = 8;
 
-// A convolution of contiguous images by 3 x 3 with stride 1. A dilated one is one of sub-grids: of
-// the output pixels (d i + a, d j + b), for each (a, b), which read input pixels of one sub-grid.
+// A convolution of contiguous images by 3 x 3 or 2 x 2 with stride 1. A dilated one is one of
+// sub-grids: of the output pixels (d i + a, d j + b), for each (a, b), which read input pixels of
+// one sub-grid.
 struct WinogradShape {
+  int64_t kernel;
   int64_t images, channels, height, width;
   int64_t out_channels, out_height, out_width;
   int64_t padding[2], dilation[2];
@@ -46,8 +50,8 @@ struct WinogradTail {
   /* Of up to kWinogradPanel output channels: weight[o * out_step + i * in_step + tap], the taps   \
    */                                                                                              \
   /* in reverse if wanted. Panels [product][channel][kWinogradPanel]. */                           \
-  void winograd_weight(const float* weight, int64_t out_step, int64_t in_step, bool reversed,      \
-                       int64_t outs, int64_t ins, float* panel);                                   \
+  void winograd_weight(int64_t kernel, const float* weight, int64_t out_step, int64_t in_step,     \
+                       bool reversed, int64_t outs, int64_t ins, float* panel);                    \
   /* The transformed input of tiles, some channels of it: [product][channel][tile]. The mask (if   \
    */                                                                                              \
   /* any; of each image or of all, one channel) is multiplied in. */                               \
@@ -68,9 +72,10 @@ struct WinogradTail {
   void winograd_correlate(const float* gradient, const float* input, int64_t channel_step,         \
                           int64_t tiles, int64_t outs, int64_t i, int64_t end, int64_t ins,        \
                           float* scratch, float* sums);                                            \
-  /* From sums [product][out][in] to the weight's gradient (out, in, 3, 3), rows o to end - 1. */  \
-  void winograd_weight_gradient(const float* sums, int64_t outs, int64_t ins, int64_t o,           \
-                                int64_t end, float* grad_weight);                                  \
+  /* From sums [product][out][in] to the weight's gradient (out, in, kernel, kernel), rows o to    \
+   * end - 1. */                                                                                   \
+  void winograd_weight_gradient(int64_t kernel, const float* sums, int64_t outs, int64_t ins,      \
+                                int64_t o, int64_t end, float* grad_weight);                       \
   /* What follows sums of 0, in channel c of tiles. */                                             \
   void winograd_fill(const WinogradShape& shape, const WinogradTail& tail,                         \
                      const WinogradTiles& tiles, int64_t c, float* y);

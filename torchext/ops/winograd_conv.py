@@ -1,10 +1,11 @@
-"""Convolution by Winograd's F(4x4, 3x3) on the CPU: 36 multiplications instead of 144.
+"""Winograd's convolutions on the CPU: F(4x4, 3x3) takes 36 products instead of 144.
 
 PyTorch's own convolution of float32 runs at 80 to 90 % of a CPU's peak: only fewer multiplications
 make it faster. Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,13 @@ from .checks import autocast_dtype, check_feature_map, check_parameter, check_te
 from .convolution import geometry_of
 from .op import Gradients, Op
 
+_KERNELS = ((3, 3), (2, 2))
+
 
 class _Cost(NamedTuple):
     """Nanoseconds of one thread, measured with AVX-512; with AVX2 all take longer alike.
+
+    Of kernels of 3x3; those of 2x2 take as many times less as they have fewer products.
 
     Attributes:
         of_in, of_out, of_pair: of a tile of 4 x 4 pixels, for each input channel, output channel
@@ -39,6 +44,7 @@ _CONVOLUTION = _Cost(22.0, 13.0, 0.69, 22.0, 2.6)
 _WEIGHT_GRADIENT = _Cost(22.0, 25.0, 0.9, 22.0, 3.1)
 _TILES = {"avx512": 32, "avx2": 16}  # that are computed together
 _PANEL = 8  # output channels that are computed together
+_MOST_KEPT = 1 << 24  # numbers that are made of a weight, 64 MiB
 _GAIN = 1.1  # by which it must be ahead
 
 
@@ -49,7 +55,7 @@ def winograd_conv2d(
     padding: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d` by 3x3 kernels with stride 1, by Winograd's F(4x4, 3x3).
+    """`torch.nn.functional.conv2d` by 3x3 or 2x2 kernels with stride 1, in Winograd's form.
 
     For contiguous float32 tensors on the CPU, forward and backward; all others are convolved by
     PyTorch. Errors are about ten times those of a direct
@@ -60,7 +66,7 @@ def winograd_conv2d(
 
     Args:
         x: (N,Ci,H,W), float32, float64, float16 or bfloat16.
-        weight: (Co,Ci,3,3), x's dtype.
+        weight: (Co,Ci,3,3) or (Co,Ci,2,2), x's dtype.
         bias: (Co,), x's dtype.
         padding: zeros on each side; an int, or one for rows and one for columns.
         dilation: likewise.
@@ -76,15 +82,19 @@ def winograd_conv2d(
     """
     check_feature_map("x", x)
     check_tensor("weight", weight)
-    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
-        raise ValueError(f"weight: expected the shape (Co, Ci, 3, 3), got {tuple(weight.shape)}")
-    check_parameter("weight", weight, (weight.shape[0], x.shape[1], 3, 3), x)
+    if weight.dim() != 4 or tuple(weight.shape[2:]) not in _KERNELS:
+        raise ValueError(
+            "weight: expected the shape (Co, Ci, 3, 3) or (Co, Ci, 2, 2), got"
+            f" {tuple(weight.shape)}"
+        )
+    kernel = tuple(weight.shape[2:])
+    check_parameter("weight", weight, (weight.shape[0], x.shape[1], *kernel), x)
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.dtype != x.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {value.dtype}")
     if bias is not None:
         check_parameter("bias", bias, (weight.shape[0],), x)
-    geometry = geometry_of(x.shape[2:], (3, 3), 1, padding, dilation)
+    geometry = geometry_of(x.shape[2:], kernel, 1, padding, dilation)
     if not geometry.symmetric:
         raise ValueError(f"padding: expected numbers, got {padding!r}")
     return WINOGRAD_CONV2D(x, weight, bias, geometry.padding, geometry.dilation)
@@ -103,8 +113,8 @@ def problem(
         channels: of the output.
         stride, kernel, groups: of the convolution.
     """
-    if tuple(kernel) != (3, 3) or any(step != 1 for step in stride) or groups != 1:
-        return "takes kernels of 3x3 with stride 1, in one group"
+    if tuple(kernel) not in _KERNELS or any(step != 1 for step in stride) or groups != 1:
+        return "takes kernels of 3x3 and 2x2 with stride 1, in one group"
     if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
         return "takes images in float32 on the CPU"
     if not x.is_contiguous() or x.numel() == 0 or channels == 0:
@@ -120,6 +130,7 @@ def gain(
     output_size: Sequence[int],
     dilation: Sequence[int],
     cost: _Cost = _CONVOLUTION,
+    kernel: int = 3,
 ) -> float:
     """How many times faster than a direct convolution it is expected to be."""
     together = _TILES.get(backend.simd_level())
@@ -134,7 +145,8 @@ def gain(
     outs = -(-channels // _PANEL) * _PANEL
     ours = tiles * (cost.of_in * ins + cost.of_out * channels + cost.of_pair * ins * outs)
     ours += cost.of_weight * ins * outs
-    return cost.direct * ins * channels * N * output_size[0] * output_size[1] / 16 / ours
+    direct = cost.direct * ins * channels * N * output_size[0] * output_size[1] / 16
+    return direct / ours * (1 if kernel == 3 else (4 / 9) / (25 / 36))
 
 
 def chosen(
@@ -159,12 +171,19 @@ def chosen(
         return False
     if problem(x, channels, stride, kernel, groups):
         return False
-    output = [
-        size + 2 * p - 2 * d for size, p, d in zip(x.shape[2:], padding, dilation, strict=True)
-    ]
+    output = _output_size(x, kernel[0], padding, dilation)
     if min(output) < 1:
         return False
-    return wanted == "winograd" or gain(x, channels, output, dilation, cost) > _GAIN
+    return wanted == "winograd" or gain(x, channels, output, dilation, cost, kernel[0]) > _GAIN
+
+
+def _output_size(
+    x: Tensor, kernel: int, padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    return [
+        size + 2 * p - (kernel - 1) * d
+        for size, p, d in zip(x.shape[2:], padding, dilation, strict=True)
+    ]
 
 
 def conv2d(
@@ -234,11 +253,11 @@ def convolution_gradients(
     grad_x = grad_weight = None
     outs, ins = weight.shape[:2]
     # A convolution of the gradient, taps reversed.
-    border = [2 * d - p for p, d in zip(padding, dilation, strict=True)]
+    border = [(k - 1) * d - p for k, p, d in zip(weight.shape[2:], padding, dilation, strict=True)]
 
     def taken(x: Tensor, channels: int, padding: list[int], cost: _Cost) -> bool:
         if always:
-            return _takes(ops, x, channels)
+            return _takes(ops, x, channels, weight)
         given = (weight.shape[2:], stride, padding, dilation, groups)
         return chosen(ops, x, channels, *given, cost)
 
@@ -247,7 +266,7 @@ def convolution_gradients(
         of_x = False
     fits = grad.dtype == x.dtype and grad.is_contiguous()
     if of_weight and fits and taken(x, outs, padding, _WEIGHT_GRADIENT):
-        grad_weight = ops.winograd_weight_gradient(grad, x, padding, dilation)
+        grad_weight = ops.winograd_weight_gradient(grad, x, weight.shape[2], padding, dilation)
         of_weight = False
     if of_x or of_weight:
         found = torch.ops.aten.convolution_backward(
@@ -258,11 +277,11 @@ def convolution_gradients(
     return grad_x, grad_weight
 
 
-# --- transformed weights --------------------------------------------------------------------------
+# --- what is made of weights ----------------------------------------------------------------------
 
 
-class _Panels:
-    """A weight's panels, kept from its second use on for as long as it stays what it is.
+class _Derived:
+    """What is made of a weight, kept from its second use on for as long as that stays what it is.
 
     In training each use sees another weight, and nothing is kept.
     """
@@ -270,23 +289,36 @@ class _Panels:
     def __init__(self) -> None:
         self.version: int | None = None
         self.copy: Tensor | None = None
-        self.panels: Tensor | None = None
+        self.value: Tensor | None = None
 
-    def of(self, weight: Tensor, transposed: bool) -> Tensor:
-        if self.panels is not None:
+    def of(self, weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.value is not None:
             # Its version alone would not tell: what is written through `weight.data` has its own.
             if torch.equal(weight, self.copy):
-                return self.panels
-            self.panels = self.copy = None
+                return self.value
+            self.value = self.copy = None
         version = 0 if weight.is_inference() else weight._version
-        panels = torch.ops.torchext.winograd_weight(weight.contiguous(), transposed)
-        if version == self.version:
-            self.copy, self.panels = weight.clone(), panels
+        value = make(weight)
+        if version == self.version and value.numel() <= _MOST_KEPT:
+            self.copy, self.value = weight.clone(), value
         self.version = version
-        return panels
+        return value
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def derived(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """make(weight), which is not made again while an unchanged weight is used; below autograd."""
+    return _known.setdefault(weight, defaultdict(_Derived))[make].of(weight, make)
+
+
+def _panels(weight: Tensor) -> Tensor:
+    return torch.ops.torchext.winograd_weight(weight.contiguous(), False)
+
+
+def _transposed_panels(weight: Tensor) -> Tensor:
+    return torch.ops.torchext.winograd_weight(weight.contiguous(), True)
 
 
 NO_EPILOGUE = (None, None, None, None, None, 1.0, False)
@@ -310,7 +342,7 @@ def apply(
         epilogue: as `partial_conv_epilogue` takes it, from the scale on; or with a bias alone.
         transposed: by the weight with channels exchanged and taps reversed.
     """
-    panels = _known.setdefault(weight, (_Panels(), _Panels()))[transposed].of(weight, transposed)
+    panels = derived(weight, _transposed_panels if transposed else _panels)
     channels = weight.shape[1 if transposed else 0]
     return torch.ops.torchext.winograd_apply(
         x, mask, panels, channels, *epilogue, padding, dilation
@@ -320,8 +352,8 @@ def apply(
 # --- ops ------------------------------------------------------------------------------------------
 
 
-def _takes(ops: Any, x: Tensor, channels: int) -> bool:
-    return backend.has_tiles(ops) and not problem(x, channels, (1, 1), (3, 3))
+def _takes(ops: Any, x: Tensor, channels: int, weight: Tensor) -> bool:
+    return backend.has_tiles(ops) and not problem(x, channels, (1, 1), weight.shape[2:])
 
 
 def _compose(
@@ -332,7 +364,7 @@ def _compose(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    if _takes(ops, x, len(weight)):
+    if _takes(ops, x, len(weight), weight):
         if bias is None:
             return apply(x, weight, padding, dilation)
         epilogue = (None, None, bias.contiguous(), *NO_EPILOGUE[3:])
@@ -402,15 +434,12 @@ def _fake_backward(
 
 def _fake_weight(weight: Tensor, transposed: bool) -> Tensor:
     outs, ins = weight.shape[:2] if not transposed else (weight.shape[1], weight.shape[0])
-    return weight.new_empty((-(-outs // _PANEL), 36, ins, _PANEL))
+    return weight.new_empty((-(-outs // _PANEL), (weight.shape[2] + 3) ** 2, ins, _PANEL))
 
 
-def _fake_apply(
-    x: Tensor, mask: Tensor | None, panels: Tensor, channels: int, *rest: Any
-) -> Tensor:
-    padding, dilation = rest[-2:]
-    size = (n + 2 * p - 2 * d for n, p, d in zip(x.shape[2:], padding, dilation, strict=True))
-    return x.new_empty((x.shape[0], channels, *size))
+def _fake_apply(x: Tensor, mask: Tensor | None, panels: Tensor, channels: int, *rest: Any) -> Any:
+    kernel = 2 if panels.shape[1] == 25 else 3
+    return x.new_empty((x.shape[0], channels, *_output_size(x, kernel, *rest[-2:])))
 
 
 WINOGRAD_CONV2D = Op(
@@ -422,6 +451,6 @@ WINOGRAD_CONV2D_BACKWARD = Op(
 WINOGRAD_WEIGHT = Op(name="winograd_weight", fake=_fake_weight)
 WINOGRAD_WEIGHT_GRADIENT = Op(
     name="winograd_weight_gradient",
-    fake=lambda grad, x, padding, dilation: x.new_empty((grad.shape[1], x.shape[1], 3, 3)),
+    fake=lambda grad, x, kernel, *_: x.new_empty((grad.shape[1], x.shape[1], kernel, kernel)),
 )
 WINOGRAD_APPLY = Op(name="winograd_apply", fake=_fake_apply)
