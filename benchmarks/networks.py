@@ -53,7 +53,7 @@ from torchext.models.semantic_photo_manipulation.networks import ProgressiveGene
 from . import label_maps
 from .baselines import networks as published
 from .baselines.partial_conv import PartialConv2d
-from .harness import computes_bfloat16, cores
+from .harness import computes_bfloat16, cores, machine
 
 Call = Callable[[], object]
 DIRECTIONS = ("inference", "training step")
@@ -358,9 +358,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(measure_samples(8, max(1, options.rounds // 2)))
             bar.write(rows[-1].line)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}
+    content = {"machine": machine("cpu"), "rows": [asdict(row) for row in rows]}
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def read(path: Path) -> tuple[list[Row], str]:
+    """The rows of a file that `main` has written, and the machine in words."""
+    if not path.is_file():
+        return [], "not measured"
+    content = json.loads(path.read_text())
+    on = content["machine"]
+    words = f"{on['processor']}, {on['threads']} threads, torch {on['torch']}"
+    return [Row(**row) for row in content["rows"]], words
 
 
 if __name__ == "__main__":

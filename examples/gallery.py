@@ -1,24 +1,19 @@
-"""docs/gallery.md: every paper on a real photograph, by its example, and its network's time.
+"""docs/gallery.md: every paper on a real photograph, by its example, and its network's times.
 
-`python -m examples.gallery` (`make gallery`) runs the example of each paper, two minutes each, and
-times each network at its published width, in the published form and in ours, in turns.
+`python -m examples.gallery` (`make gallery`) runs the example of each paper, two minutes each. What
+they tell is kept in results/gallery.json, times come from results/networks.json (`python -m
+benchmarks.networks`); `--papers` without a name writes the page of these two anew.
 """
 
-from benchmarks.environment import restart_with_settled_heap
-
-if __name__ == "__main__":
-    restart_with_settled_heap()
-
 import argparse
+import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
-from benchmarks import harness, networks, report
+from benchmarks import networks
 from torchext.models import papers
 from torchext.models.files import whole_or_nothing
 
@@ -34,8 +29,6 @@ from . import (
 )
 from .sheets import Sheet, draw
 
-SIZE = 256  # of the networks that are timed
-ROUNDS = 5
 INTRODUCTION = """# Gallery
 
 Every paper on real photographs (scikit-image's), by its example and the command line of
@@ -44,9 +37,9 @@ package**: what is called trained below was trained by the example itself, for l
 on two cores, with networks of reduced width. It shows that everything runs from files to a picture,
 not what the papers reach; their published checkpoints load as they are.
 
-Times: the paper's network at its published width, {size} x {size} pixels, one inference in float32;
+Times: the paper's network at its published width, one photo in float32, its size behind the name;
 published is the published operation sequence in pure PyTorch, on the same weights, in turns with
-ours; medians. {machine}.
+ours; medians ({machine}).
 """
 
 
@@ -77,57 +70,65 @@ ENTRIES = {
 }
 
 
-def section(name: str, sheet: Sheet, row: networks.Row, picture: str) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """What an example told: the titles of its row's pictures, and its note."""
+
+    titles: list[str]
+    note: str
+
+
+def run(name: str, options: Namespace, picture: Path) -> Shown:
+    """The example of a paper; its row becomes a picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = Namespace(**{**vars(options), "paper": name, "output": Path(folder)})
+        sheet = ENTRIES[name].make(given)
+    cells = [sheet.cells[i] for i in sheet.gallery]
+    draw(cells, "", picture)
+    return Shown([title for title, _ in cells], " ".join(sheet.note.split()))
+
+
+def section(name: str, shown: Shown, rows: Sequence[networks.Row]) -> str:
     """A paper's part of the page."""
-    titles = "; ".join(sheet.cells[i][0] for i in sheet.gallery)
-    cap = f", {row.cap:.2f}x if all but its convolutions took no time" if row.cap else ""
-    return (
-        f"## {papers.find(name).title}\n\n"
-        f"![{titles}]({picture})\n\n"
-        f"{' '.join(sheet.note.split())}\n\n"
-        f"**{row.network}**: published {row.published_ms:.0f} ms, ours {row.ours_ms:.0f} ms,"
-        f" **{row.ratio:.2f}x**{cap}.\n"
-    )
+    lines = [
+        f"## {papers.find(name).title}",
+        f"![{'; '.join(shown.titles)}](gallery/{name}.jpg)",
+        shown.note,
+    ]
+    network = ENTRIES[name].network
+    lines += [
+        f"**{row.network}, {row.direction}**: published {row.published_ms:.0f} ms, ours"
+        f" {row.ours_ms:.0f} ms, **{row.ratio:.2f}x**."
+        for row in rows
+        if row.network.startswith(network) and row.dtype == "float32"
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.gallery", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="for each example")
     parser.add_argument("--iterations", type=int, help="of training, instead of seconds")
-    parser.add_argument("--papers", nargs="+", choices=ENTRIES, default=[*ENTRIES])
+    parser.add_argument("--papers", nargs="*", choices=ENTRIES, default=[*ENTRIES])
     parser.add_argument(
         "--output", type=Path, default=Path("docs"), help="folder of gallery.md and gallery/"
     )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(harness.cores())
-    machine = report.header(harness.machine("cpu"))
-    measured = networks.measure(
-        SIZE,
-        torch.float32,
-        ROUNDS,
-        directions=networks.DIRECTIONS[:1],
-        networks=[ENTRIES[name].network for name in options.papers],
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of what is measured and told"
     )
-    rows = [measure() for measure in measured]
-    pictures = options.output / "gallery"
+    options = parser.parse_args(arguments)
+    pictures, told = options.output / "gallery", options.results / "gallery.json"
     pictures.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for name, row in zip(options.papers, rows, strict=True):
-        print(row.line, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            given = Namespace(
-                paper=name,
-                output=Path(folder),
-                seconds=options.seconds,
-                iterations=options.iterations,
-            )
-            sheet = ENTRIES[name].make(given)
-        picture = pictures / f"{name}.jpg"
-        draw([sheet.cells[i] for i in sheet.gallery], "", picture)
-        sections.append(section(name, sheet, row, f"gallery/{picture.name}"))
+    known = json.loads(told.read_text()) if told.is_file() else {}
+    for name in options.papers:
+        known[name] = asdict(run(name, options, pictures / f"{name}.jpg"))
+        with whole_or_nothing(told) as partial:
+            partial.write_text(json.dumps(known, indent=1) + "\n")
+    rows, machine = networks.read(options.results / "networks.json")
+    sections = [section(name, Shown(**known[name]), rows) for name in ENTRIES if name in known]
     page = options.output / "gallery.md"
     with whole_or_nothing(page) as partial:
-        partial.write_text("\n".join([INTRODUCTION.format(size=SIZE, machine=machine), *sections]))
+        partial.write_text("\n".join([INTRODUCTION.format(machine=machine), *sections]))
     print(f"wrote {page}")
     return 0
 

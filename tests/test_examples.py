@@ -1,6 +1,7 @@
 """The examples that train and edit, in two iterations."""
 
-import re
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
+from benchmarks import networks
 from examples import commands, dagan_edit, gallery, train_and_edit
 from torchext.models import papers
 
@@ -73,17 +75,30 @@ def test_classes_are_colours_of_segments(name, most):
 
 
 def test_gallery_shows_a_paper(tmp_path):
-    how = ["--iterations", "2", "--papers", "partial_convolutions", "--output", str(tmp_path)]
-    assert gallery.main(how) == 0
+    rows = [asdict(networks.Row("PConv U-Net L=7 256", "float32", "inference", 30, 10, None))]
+    machine = {"processor": "a processor", "threads": 2, "torch": "2"}
+    results = tmp_path / "networks.json"
+    results.write_text(json.dumps({"machine": machine, "rows": rows}))
+    folders = ["--output", str(tmp_path), "--results", str(tmp_path)]
+    assert gallery.main(["--iterations", "2", "--papers", "partial_convolutions", *folders]) == 0
     page = (tmp_path / "gallery.md").read_text()
     assert page.count("\n## ") == 1
     assert "![photo, not in the training; hole; fill](gallery/partial_convolutions.jpg)" in page
     assert "No trained weights come with the\npackage" in page
     assert "2 iterations on" in page
-    assert re.search(r"published \d+ ms, ours \d+ ms, \*\*\d\.\d\dx\*\*", page)
+    assert "inference**: published 30 ms, ours 10 ms, **3.00x**" in page
+    assert "a processor, 2 threads" in page
     picture = np.asarray(Image.open(tmp_path / "gallery" / "partial_convolutions.jpg"))
     assert picture.shape[1] > 3 * 250
     assert picture.std() > 10
+    (tmp_path / "gallery.md").unlink()
+    assert gallery.main(["--papers", *folders]) == 0  # of what is known
+    assert (tmp_path / "gallery.md").read_text() == page
+
+
+def test_gallery_has_every_paper():
+    assert set(gallery.ENTRIES) == set(papers.NAMES)
+    assert {entry.network for entry in gallery.ENTRIES.values()} == set(networks.NETWORKS)
 
 
 @pytest.mark.parametrize("example", [train_and_edit, dagan_edit])
