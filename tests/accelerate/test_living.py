@@ -30,6 +30,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "LivePortrait": (lambda: layers.SPADE(16, 5), (8, 10)),
     "SDM": (lambda: layers.SPADEGroupNorm(64, 5), (8, 10)),
+    "StableSR": (lambda: layers.StableSRSPADE(64, 5), (8, 10)),
 }
 
 
@@ -39,8 +40,9 @@ def published(case: str) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     layer = make()
     for value in layer.parameters():  # an affine of ones would hide itself
         nn.init.normal_(value, std=0.3)
-    channels = 64 if case == "SDM" else 16
-    return layer, (image(2, channels, *size), image(2, 5, *(2 * n for n in size), seed=1))
+    channels = 64 if case in ("SDM", "StableSR") else 16
+    larger = size if case == "StableSR" else (2 * n for n in size)
+    return layer, (image(2, channels, *size), image(2, 5, *larger, seed=1))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -53,7 +55,7 @@ def test_every_layer(case: str, training: bool) -> None:
     results = []
     for either in (layer.train(training), fast):
         x, condition = (value.clone().requires_grad_() for value in call)
-        y = either(x, condition)
+        y = either(x, {"10": condition} if case == "StableSR" else condition)
         y.backward(image(*y.shape, seed=2))
         gradients = {
             name: value.grad
@@ -66,6 +68,63 @@ def test_every_layer(case: str, training: bool) -> None:
         assert_close(name, results[1][name], value.detach().double(), length=4000, condition=100)
     torchext.restore(fast)
     assert type(fast) is type(layer)
+
+
+def test_stablesr_with_a_size_runs_its_own_code() -> None:
+    layer, (x, condition) = published("StableSR")
+    fast, _ = torchext.accelerate(copy.deepcopy(layer))
+    call = ({"10": x}, {"10": condition}, 10)
+    assert torch.equal(fast(*call), layer(*call))
+
+
+@pytest.mark.parametrize("concatenated", [0, 32])
+def test_zero_sft(concatenated: int) -> None:
+    torch.manual_seed(0)
+    layer = layers.ZeroSFT(6, 32, concatenated)
+    for value in layer.parameters():
+        nn.init.normal_(value, std=0.3)
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert report.swapped, str(report)
+    call = [image(2, 6, 8, 10), image(2, 32, 8, 10, seed=1)]
+    call += [image(2, concatenated, 8, 10, seed=2)] if concatenated else []
+    for options in ({}, {"control_scale": 0.7}):
+        assert_close("y", fast(*call, **options), layer(*call, **options).double(), length=4000)
+
+
+CLIMATE = {
+    "zeros": {"around": False, "activation": nn.ReLU(), "bn": True, "bias": False},
+    "around the globe": {"around": True, "activation": nn.ReLU(), "bn": True, "bias": False},
+    "masked": {"around": True, "activation": nn.LeakyReLU(0.01), "bn": True, "masked_bn": True},
+    "last": {"around": True, "activation": None, "bn": False},
+    "another activation": {"around": False, "activation": nn.ELU(), "bn": True},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CLIMATE)
+def test_climate_blocks(case: str, training: bool) -> None:
+    torch.manual_seed(0)
+    options = {"bias": True, **CLIMATE[case]}
+    layer = layers.PConvBlock(5, 8, (3, 3), (2, 2), (1, 1), (1, 1), 1, **options).train(training)
+    for value in layer.parameters():
+        if value.requires_grad:
+            nn.init.normal_(value, std=0.3)
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert report.swapped, str(report)
+    for value in layer.buffers():  # of a norm that has been trained
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 1)
+    fast.load_state_dict(layer.state_dict())
+    halves = (image(2, 2, 12, 16).sign() + 1) / 2
+    mask = torch.cat((halves[:, :1].repeat(1, 3, 1, 1), halves[:, 1:].repeat(1, 2, 1, 1)), dim=1)
+    mask[:, :, :6, :6] = 0
+    x = image(2, 5, 12, 16, seed=1)
+    (y, known), (expected, expected_known) = fast(x, mask), layer(x, mask)
+    assert_close("y", y, expected.double(), length=2000, condition=10)
+    assert torch.equal(known, expected_known)
+    assert not known.all()
+    for name, value in layer.named_buffers():
+        assert_close(name, fast.get_buffer(name).float(), value.double(), length=2000)
 
 
 # --- maps that are kept ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Layers of projects in use, with their structure and arithmetic, in plain PyTorch.
 
-MONAI (1.6), LivePortrait and SadTalker, and the semantic diffusion model (SDM).
+MONAI (1.6), LivePortrait and SadTalker, the semantic diffusion model (SDM), StableSR, SUPIR and
+climatereconstructionAI.
 """
 
 from typing import Any
@@ -251,4 +252,119 @@ class SDMResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers(main)
 
 
-MonaiSPADE.__name__ = "SPADE"  # as in its project
+# --- StableSR -------------------------------------------------------------------------------------
+
+
+class GroupNorm32(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() if x.dtype in (torch.half, torch.bfloat16) else x).to(x)
+
+
+class StableSRSPADE(nn.Module):
+    """Conditions by the text of x's width; an affine group norm."""
+
+    def __init__(self, norm_nc: int, label_nc: int) -> None:
+        super().__init__()
+        self.param_free_norm = GroupNorm32(32, norm_nc)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, 128, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(128, norm_nc, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(128, norm_nc, 3, padding=1)
+
+    def forward(self, x: Any, segmap: dict[str, Tensor], size: int | None = None) -> Tensor:
+        if size is not None:
+            x = x[str(size)]
+        hidden = self.mlp_shared(segmap[str(x.shape[-1])])
+        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+# --- SUPIR ----------------------------------------------------------------------------------------
+
+
+class ZeroSFT(nn.Module):
+    """A group norm of the features and what a control adds to them, modulated by that control."""
+
+    def __init__(self, label_nc: int, norm_nc: int, concat_channels: int = 0) -> None:
+        super().__init__()
+        C = norm_nc + concat_channels
+        self.param_free_norm = GroupNorm32(32, C)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_nc, 128, 3, padding=1), nn.SiLU())
+        self.zero_mul = nn.Conv2d(128, C, 3, padding=1)
+        self.zero_add = nn.Conv2d(128, C, 3, padding=1)
+        self.zero_conv = nn.Conv2d(label_nc, norm_nc, 1)
+        self.pre_concat = bool(concat_channels)
+
+    def forward(
+        self, c: Tensor, h: Tensor, h_ori: Tensor | None = None, control_scale: float = 1
+    ) -> Tensor:
+        raw = h if h_ori is None else torch.cat((h_ori, h), dim=1)
+        h = h + self.zero_conv(c)
+        if self.pre_concat:
+            h = torch.cat((h_ori, h), dim=1)
+        hidden = self.mlp_shared(c)
+        h = self.param_free_norm(h) * (self.zero_mul(hidden) + 1) + self.zero_add(hidden)
+        return h * control_scale + raw * (1 - control_scale)
+
+
+# --- climatereconstructionAI ----------------------------------------------------------------------
+
+
+def bound_pad(x: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Around the globe; zeros at its poles."""
+    x = F.pad(x, (*padding[:2], 0, 0), mode="circular")
+    return F.pad(x, (0, 0, *padding[2:]))
+
+
+class MaskedBatchNorm2d(nn.BatchNorm2d):
+    """Statistics of the known; their variance is biased in the buffers too."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            count = mask.sum(dim=(0, 2, 3))
+            mean = x.sum(dim=(0, 2, 3)) / count
+            variance = ((x - mean[:, None, None]).square() * mask).sum(dim=(0, 2, 3)) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
+                self.num_batches_tracked = self.num_batches_tracked + 1
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]
+
+
+class PConvBlock(nn.Module):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: tuple[int, int],
+        stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int], groups: int,
+        bias: bool, activation: nn.Module | None, bn: bool, around: bool,
+        masked_bn: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.padding = (*padding, *padding)
+        self.trans_pad = bound_pad if around else F.pad
+        shape = (in_channels, out_channels, kernel, stride, 0, dilation, groups)
+        self.input_conv = nn.Conv2d(*shape, bias)
+        self.mask_conv = nn.Conv2d(*shape, False)
+        nn.init.ones_(self.mask_conv.weight)
+        self.mask_conv.weight.requires_grad_(False)
+        self.activation = activation
+        if bn:
+            self.bn = (MaskedBatchNorm2d if masked_bn else nn.BatchNorm2d)(out_channels)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.input_conv(self.trans_pad(x * mask, self.padding))
+        with torch.no_grad():
+            s = self.mask_conv(self.trans_pad(mask, self.padding))
+        holes, bias = s == 0, torch.zeros_like(output)
+        if self.input_conv.bias is not None:
+            bias = self.input_conv.bias[None, :, None, None].expand_as(output)
+        output = ((output - bias) / s.masked_fill(holes, 1.0) + bias).masked_fill(holes, 0.0)
+        known = torch.ones_like(output).masked_fill(holes, 0.0)
+        if hasattr(self, "bn"):
+            masked = isinstance(self.bn, MaskedBatchNorm2d)
+            output = self.bn(output, known) if masked else self.bn(output)
+        if self.activation is not None:
+            output = self.activation(output)
+        return output, known
+
+
+MonaiSPADE.__name__ = StableSRSPADE.__name__ = "SPADE"  # as in their projects

@@ -1,7 +1,8 @@
 """SPADE, SPDNorm, attention normalisation, AdaIN and pixel norm."""
 
+import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -42,11 +43,13 @@ class _NormFacts:
         statistics: what they are taken over; "group": a group's channels of each image.
         eps: where no attribute holds it.
         counts: whether it counts the batches of training.
+        keyed: whether conditions come in a dict, by the text of x's width, as StableSR's do.
     """
 
     statistics: Statistics | Literal["group"]
     eps: float
     counts: bool
+    keyed: bool = False
 
 
 def _first_convolution(module: Any, name: str) -> "nn.Conv2d | nn.Conv3d":
@@ -280,10 +283,44 @@ class SPADE(_Modulated):
     attributes = frozenset({norm, shared, gamma, beta})
     takes_affine = True
 
+    def discover(self, layer: Any, draw: Draw) -> _NormFacts:
+        facts, (C, label_nc), size = (
+            super().discover(layer, draw),
+            self._sizes(layer),
+            self._extent(layer),
+        )
+        x, condition = draw.features(2, C, *size), draw.condition(2, label_nc, *size)
+        try:
+            layer(x, condition)
+        except Exception:  # whatever a user's layer may raise
+            with contextlib.suppress(Exception):
+                layer(x, {str(size[-1]): condition})
+                facts = replace(facts, keyed=True)
+        return facts
+
+    def takes(self, layer: Any, facts: _NormFacts, x: Any, condition: Any) -> bool:
+        if facts.keyed:
+            if not isinstance(x, Tensor) or not isinstance(condition, dict):
+                return False
+            condition = condition.get(str(x.shape[-1]))
+        return super().takes(layer, facts, x, condition)
+
+    def forward(
+        self, layer: Any, facts: _NormFacts, x: Tensor, condition: Any, weight: None = None
+    ) -> Tensor:
+        condition = condition[str(x.shape[-1])] if facts.keyed else condition
+        return super().forward(layer, facts, x, condition)
+
     def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
         C, label_nc = self._sizes(layer)
         size = self._extent(layer)
         x = draw.features(2, C, *size)
+        if facts.keyed:
+            key = str(size[-1])
+            return [
+                (x, {key: draw.condition(2, label_nc, *size)}),
+                (draw.features(3, C, *size), {key: draw.condition(3, label_nc, *size), "1": x}),
+            ]
         return [
             (x, draw.mask(2, label_nc, *size)),
             (draw.features(3, C, *size), draw.condition(3, label_nc, *(2 * n for n in size))),
@@ -296,6 +333,59 @@ class SPADEGroupNorm(SPADE):
 
     norm = "norm"
     attributes = frozenset({"norm", "mlp_shared", "mlp_gamma", "mlp_beta"})
+
+
+class ZeroSFT(SPADE):
+    """SUPIR's: the control c moves the features before they are modulated by it."""
+
+    arity = (2, 4)
+    gamma, beta = "zero_mul", "zero_add"
+    attributes = frozenset({"param_free_norm", "mlp_shared", "zero_mul", "zero_add", "zero_conv"})
+
+    def check(self, layer: Any) -> None:
+        super().check(layer)
+        expect(isinstance(layer.zero_conv, nn.Conv2d), "zero_conv is no Conv2d")
+
+    def ill_conditioned(self, layer: nn.Module) -> bool:
+        """The gradient of a bias in front of a group norm is the difference of large sums."""
+        return True
+
+    def discover(self, layer: Any, draw: Draw) -> _NormFacts:
+        return _Modulated.discover(self, layer, draw)
+
+    def takes(
+        self, layer: Any, facts: _NormFacts, c: Any, h: Any, h_ori: Any = None, scale: Any = 1
+    ) -> bool:
+        given = (c, h) if h_ori is None else (c, h, h_ori)
+        concatenated = layer.zero_conv.out_channels < self._sizes(layer)[0]
+        return (
+            all(isinstance(value, Tensor) for value in given)
+            and concatenated == (h_ori is not None)
+            and c.shape[2:] == h.shape[2:]
+            and isinstance(scale, (int, float))
+        )
+
+    def forward(
+        self, layer: Any, facts: _NormFacts, c: Tensor, h: Tensor, h_ori: Tensor | None = None,
+        scale: float = 1,
+    ) -> Tensor:  # fmt: skip
+        x = h + layer.zero_conv(c)
+        x = x if h_ori is None else torch.cat((h_ori, x), dim=1)
+        y = _Modulated.forward(self, layer, facts, x, c)
+        if scale == 1:
+            return y
+        raw = h if h_ori is None else torch.cat((h_ori, h), dim=1)
+        return y * scale + raw * (1 - scale)
+
+    def calls(self, layer: Any, facts: _NormFacts, draw: Draw) -> list[tuple[Any, ...]]:
+        C, label_nc = self._sizes(layer)
+        own = layer.zero_conv.out_channels
+        calls: list[tuple[Any, ...]] = []
+        for batch, scale in ((2, 1), (3, 0.7)):
+            c, h = (draw.features(batch, n, *_SIZE) for n in (label_nc, own))
+            before = draw.features(batch, C - own, *_SIZE) if own < C else None
+            calls.append((c, h, before, scale))
+        return calls
 
 
 class SPDNorm(_Modulated):

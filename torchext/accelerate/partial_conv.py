@@ -1,5 +1,6 @@
 """Partial convolutions: the authors' layer, and that of the widely used U-Net and of PD-GAN."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..nn.partial_conv import _grouped
 from ..ops.convolution import check_mask
 from ..ops.partial_conv import EPS, _product, mask_window, partial_conv2d, partial_conv3d
 from ..ops.winograd_conv import conv2d
-from .family import Draw, Family, attribute, convolution, expect, small_constant
+from .family import Draw, Family, attribute, convolution, expect, small_constant, touched
 from .structure import plain_copy
 
 _GEOMETRY = frozenset({"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"})
@@ -248,6 +249,11 @@ def _accumulated(value: Tensor, x: Tensor) -> Tensor:
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
+def _takes_mask(module: nn.Module) -> bool:
+    """A norm over what is known."""
+    return len(inspect.signature(module.forward).parameters) > 1
+
+
 @dataclass(frozen=True)
 class _PortFacts:
     """What a run of the U-Net's layer shows.
@@ -397,3 +403,77 @@ class WeightedPartialConv(PortPartialConv):
             y = y + conv.bias.view(1, -1, 1, 1) * known
         updated = known.to(y.dtype).expand_as(y)
         return facts.pair((y, updated.clone(memory_format=torch.contiguous_format)))
+
+
+class PaddedPartialConv(PortPartialConv):
+    """climatereconstructionAI's `PConvBlock`: padded by `trans_pad`, then `bn` and `activation`.
+
+    In evaluation both are part of the convolution.
+    """
+
+    saves = (
+        "planes of the mask are padded and summed in place of a second convolution of all channels;"
+        " in evaluation norm and activation are part of the convolution"
+    )
+    attributes = frozenset({"input_conv", "mask_conv", "padding", "trans_pad"})
+    live = frozenset({"padding", "trans_pad"})
+
+    def check(self, layer: Any) -> None:
+        super().check(layer)
+        expect(self.is_kernel(layer.mask_conv.weight), "mask_conv.weight holds other values than 1")
+        expect(layer.mask_conv.bias is None, "mask_conv has a bias")
+        expect(callable(layer.trans_pad), "trans_pad is no function")
+        norm = getattr(layer, "bn", None)
+        expect(norm is None or isinstance(norm, nn.BatchNorm2d), f"bn is a {type(norm).__name__}")
+
+    def ill_conditioned(self, layer: Any) -> bool:
+        """The gradient of a bias in front of a norm is the difference of large sums."""
+        return getattr(layer, "bn", None) is not None and layer.input_conv.bias is not None
+
+    def forward(self, layer: Any, facts: _PortFacts, *arguments: Any) -> Any:
+        x, mask = arguments[0] if facts.takes_list else arguments
+        conv, (tail, rest) = layer.input_conv, self._tail(layer)
+        planes, channels = _grouped(mask, x)
+        mask, channels = check_mask("mask", planes, x, channels)
+        padding = conv.padding
+        if layer.trans_pad is F.pad and padding == (0, 0) and len(set(layer.padding)) == 1:
+            padding = layer.padding[0]
+        else:
+            x, mask = (layer.trans_pad(value, layer.padding) for value in (x, mask))
+        y, updated = partial_conv2d(
+            x,
+            mask,
+            conv.weight,
+            conv.bias,
+            conv.stride,
+            padding,
+            conv.dilation,
+            form="sum",
+            mask_channels=channels or None,
+            **tail,
+        )
+        updated = updated.expand(y.shape)
+        for module in rest:
+            y = module(y, updated) if _takes_mask(module) else module(y)
+        return facts.pair((y, updated.to(y.dtype).clone(memory_format=torch.contiguous_format)))
+
+    def _tail(self, layer: Any) -> tuple[dict[str, Any], list[nn.Module]]:
+        """Options of the convolution for what follows it, and the modules that are called."""
+        norm, activation = getattr(layer, "bn", None), getattr(layer, "activation", None)
+        modules = [module for module in (norm, activation) if module is not None]
+        slopes = {nn.ReLU: 0.0, nn.LeakyReLU: getattr(activation, "negative_slope", 0.0)}
+        if (
+            type(norm) is not nn.BatchNorm2d
+            or norm.training
+            or norm.running_var is None
+            or norm.weight is None
+            or touched(norm)
+            or (activation is not None and (type(activation) not in slopes or touched(activation)))
+        ):
+            return {}, modules
+        weight = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        tail: dict[str, Any] = {"norm_weight": weight}
+        tail["norm_bias"] = norm.bias - norm.running_mean * weight
+        if activation is not None:
+            tail["negative_slope"] = slopes[type(activation)]
+        return tail, []

@@ -156,6 +156,8 @@ def _run(layer: nn.Module, call: tuple[Any, ...], keywords: list[str]) -> dict[s
     def leaf(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(leaf(item) for item in value)
+        if isinstance(value, dict):
+            return {key: leaf(item) for key, item in value.items()}
         if isinstance(value, Tensor) and value.requires_grad:
             leaves.append(value.detach().clone().requires_grad_())
             return leaves[-1]

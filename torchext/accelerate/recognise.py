@@ -15,19 +15,27 @@ from .modulated_norm import (
     PixelNorm,
     SPADEGroupNorm,
     SPDNorm,
+    ZeroSFT,
 )
-from .partial_conv import PortPartialConv, PublishedPartialConv, WeightedPartialConv
+from .partial_conv import (
+    PaddedPartialConv,
+    PortPartialConv,
+    PublishedPartialConv,
+    WeightedPartialConv,
+)
 from .region_norm import BinaryRegionNorm, SelfAwareRegionNorm
 
 FAMILIES: dict[str, Family] = {
     "published partial convolution": PublishedPartialConv(),
     "U-Net partial convolution": PortPartialConv(),
     "partial convolution with a mask kernel of its own": WeightedPartialConv(),
+    "partial convolution that pads by itself": PaddedPartialConv(),
     "binary region norm": BinaryRegionNorm(),
     "self-aware region norm": SelfAwareRegionNorm(),
     "hard diversity map": HardDiversityMap(),
     "SPADE": SPADE(),
     "SPADE with a group norm": SPADEGroupNorm(),
+    "zero SFT": ZeroSFT(),
     "SPDNorm": SPDNorm(),
     "attention norm": AttentionNorm(),
     "AdaIN": AdaptiveInstanceNorm(),
@@ -38,9 +46,11 @@ _CLASSES = {
     "PartialConv2d": "published partial convolution",
     "PartialConv3d": "published partial convolution",
     "PartialConv": "U-Net partial convolution",
+    "PConvBlock": "partial convolution that pads by itself",
     "RN_B": "binary region norm",
     "RN_L": "self-aware region norm",
     "SPADE": "SPADE",
+    "ZeroSFT": "zero SFT",
     "SPADEGroupNorm": "SPADE with a group norm",
     "SPDNorm": "SPDNorm",
     "ANLs": "attention norm",
@@ -58,7 +68,9 @@ _STRUCTURES = (
     "attention norm",
     "SPDNorm",
     "SPADE",
+    "zero SFT",
     "SPADE with a group norm",
+    "partial convolution that pads by itself",
     "U-Net partial convolution",
     "self-aware region norm",
     "binary region norm",
