@@ -76,17 +76,38 @@ def _convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tens
     return conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation)
 
 
+def _leaves(module: nn.Module) -> list[nn.Module]:
+    """What it calls one after the other; itself where that is not all that it does."""
+    sequential = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    if not sequential or touched(module):
+        return [module]
+    return [leaf for child in module for leaf in _leaves(child)]
+
+
 def _hidden(shared: nn.Module, condition: Tensor) -> Tensor:
     """What the layers in front of the maps give."""
-    parts = list(shared.children()) if type(shared) is nn.Sequential else []
-    if not (
-        [type(part) for part in parts] == [nn.Conv2d, nn.ReLU]
-        and _is_plain(parts[0])
-        and not touched(parts[1])
-        and not touched(shared)
-    ):
+    first, *rest = _leaves(shared)
+    if not _is_plain(first):
         return shared(condition)
-    return _convolved(shared[0], condition, shared[0].weight, shared[0].bias).relu()
+    hidden = _convolved(first, condition, first.weight, first.bias)
+    for layer in rest:
+        hidden = layer(hidden)
+    return hidden
+
+
+def _eps_of_map_norm(layers: list[nn.Module]) -> float | None:
+    """Of an instance norm behind a map's convolution, 0 without one, None for all else."""
+    if not layers:
+        return 0.0
+    norm = layers[0]
+    plain = (
+        len(layers) == 1
+        and type(norm) is nn.InstanceNorm2d
+        and not touched(norm)
+        and norm.weight is None
+        and not norm.track_running_stats
+    )
+    return norm.eps if plain else None
 
 
 def _maps(
@@ -94,29 +115,44 @@ def _maps(
 ) -> tuple[Tensor, Tensor]:
     """gamma and beta by two layers, in one convolution where they are nothing but convolutions.
 
+    Or convolutions with instance norms, as in MONAI.
+
     Args:
         first, second: of gamma and of beta.
         x: their input.
         affine: (C,) weight and bias of the norm in front, (n * w + b) * (1 + gamma) + beta. Then
             w * (1 + gamma) and b * (1 + gamma) + beta are returned.
     """
-    plain = _is_plain(first) and _is_plain(second)
-    if not (plain and first.padding == second.padding and first.kernel_size == second.kernel_size):
+    (conv, *rest), (other, *other_rest) = _leaves(first), _leaves(second)
+    eps = _eps_of_map_norm(rest)
+    together = (
+        _is_plain(conv)
+        and _is_plain(other)
+        and conv.padding == other.padding
+        and conv.kernel_size == other.kernel_size
+        and eps is not None
+        and eps == _eps_of_map_norm(other_rest)
+    )
+    folded = together and eps == 0 and affine is not None
+    if not together:
         gamma, beta = first(x), second(x)
-        if affine is None:
-            return gamma, beta
-        w, b = (value.view(-1, *[1] * (x.dim() - 2)) for value in affine)
-        return w * (1 + gamma), b * (1 + gamma) + beta
-    weights, biases = (first.weight, second.weight), (first.bias, second.bias)
-    if affine is not None:
-        w, b = affine
-        weights = (
-            first.weight * w.view(-1, 1, 1, 1),
-            second.weight + first.weight * b.view(-1, 1, 1, 1),
-        )
-        biases = w * (1 + first.bias), second.bias + b * (1 + first.bias)
-    both = _convolved(first, x, torch.cat(weights), torch.cat(biases))
-    return tuple(both.split((first.out_channels, second.out_channels), dim=1))
+    else:
+        weights, biases = (conv.weight, other.weight), (conv.bias, other.bias)
+        if folded:
+            w, b = affine
+            weights = (
+                conv.weight * w.view(-1, 1, 1, 1),
+                other.weight + conv.weight * b.view(-1, 1, 1, 1),
+            )
+            biases = w * (1 + conv.bias), other.bias + b * (1 + conv.bias)
+        both = _convolved(conv, x, torch.cat(weights), torch.cat(biases))
+        if eps:
+            both = modulated_norm(both, eps=eps)
+        gamma, beta = both.split((conv.out_channels, other.out_channels), dim=1)
+    if affine is None or folded:
+        return gamma, beta
+    w, b = (value.view(-1, *[1] * (x.dim() - 2)) for value in affine)
+    return w * (1 + gamma), b * (1 + gamma) + beta
 
 
 def _resized(condition: Tensor, x: Tensor) -> Tensor:
