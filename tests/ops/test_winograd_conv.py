@@ -2,6 +2,7 @@
 
 import gc
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -313,13 +314,13 @@ def test_panels_are_kept_in_evaluation_and_freed_with_the_weight() -> None:
         for _ in range(3):
             layer(x)
         [derived] = winograd_conv._known[layer.weight].values()
-        kept = derived.value
+        kept = derived.kept
         assert kept is not None
         layer(x)
-        assert derived.value is kept
+        assert derived.kept is kept
         layer.weight.add_(1)
         layer(x)
-        assert derived.value is None
+        assert derived.kept is None
     del layer, derived
     gc.collect()
     assert len(winograd_conv._known) == before
@@ -334,7 +335,16 @@ def test_nothing_is_kept_in_training() -> None:
             optimiser.step()
         made = winograd_conv._known[layer.weight].values()
     assert len(made) == 2  # forward, and backward
-    assert all(derived.value is None for derived in made)
+    assert all(derived.kept is None for derived in made)
+
+
+def test_threads_may_share_a_layer() -> None:
+    layer, x = nn.Conv2d(4, 5, 3, padding=1), torch.randn(1, 4, 9, 9)
+    with backend.convolution("winograd"), torch.no_grad(), ThreadPoolExecutor(4) as threads:
+        for i in range(20):
+            layer.weight.fill_(i)  # so that what is kept is dropped while it is looked at
+            results = list(threads.map(lambda _: layer(x), range(8)))
+            assert all(torch.equal(y, results[0]) for y in results)
 
 
 # --- the layer ------------------------------------------------------------------------------------

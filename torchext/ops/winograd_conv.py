@@ -288,19 +288,20 @@ class _Derived:
 
     def __init__(self) -> None:
         self.version: int | None = None
-        self.copy: Tensor | None = None
-        self.value: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None  # a copy of the weight, what was made of it
 
     def of(self, weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.value is not None:
+        kept = self.kept  # read once, as other threads may be here too
+        if kept is not None:
+            copy, value = kept
             # Its version alone would not tell: what is written through `weight.data` has its own.
-            if torch.equal(weight, self.copy):
-                return self.value
-            self.value = self.copy = None
+            if torch.equal(weight, copy):
+                return value
+            self.kept = None
         version = 0 if weight.is_inference() else weight._version
         value = make(weight)
         if version == self.version and value.numel() <= _MOST_KEPT:
-            self.copy, self.value = weight.clone(), value
+            self.kept = weight.clone(), value
         self.version = version
         return value
 
