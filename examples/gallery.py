@@ -33,7 +33,7 @@ INTRODUCTION = """# Gallery
 
 Every paper on real photographs (scikit-image's), by its example and the command line of
 [docs/models.md](models.md); `make gallery` makes this page anew. **No trained weights come with the
-package**: what is called trained below was trained by the example itself, for less than two minutes
+package**: what is called trained below was trained by the example itself, for a minute or a few
 on two cores, with networks of reduced width. It shows that everything runs from files to a picture,
 not what the papers reach; their published checkpoints load as they are.
 
