@@ -428,8 +428,11 @@ def test_near_misses_are_named() -> None:
     class SparseConv2d(nn.Conv2d):
         pass
 
+    class UpConv(nn.Conv2d):
+        pass
+
     blocks = SPADEBlock(nn.ReLU()), SPADEBlock(Copied(1.0)), SPADEBlock(torchext.nn.RN_L(3))
-    model = nn.Sequential(*blocks, RN_L(), SparseConv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(*blocks, RN_L(), SparseConv2d(3, 3, 3), UpConv(3, 3, 3))
     _, report = torchext.accelerate(model)
     unlike = "and of another structure than those known"
     assert {layer.name: layer.reason for layer in report.layers} == {

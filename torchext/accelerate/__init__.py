@@ -1,8 +1,9 @@
 """Make the known layers inside an existing model run the fused forms.
 
-A recogniser goes by a layer's structure: its class name, what it holds, and its attributes. A layer
-that is swapped stays the object that it was, of a subclass of its own class whose forward is ours:
-an optimiser, a state dict, a hook's handle or a neighbour that knew the layer knows it still.
+A recogniser goes by a layer's structure: its class name, what it holds, and its attributes; where
+the class name does not tell, a comparison decides. A layer that is swapped stays the object that it
+was, of a subclass of its own class whose forward is ours: an optimiser, a state dict, a hook's
+handle or a neighbour that knew the layer knows it still.
 """
 
 import importlib.util
@@ -36,9 +37,11 @@ def accelerate(
     """Make the published layers inside a model run the fused forms, in place.
 
     Known are partial convolutions (the authors' `PartialConv2d`, `PartialConv3d`; `PartialConv` of
-    the widely used U-Net and of PD-GAN), `RN_B` and `RN_L`, `SPDNorm` and PD-GAN's hard diversity
-    map, `SPADE`, FE-GAN's `ANLs`, AdaIN whose scale and shift are set as attributes, and pixel
-    norm, with the structure and attributes of the published code. A layer stays the same object
+    the widely used U-Net and of PD-GAN; climatereconstructionAI's `PConvBlock`), `RN_B` and `RN_L`,
+    `SPDNorm` and PD-GAN's hard diversity map, `SPADE` in its many forms, FE-GAN's `ANLs`, SUPIR's
+    `ZeroSFT`, AdaIN whose scale and shift are set as attributes, and pixel norm, with the structure
+    and attributes of the published code. Subclasses and layers of other names that hold the same
+    are taken where a comparison shows that they do the same. A layer stays the same object
     with all that is in it, also where other modules hold it; its class becomes a subclass of its
     own. What the fused form does not take (an attribute changed later that it does not read, a
     hook or parametrisation inside, a mask that needs a gradient) is run by the published code.
@@ -47,7 +50,8 @@ def accelerate(
         model: any module, also inside DataParallel or DistributedDataParallel.
         verify: compare small copies of each kind of layer with their fused forms first, forward and
             backward, in training and in evaluation, and leave those that differ by more than
-            rounding. False: the copies are only run once where that is needed to know the layer.
+            rounding. False: the copies are only run once where that is needed to know the layer,
+            and compared where its class name does not tell.
         example: a tuple of the model's arguments, or a dict of its keyword arguments. The model is
             run on it, in its present mode and without gradients, before and after: layers that
             differ there are left, and if the outputs differ all is restored. Buffers, attributes

@@ -1,7 +1,6 @@
 """Maps of a condition that are kept while it and the weights stand still."""
 
 import contextlib
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,8 @@ def fixed_condition(memory: int = 2**30) -> Iterator["KeptMaps"]:
     On the CPU conditions are compared by their values, so a new tensor of the same values counts as
     the same. On other devices that would wait for the device: there it must be the same tensor,
     not written into since. Weights are told by identity and version; what is written through
-    `weight.data` inside the block is not seen.
+    `weight.data` inside the block is not seen. It holds for the thread that enters the block: not
+    for the replicas of `DataParallel`.
 
     Args:
         memory: the most bytes of maps; those used longest ago go first. All is freed at the end.
@@ -65,7 +65,6 @@ class KeptMaps:
     def __init__(self, memory: int) -> None:
         self.memory = memory
         self.made = self.reused = self.size = 0
-        self.lock = threading.RLock()  # `DataParallel` calls from several threads
         self.conditions: list[_Condition] = []  # the one used last comes last
         self.maps: OrderedDict[Any, tuple[_Weights, tuple[Tensor, ...]]] = OrderedDict()
 
@@ -85,22 +84,20 @@ class KeptMaps:
             weights: the parameters and buffers that make them.
             make: makes them.
         """
-        with self.lock:
-            number = self._number(condition)
-            versions = [_version(weight) for weight in weights]
-            found = self.maps.get((number, key))
-            if found is not None and found[0].same(weights, versions):
-                self.maps.move_to_end((number, key))
-                self.reused += 1
-                return found[1]
+        number = self._number(condition)
+        versions = [_version(weight) for weight in weights]
+        found = self.maps.get((number, key))
+        if found is not None and found[0].same(weights, versions):
+            self.maps.move_to_end((number, key))
+            self.reused += 1
+            return found[1]
         maps = make()
-        with self.lock:
-            self.made += 1
-            self._drop(lambda other: other == (number, key))
-            self.maps[number, key] = _Weights(weights, versions), maps
-            self.size += _bytes(maps)
-            while self.size > self.memory:
-                self.size -= _bytes(self.maps.popitem(last=False)[1][1])
+        self.made += 1
+        self._drop(lambda other: other == (number, key))
+        self.maps[number, key] = _Weights(weights, versions), maps
+        self.size += _bytes(maps)
+        while self.size > self.memory:
+            self.size -= _bytes(self.maps.popitem(last=False)[1][1])
         return maps
 
     def _number(self, condition: Tensor) -> int:

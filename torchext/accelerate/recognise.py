@@ -77,11 +77,11 @@ _STRUCTURES = (
 )
 # Class names like those of our layers, for what no family takes.
 _NAMES = (
-    (r"partial_?conv|pconv|conv\w*partial", "partial convolution"),
+    (r"partial_?conv|(?-i:(^|_|[a-z])PConv)|^pconv|conv\w*partial", "partial convolution"),
     (r"sparse_?(conv|sync|batch|instance|layer|group|max|avg)|minkowski", "masked layer"),
     (r"spade|zero_?sft|spatially_?adaptive", "SPADE"),
     (r"spd_?norm", "SPDNorm"),
-    (r"ada_?in|adaptive_?instance", "AdaIN"),
+    (r"adain|adaptive_?instance", "AdaIN"),
     (r"pixel_?(wise)?_?norm", "pixel norm"),
     (r"region_?norm|^rn_[bl]$", "region norm"),
 )
