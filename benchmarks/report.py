@@ -215,12 +215,16 @@ def chart(path: Path, machine: dict[str, Any], rows: Sequence[Row]) -> None:
             if not shown:
                 continue
             places, values = zip(*shown, strict=True)
-            bars = axis.barh(places, values, height=0.36, color=colour, label=direction)
+            # From 1 on: what is slower points to the left.
+            lengths = [value - 1 for value in values]
+            bars = axis.barh(places, lengths, left=1, height=0.36, color=colour, label=direction)
             axis.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize=9)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
         axis.set_title(title, fontsize=11, loc="left")
         axis.set_ylim(len(groups) - 0.5, -0.5)
-        axis.margins(x=0.1)
+        axis.margins(x=0.15)
         axis.tick_params(axis="y", length=0)
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
