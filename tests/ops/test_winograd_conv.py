@@ -338,6 +338,19 @@ def test_nothing_is_kept_in_training() -> None:
     assert all(derived.kept is None for derived in made)
 
 
+@pytest.mark.parametrize("kind", [nn.UpsampleConv2d, nn.Conv2d])
+def test_what_inference_mode_leaves_serves_training(kind: type[torch.nn.Conv2d]) -> None:
+    layer, x = kind(8, 8, 3).requires_grad_(False), torch.randn(1, 8, 20, 20)
+    with backend.convolution("winograd"):
+        with torch.inference_mode():
+            before = [layer(x) for _ in range(3)]
+        assert torch.equal(layer(x.requires_grad_()), before[0])
+        [got] = torch.autograd.grad(layer(x).sum(), x)
+    with backend.convolution("direct"):
+        [wanted] = torch.autograd.grad(kind.forward(layer, x).sum(), x)
+    assert_near("gradient", got, wanted.double(), 72)
+
+
 def test_threads_may_share_a_layer() -> None:
     layer, x = nn.Conv2d(4, 5, 3, padding=1), torch.randn(1, 4, 9, 9)
     with backend.convolution("winograd"), torch.no_grad(), ThreadPoolExecutor(4) as threads:

@@ -299,9 +299,11 @@ class _Derived:
                 return value
             self.kept = None
         version = 0 if weight.is_inference() else weight._version
-        value = make(weight)
-        if version == self.version and value.numel() <= _MOST_KEPT:
-            self.kept = weight.clone(), value
+        # A training step may use what an evaluation in inference mode has left here.
+        with torch.inference_mode(False), torch.no_grad():
+            value = make(weight)
+            if version == self.version and value.numel() <= _MOST_KEPT:
+                self.kept = weight.clone(), value
         self.version = version
         return value
 
