@@ -30,7 +30,7 @@ from torchext.models import papers
 from torchext.models.blocks import iterated
 
 from .commands import run, train_stages
-from .sheets import Sheet, draw, present, stretched  # noqa: F401
+from .sheets import Sheet, present, stretched
 
 PAPER = "dagan"
 LEARNT, EDITED = ("astronaut", "coffee", "rocket"), "chelsea"

@@ -35,8 +35,8 @@ def stretched(picture: np.ndarray) -> np.ndarray:
     return ((picture - low) / np.maximum(high - low, 1)).clip(0, 1)
 
 
-def draw(cells: Sequence[Cell], note: str, path: Path, *, width: float = 4.0) -> None:
-    """Pictures in one row or two, each of so many inches under its title."""
+def draw(cells: Sequence[Cell], note: str, path: Path) -> None:
+    """Pictures in one row or two, each under its title."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,7 +46,7 @@ def draw(cells: Sequence[Cell], note: str, path: Path, *, width: float = 4.0) ->
     columns = len(cells) // rows
     tallest = max(picture.shape[0] / picture.shape[1] for _, picture in cells)
     below = 0.2 * (1 + note.count("\n")) if note else 0
-    size = (width * columns, rows * (width * min(tallest, 1.1) + 0.35) + 0.1 + below)
+    size = (4 * columns, rows * (4 * min(tallest, 1.1) + 0.35) + 0.1 + below)
     figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained")
     for axis, (title, picture) in zip(axes.flat, cells, strict=True):
         axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
