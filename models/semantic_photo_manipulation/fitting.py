@@ -27,6 +27,8 @@ from .networks import (
     PerturbationNetwork,
     ProgressiveGenerator,
     as_map,
+    folded,
+    perturbed,
 )
 
 VGG_TAP = "relu4_2"
@@ -74,13 +76,17 @@ class Fitting(Recipe):
     def learning_rates(self, epoch: int, iteration: int) -> dict[str, float]:
         return {"fit": self.rate * stepwise(iteration, self.falls, 0.5)}
 
+    def prepared(self, batch: Batch) -> Batch:
+        """A batch as `terms` takes it: with what no step changes, computed once."""
+        return batch
+
     def terms(self, batch: Batch) -> Terms:
-        """Weighted terms of the loss."""
+        """Weighted terms of the loss of a prepared batch."""
         raise NotImplementedError
 
 
 def fit(
-    recipe: Recipe,
+    recipe: Fitting,
     batch: Batch | Callable[[int], Sequence[Batch]],
     steps: int,
     *,
@@ -88,7 +94,7 @@ def fit(
     progress: Progress | None = None,
     after: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Steps of a recipe; the caller's random numbers stay as they are.
+    """Steps of a fit; the caller's random numbers stay as they are.
 
     Args:
         recipe: of what is fitted, on the batch's device.
@@ -104,7 +110,6 @@ def fit(
     Raises:
         NonFiniteLossError: a loss is NaN or infinite.
     """
-    parts = batch if callable(batch) else lambda step: [batch]
     device = next(recipe.parameters()).device
     devices = [device] if device.type == "cuda" else []
     losses: dict[str, float] = {}
@@ -115,8 +120,13 @@ def fit(
         recipe.to(memory_format=torch.contiguous_format)
         loop = Loop(recipe, seed=seed, device=device, channels_last=False)
         recipe.networks.train()  # what else it holds, such as a frozen generator, stays as it is
+
+        def prepared(part: Batch) -> Batch:
+            return recipe.prepared({k: v.contiguous() for k, v in part.items()})
+
+        same = None if callable(batch) else [prepared(batch)]
         for step in range(steps):
-            given = [{k: v.contiguous() for k, v in part.items()} for part in parts(step)]
+            given = [prepared(part) for part in batch(step)] if same is None else same
             losses = loop.step(given, epoch=0)
             if after is not None:
                 after()
@@ -170,7 +180,7 @@ class Refinement(Fitting):
         offsets = FreeMaps(generator, OFFSET_LAYERS)
         rate = config.schedule.refine_rate
         super().__init__({"offsets": offsets}, config, [*offsets.parameters()], rate, REFINE_FALLS)
-        self.generator = generator
+        self.generator = folded(generator)
         self.vgg = features_of(vgg, config.loss.vgg_weight)
 
     def code(self, z: Tensor, offsets: Mapping[int, Tensor] | None = None) -> Tensor:
@@ -178,22 +188,29 @@ class Refinement(Fitting):
         offsets = self.networks["offsets"]() if offsets is None else offsets
         return self.generator.run(z, last=CODE_LAYER, offsets=offsets)
 
+    def prepared(self, batch: Batch) -> Batch:
+        return with_features(self.vgg, batch)
+
     def terms(self, batch: Batch) -> Terms:
         offsets = self.networks["offsets"]()
         image = self.generator.run(self.code(batch["z"], offsets), CODE_LAYER + 1)
         return {
-            **photo_terms(self.vgg, self.config.loss.vgg_weight, image, batch["photo"]),
+            **photo_terms(self.vgg, self.config.loss.vgg_weight, image, batch),
             "offsets": squared(offsets.values()),
         }
 
 
-def photo_terms(vgg: VGGFeatures | None, weight: float, image: Tensor, photo: Tensor) -> Terms:
+@torch.no_grad()
+def with_features(vgg: VGGFeatures | None, batch: Batch) -> Batch:
+    """A batch with the features of its photo, where they count."""
+    return batch if vgg is None else {**batch, "features": vgg(batch["photo"])}
+
+
+def photo_terms(vgg: VGGFeatures | None, weight: float, image: Tensor, batch: Batch) -> Terms:
     """L1 of pixels and of VGG-16's features, fed with images in [-1,1]."""
-    terms = {"l1": F.l1_loss(image, photo)}
+    terms = {"l1": F.l1_loss(image, batch["photo"])}
     if vgg is not None:
-        with torch.no_grad():
-            wanted = vgg(photo)
-        terms["vgg"] = weight * perceptual(vgg(image), wanted)
+        terms["vgg"] = weight * perceptual(vgg(image), batch["features"])
     return terms
 
 
@@ -241,7 +258,8 @@ class Adaptation(Fitting):
     """Perturbations by which the generator repeats a photo outside the edit.
 
     mean |x' keep - x keep| + delta_weight * sum of the deltas' mean squares. A batch is
-    {"photo": (1,3,H,H) in [-1,1], "code": (1,C,8,8), "keep": (1,1,H,H)}.
+    {"photo": (1,3,H,H) in [-1,1], "code": (1,C,8,8), "keep": (1,1,H,H)}. What no step changes, up
+    to the lowest perturbed layer's output, is computed once.
 
     Args:
         generator: frozen.
@@ -265,17 +283,28 @@ class Adaptation(Fitting):
         rate = config.schedule.adapt_rate if rate is None else rate
         parameters = [*perturbation.parameters()]
         super().__init__({"perturbation": perturbation}, config, parameters, rate)
-        self.generator = generator
+        self.generator = folded(generator)
         self.weight = config.loss.delta_weight if weight is None else weight
         self.additive = additive
+        self.lowest = min(perturbation.layers)
 
-    def render(self, code: Tensor, deltas: Mapping[int, Tensor]) -> Tensor:
-        maps = {"offsets" if self.additive else "deltas": deltas}
-        return self.generator.run(code, CODE_LAYER + 1, **maps)
+    @torch.no_grad()
+    def prepared(self, batch: Batch) -> Batch:
+        below = self.generator.run(batch["code"], CODE_LAYER + 1, self.lowest)
+        return {**batch, "below": below}
+
+    def render(self, below: Tensor, deltas: Mapping[int, Tensor]) -> Tensor:
+        """The image (N,3,H,H) of the lowest perturbed layer's output, not yet perturbed."""
+        above = {layer: delta for layer, delta in deltas.items() if layer != self.lowest}
+        if self.additive:
+            x, maps = below + deltas[self.lowest], {"offsets": above}
+        else:
+            x, maps = perturbed(below, deltas[self.lowest]), {"deltas": above}
+        return self.generator.run(x, self.lowest + 1, **maps)
 
     def terms(self, batch: Batch) -> Terms:
         deltas = self.networks["perturbation"]()
-        image = self.render(batch["code"], deltas)
+        image = self.render(batch["below"], deltas)
         return {
             "match": kept_l1(image, batch["photo"], batch["keep"]),
             "deltas": self.weight * squared(deltas.values()),
@@ -391,7 +420,7 @@ class WeightTuning(Fitting):
     batch is {"photo": (1,3,H,H) in [-1,1], "code": (1,C,8,8)}.
 
     Args:
-        generator: changed in place.
+        generator: frozen; a copy of it is tuned.
         config: of the paper.
         vgg: see `features_of`.
     """
@@ -399,20 +428,33 @@ class WeightTuning(Fitting):
     def __init__(
         self, generator: ProgressiveGenerator, config: Config, vgg: VGGFeatures | None = None
     ) -> None:
-        layers = [generator.get_submodule(f"layer{i}") for i in TUNED_LAYERS]
+        tuned = folded(generator, but=TUNED_LAYERS)
+        layers = [tuned.get_submodule(f"layer{i}") for i in TUNED_LAYERS]
         parameters = [p for layer in layers for p in layer.parameters()]
         for parameter in parameters:
             parameter.requires_grad_(True)
-        super().__init__({"generator": generator}, config, parameters, config.schedule.tune_rate)
+        super().__init__({"generator": tuned}, config, parameters, config.schedule.tune_rate)
         self.first = [parameter.detach().clone() for parameter in parameters]
         self.tuned = parameters
         self.vgg = features_of(vgg, config.loss.vgg_weight)
 
+    def tune(self, generator: ProgressiveGenerator) -> None:
+        """Give a generator the weights that were found."""
+        for layer in TUNED_LAYERS:
+            found = self.networks["generator"].get_submodule(f"layer{layer}")
+            generator.get_submodule(f"layer{layer}").load_state_dict(found.state_dict())
+
+    @torch.no_grad()
+    def prepared(self, batch: Batch) -> Batch:
+        lowest = min(TUNED_LAYERS) - 1
+        below = self.networks["generator"].run(batch["code"], CODE_LAYER + 1, lowest)
+        return with_features(self.vgg, {**batch, "below": below})
+
     def terms(self, batch: Batch) -> Terms:
-        image = self.networks["generator"].run(batch["code"], CODE_LAYER + 1)
+        image = self.networks["generator"].run(batch["below"], min(TUNED_LAYERS))
         moved = [F.l1_loss(p, first) for p, first in zip(self.tuned, self.first, strict=True)]
         return {
-            **photo_terms(self.vgg, self.config.loss.vgg_weight, image, batch["photo"]),
+            **photo_terms(self.vgg, self.config.loss.vgg_weight, image, batch),
             "weights": torch.stack(moved).sum(),
         }
 
@@ -453,8 +495,9 @@ def tune(
     steps = config.schedule.tune_steps if steps is None else steps
     tuned = copy.deepcopy(generator).eval().requires_grad_(False)
     batch: dict[str, Any] = {"photo": photo, "code": code.detach()}
-    fit(WeightTuning(tuned, config, vgg), batch, steps, progress=progress)
-    tuned.requires_grad_(False)
+    weights = WeightTuning(tuned, config, vgg)
+    fit(weights, batch, steps, progress=progress)
+    weights.tune(tuned)
     multipliers = FreeMaps(tuned, MULTIPLIED_LAYERS)
     recipe = Adaptation(tuned, config, multipliers, rate=config.schedule.tune_rate, weight=1.0)
     batch["keep"] = torch.ones_like(photo[:, :1])

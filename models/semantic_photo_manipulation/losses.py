@@ -1,6 +1,7 @@
 """Cosine errors of codes, and the objective of fitting one photo outside an edit."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,4 +34,19 @@ def kept_l1(image: Tensor, photo: Tensor, keep: Tensor) -> Tensor:
 
 def squared(maps: Iterable[Tensor]) -> Tensor:
     """Sum over maps of the mean square."""
-    return torch.stack([value.square().mean() for value in maps]).sum()
+    return torch.stack([_MeanSquare.apply(value) for value in maps]).sum()
+
+
+class _MeanSquare(torch.autograd.Function):
+    """Of all elements: one pass forward and one back, where autograd's own takes seven."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        flat = x.flatten()
+        return flat.dot(flat) / x.numel()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (grad * (2 / x.numel()))

@@ -4,6 +4,7 @@ Layers count from 1, as in the published keys; r_i is the output of layer i, and
 is the latent code that edits change.
 """
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -134,6 +135,32 @@ class Config:
 # --- generator ------------------------------------------------------------------------------------
 
 
+class _Perturbed(torch.autograd.Function):
+    """y * (1 + delta): one pass forward, one for each gradient; autograd's own takes six."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, delta: Tensor) -> Tensor:
+        return torch.addcmul(y, y, delta)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        y, delta = ctx.saved_tensors
+        of_y = torch.addcmul(grad, grad, delta) if ctx.needs_input_grad[0] else None
+        of_delta = (grad * y).sum_to_size(delta.shape) if ctx.needs_input_grad[1] else None
+        return of_y, of_delta
+
+
+def perturbed(y: Tensor, delta: Tensor | None) -> Tensor:
+    """y * (1 + delta) of a layer's output (N,C,H,W); delta (N or 1,C,H,W), None for 0."""
+    return y if delta is None else _Perturbed.apply(y, delta)
+
+
 def scaled_and_perturbed(
     x: Tensor, scale: float, bias: Tensor, slope: float | None, delta: Tensor | None = None
 ) -> Tensor:
@@ -149,7 +176,7 @@ def scaled_and_perturbed(
     shift = bias.expand(x.shape[0], -1)
     gain = torch.full_like(shift, scale)
     y = torchext.modulated_norm(x, gain, shift, statistics="none", gain="plain", activation=slope)
-    return y if delta is None else torch.addcmul(y, y, delta)
+    return perturbed(y, delta)
 
 
 class WScale(nn.Module):
@@ -171,6 +198,19 @@ class WScale(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
         return scaled_and_perturbed(x, self.scale, self.b, self.slope, delta)
+
+
+class _Folded(nn.Module):
+    """What is left of a `WScale` whose scale and bias its convolution has: see `folded`."""
+
+    def __init__(self, slope: float | None) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        if self.slope is not None:  # nobody else has the convolution's result
+            x = F.leaky_relu(x, self.slope, inplace=True)
+        return perturbed(x, delta)
 
 
 class NormConvBlock(nn.Module):
@@ -314,7 +354,7 @@ class ProgressiveGenerator(nn.Module):
 
         Args:
             x: (N,C,H,W), the output of the layer before the first.
-            first: layer that begins.
+            first: layer that begins; behind the last one nothing but the image is left.
             last: layer that ends; None goes on to the image.
             offsets: by layer, (N or 1,C,H,W), added to its output.
             deltas: by layer, (N or 1,C,H,W): its output is multiplied by 1 + delta.
@@ -326,7 +366,7 @@ class ProgressiveGenerator(nn.Module):
             TypeError, ValueError: x, an offset or a delta does not fit.
         """
         end = self.layers if last is None else last
-        if not 1 <= first <= self.layers or not first - 1 <= end <= self.layers:
+        if first < 1 or not first - 1 <= end <= self.layers:
             raise ValueError(
                 f"first, last: expected layers from 1 to {self.layers}, got {first}, {last}"
             )
@@ -361,6 +401,27 @@ class ProgressiveGenerator(nn.Module):
 def as_map(z: Tensor) -> Tensor:
     """A latent code (N,C) as (N,C,1,1)."""
     return z[:, :, None, None] if z.dim() == 2 else z
+
+
+@torch.no_grad()
+def folded(generator: ProgressiveGenerator, but: Collection[int] = ()) -> ProgressiveGenerator:
+    """A frozen copy, equal to rounding, whose convolutions hold their scales and biases.
+
+    Its gradients to inputs and perturbations take fewer passes, as nothing sums those of frozen
+    scales and biases. Its keys are not the published ones.
+
+    Args:
+        generator: with its own weights, which stay as they are.
+        but: layers that stay as they are, such as those that are to be trained.
+    """
+    copied = copy.deepcopy(generator).eval().requires_grad_(False)
+    kept = {f"layer{layer}" for layer in but}
+    for name, block in copied.named_children():
+        if name not in kept:
+            block.conv.weight.mul_(block.wscale.scale)
+            block.conv.bias = block.wscale.b
+            block.wscale = _Folded(block.wscale.slope)
+    return copied
 
 
 # --- encoder --------------------------------------------------------------------------------------

@@ -25,12 +25,15 @@ from torchext.models.semantic_photo_manipulation import (
     refine,
     tune,
 )
+from torchext.models.semantic_photo_manipulation.losses import squared
 from torchext.models.semantic_photo_manipulation.networks import (
     CODE_LAYER,
     FreeMaps,
     NormConvBlock,
     NormUpscaleConvBlock,
     OutputConvBlock,
+    folded,
+    perturbed,
 )
 from torchext.models.vgg import VGGFeatures
 
@@ -144,6 +147,48 @@ def test_deltas_and_offsets_of_a_batch(generator):
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_perturbation_has_the_gradients_of_its_formula(images):
+    """Both derivatives; one map for several images, too, and 1 + delta of either sign."""
+    torch.manual_seed(0)
+    y = torch.randn(images, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    delta = (2 * torch.randn(1, 2, 3, 2, dtype=torch.float64)).requires_grad_()
+    torch.testing.assert_close(perturbed(y, delta), y * (1 + delta))
+    assert perturbed(y, None) is y
+    assert torch.autograd.gradcheck(perturbed, (y, delta))
+    assert torch.autograd.gradgradcheck(perturbed, (y, delta))
+    mapped = torch.vmap(perturbed, in_dims=(0, None))(y, delta[0])
+    torch.testing.assert_close(mapped, y * (1 + delta))
+
+
+def test_squares_have_the_gradients_of_their_formula():
+    maps = [torch.randn(1, 2, 3, n, dtype=torch.float64, requires_grad=True) for n in (4, 5)]
+    torch.testing.assert_close(squared(maps), (maps[0] ** 2).mean() + (maps[1] ** 2).mean())
+    assert torch.autograd.gradcheck(lambda *given: squared(given), maps)
+    assert torch.autograd.gradgradcheck(lambda *given: squared(given), maps)
+
+
+def test_folded_scales_and_biases_change_nothing(generator):
+    generator = generator.double()
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    code = torch.randn(2, 12, 8, 8, dtype=torch.float64)
+    found = []
+    for network in (generator, folded(generator), folded(generator, but=(6, 8))):
+        torch.manual_seed(1)
+        delta = (2 * torch.randn(1, *generator.shape(8), dtype=torch.float64)).requires_grad_()
+        image = network.run(code, 5, deltas={8: delta})
+        found.append((image, *torch.autograd.grad(image.square().sum(), delta)))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+    assert all(value.equal(before[key]) for key, value in generator.state_dict().items())
+    partly = folded(generator, but=(6, 8))
+    assert [n for n, _ in partly.named_parameters() if n.endswith("wscale.b")] == [
+        "layer6.wscale.b",
+        "layer8.wscale.b",
+    ]
+    assert not any(parameter.requires_grad for parameter in partly.parameters())
+
+
 def test_a_code_of_any_length_gives_the_same_image(generator):
     z = torch.randn(2, 16, dtype=torch.float64)
     generator = generator.double()
@@ -163,7 +208,7 @@ def test_a_generator_whose_code_is_wider_than_its_first_layer():
     [
         (lambda g: g(torch.zeros(1, 15)), r"x: expected the shape \(N, 16, 1, 1\) before layer 1"),
         (
-            lambda g: g.run(torch.zeros(1, 12, 8, 8), 13),
+            lambda g: g.run(torch.zeros(1, 12, 8, 8), 14),
             "first, last: expected layers from 1 to 12",
         ),
         (
@@ -407,7 +452,7 @@ def test_features_count_in_the_refinement(generator, pretrained):
     batch = {"photo": photo_of(generator), "z": torch.randn(1, 16, 1, 1)}
     image = generator(batch["z"])
     wanted = F.l1_loss(vgg.features(image), vgg.features(batch["photo"]))
-    torch.testing.assert_close(recipe.terms(batch)["vgg"], wanted)
+    torch.testing.assert_close(recipe.terms(recipe.prepared(batch))["vgg"], wanted)
 
 
 @pytest.mark.parametrize("additive", [False, True])
@@ -431,6 +476,36 @@ def test_adaptation_matches_the_photo_outside_the_edit(additive, layers, generat
     assert torch.equal(again(code), fitted)  # the same seed
 
 
+@pytest.mark.parametrize("layers, once", [((8, 12), (5, 6, 7, 8)), ((12,), range(5, 13))])
+def test_what_no_step_changes_is_computed_once(layers, once, generator):
+    recipe = fitting.Adaptation(generator, PIXELS, FreeMaps(generator, layers))
+    calls = dict.fromkeys(range(5, 13), 0)
+
+    def count(layer: int) -> None:
+        calls[layer] += 1
+
+    for layer in calls:
+        block = recipe.generator.get_submodule(f"layer{layer}")
+        block.register_forward_hook(lambda *_, layer=layer: count(layer))
+    photo = photo_of(generator)
+    batch = {"photo": photo, "code": drawn_code(generator), "keep": torch.ones(1, 1, 128, 128)}
+    losses = []
+    fitting.fit(recipe, batch, 3, progress=lambda _, loss: losses.append(loss["match"]))
+    assert calls == {layer: 1 if layer in once else 3 for layer in calls}
+    assert losses[2] < losses[0]
+
+
+def test_the_photos_features_are_computed_once(generator, pretrained):
+    vgg = VGGFeatures(16, (fitting.VGG_TAP,)).load(pretrained["vgg16"])
+    recipe = fitting.Refinement(generator, Config(), vgg)
+    seen = []
+    recipe.vgg.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    photo = photo_of(generator)
+    fitting.fit(recipe, {"photo": photo, "z": torch.randn(1, 16, 1, 1)}, 2)
+    assert [x.requires_grad for x in seen] == [False, True, True]
+    assert torch.equal(seen[0], photo)
+
+
 def test_soft_keep_enters_once(generator):
     photo = photo_of(generator).double()
     maps = FreeMaps(generator.double(), (8,))
@@ -439,7 +514,7 @@ def test_soft_keep_enters_once(generator):
         maps.d8.normal_()
     keep = torch.rand(1, 1, 128, 128, dtype=torch.float64)
     code = torch.randn(1, 12, 8, 8, dtype=torch.float64)
-    terms = recipe.terms({"photo": photo, "code": code, "keep": keep})
+    terms = recipe.terms(recipe.prepared({"photo": photo, "code": code, "keep": keep}))
     image = generator.run(code, 5, deltas={8: maps.d8})
     torch.testing.assert_close(
         terms["match"], (image * keep - photo * keep).abs().sum() / (3 * 128**2)

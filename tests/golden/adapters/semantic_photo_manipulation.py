@@ -110,16 +110,17 @@ class AdaptationAdapter(HeldGeneratorAdapter):
         how = {"rate": given["lr"], "weight": given["lambda_reg"]}
         recipe = fitting.Adaptation(frozen, Config(), maps, **how)
         batch = {"photo": inputs["img"], "code": inputs["z8"], "keep": inputs["keep"]}
+        batch = recipe.prepared(batch)
         loop = Loop(recipe, device=inputs["z8"].device)
         terms = recipe.terms(batch)
         gradients = torch.autograd.grad(sum(terms.values()), list(maps.parameters()))
         names = [name for name, _ in maps.named_parameters()]
         results = {f"grad0_{k}": g for k, g in zip(names, gradients, strict=True)}
-        results["x0"] = recipe.render(inputs["z8"], maps())
+        results["x0"] = recipe.render(batch["below"], maps())
         history = []
         for step in range(given["steps"] + 1):
             terms = recipe.terms(batch)
-            match = kept_l1(recipe.render(inputs["z8"], maps()), inputs["img"], inputs["keep"])
+            match = kept_l1(recipe.render(batch["below"], maps()), inputs["img"], inputs["keep"])
             history.append(torch.stack([torch.stack([*terms.values()]).sum(), match]).detach())
             if step < given["steps"]:
                 loop.step([batch], epoch=0)
