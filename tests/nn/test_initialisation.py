@@ -27,6 +27,10 @@ LAYERS = {
     "SPDNormResnetBlock": (lambda: nn.SPDNormResnetBlock(8, 6, 3, 3), (X, PRIOR, MASK)),
     "ANLs": (lambda: nn.ANLs(8, 4), (X, SEGMAP)),
     "UpsampleConv2d": (lambda: nn.UpsampleConv2d(8, 6), (X,)),
+    "SparseBatchNorm2d": (lambda: nn.SparseBatchNorm2d(8), (X, MASK)),
+    "SparseConvNeXtBlock": (lambda: nn.SparseConvNeXtBlock(8), (X, MASK)),
+    "MaskedBatchNorm2d": (lambda: nn.MaskedBatchNorm2d(8), (X, MASK)),
+    "Conv2dLayerPartial": (lambda: nn.Conv2dLayerPartial(8, 6, 3, activation="lrelu"), (X, MASK)),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
 

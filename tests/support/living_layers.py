@@ -1,9 +1,12 @@
 """Layers of projects in use, with their structure and arithmetic, in plain PyTorch.
 
-MONAI (1.6), LivePortrait and SadTalker, the semantic diffusion model (SDM), StableSR, SUPIR and
-climatereconstructionAI.
+MONAI (1.6), LivePortrait and SadTalker, the semantic diffusion model (SDM), StableSR, SUPIR,
+climatereconstructionAI, SparK and nnssl, and MAT.
 """
 
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -365,6 +368,190 @@ class PConvBlock(nn.Module):
         if self.activation is not None:
             output = self.activation(output)
         return output, known
+
+
+# --- SparK and nnssl ------------------------------------------------------------------------------
+
+_cur_active: Tensor | None = None  # (N,1,f,f) or (N,1,f,f,f), 1 visible
+
+
+@contextlib.contextmanager
+def active(mask: Tensor) -> Iterator[None]:
+    global _cur_active
+    before, _cur_active = _cur_active, mask
+    try:
+        yield
+    finally:
+        _cur_active = before
+
+
+def _active_at(size: tuple[int, ...]) -> Tensor:
+    mask = _cur_active
+    if all(n < m for n, m in zip(size, mask.shape[2:], strict=True)):
+        return mask.new_ones((len(mask), 1, *size))
+    for dim, n in enumerate(size, start=2):
+        mask = mask.repeat_interleave(n // mask.shape[dim], dim)
+    return mask
+
+
+def _hidden_behind(self: Any, x: Tensor) -> Tensor:
+    y = super(type(self), self).forward(x)
+    return y.mul_(_active_at(tuple(y.shape[2:])))
+
+
+def _of_a_list(self: Any, x: Tensor) -> Tensor:
+    """Batch norm of all visible positions, one after the other."""
+    seen = _active_at(tuple(x.shape[2:]))[:, 0].bool()
+    last = x.movedim(1, -1)
+    y = torch.zeros_like(last)
+    y[seen] = super(type(self), self).forward(last[seen])
+    return y.movedim(-1, 1)
+
+
+def _of_lists(self: Any, x: Tensor) -> Tensor:
+    """Instance norm of the visible positions of each image, equally many in all."""
+    seen = _active_at(tuple(x.shape[2:]))[:, 0].bool()
+    last = x.movedim(1, -1)
+    rows = last[seen].view(len(x), -1, x.shape[1])
+    y = torch.zeros_like(last)
+    y[seen] = super(type(self), self).forward(rows.mT).mT.reshape(-1, x.shape[1])
+    return y.movedim(-1, 1)
+
+
+class SparseConv2d(nn.Conv2d):
+    forward = _hidden_behind
+
+
+class SparseConv3d(nn.Conv3d):
+    forward = _hidden_behind
+
+
+class SparseMaxPooling(nn.MaxPool2d):
+    forward = _hidden_behind
+
+
+class SparseAvgPooling(nn.AvgPool2d):
+    forward = _hidden_behind
+
+
+class SparseBatchNorm2d(nn.BatchNorm1d):
+    forward = _of_a_list
+
+
+class SparseInstanceNorm3d(nn.InstanceNorm1d):
+    forward = _of_lists
+
+
+class SparseConvNeXtLayerNorm(nn.LayerNorm):
+    def __init__(
+        self, normalized_shape: int, eps: float = 1e-6, data_format: str = "channels_last",
+        sparse: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(normalized_shape, eps)
+        self.data_format = data_format
+        self.sparse = sparse
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x if self.data_format == "channels_last" else x.movedim(1, -1)
+        y = super().forward(last)
+        if self.sparse:
+            y = y * _active_at(tuple(last.shape[1:3]))[:, 0, :, :, None]
+        return y if self.data_format == "channels_last" else y.movedim(-1, 1)
+
+
+class SparseConvNeXtBlock(nn.Module):
+    def __init__(
+        self, dim: int, drop_path: float = 0.0, layer_scale_init_value: float = 1e-6,
+        sparse: bool = True, ks: int = 7,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, ks, padding=ks // 2, groups=dim)
+        self.norm = SparseConvNeXtLayerNorm(dim, sparse=sparse)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value))
+        self.drop_path: nn.Module = nn.Dropout3d(drop_path) if drop_path else nn.Identity()
+        self.sparse = sparse
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
+        y = y.permute(0, 3, 1, 2)
+        if self.sparse:
+            y = y * _active_at(tuple(x.shape[2:]))
+        return x + self.drop_path(y)
+
+
+# --- MAT ------------------------------------------------------------------------------------------
+
+
+class Conv2dLayer(nn.Module):
+    """StyleGAN's convolution, resampled."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, bias: bool, activation: str,
+        up: int, down: int, resample_filter: list[int], conv_clamp: float | None, trainable: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
+        taps = torch.tensor(resample_filter, dtype=torch.float32)
+        self.register_buffer("resample_filter", taps.outer(taps) / taps.sum().square())
+        self.padding = kernel_size // 2
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.act_gain = 1.0 if activation == "linear" else math.sqrt(2)
+        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, pad = self.weight * self.weight_gain, self.padding
+        C = x.shape[1] if self.down > 1 else weight.shape[0]
+        kernel = self.resample_filter.to(x.dtype).expand(C, 1, -1, -1)
+        if self.up > 1:
+            x = F.conv_transpose2d(x, weight.flip((2, 3)).transpose(0, 1), stride=2)
+            x = F.conv2d(F.pad(x, [2 - pad] * 4), 4 * kernel, groups=C)
+        elif self.down > 1:
+            x = F.conv2d(F.pad(x, [pad + 1] * 4), kernel, groups=C)
+            x = F.conv2d(x, weight, stride=2)
+        else:
+            x = F.conv2d(x, weight, padding=pad)
+        x = x if self.bias is None else x + self.bias[:, None, None]
+        x = {"linear": lambda v: v, "relu": F.relu, "lrelu": lambda v: F.leaky_relu(v, 0.2)}[
+            self.activation
+        ](x) * self.act_gain
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
+
+
+class Conv2dLayerPartial(nn.Module):
+    """The ratio behind the activation; what is convolved is not masked."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True,
+        activation: str = "linear", up: int = 1, down: int = 1,
+        resample_filter: tuple[int, ...] = (1, 3, 3, 1), conv_clamp: float | None = None,
+        trainable: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.conv = Conv2dLayer(
+            in_channels, out_channels, kernel_size, bias, activation, up, down,
+            list(resample_filter), conv_clamp, trainable,
+        )  # fmt: skip
+        self.weight_maskUpdater = torch.ones(1, 1, kernel_size, kernel_size)
+        self.slide_winsize = kernel_size**2
+        self.stride = down
+        self.padding = kernel_size // 2
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if mask is None:
+            return self.conv(x), None
+        with torch.no_grad():
+            kernel = self.weight_maskUpdater.to(x)
+            update = F.conv2d(mask.to(x), kernel, stride=self.stride, padding=self.padding)
+            ratio = self.slide_winsize / (update + 1e-8)
+            update = torch.clamp(update, 0, 1)
+            ratio = ratio * update
+        return self.conv(x) * ratio, update
 
 
 MonaiSPADE.__name__ = StableSRSPADE.__name__ = "SPADE"  # as in their projects

@@ -55,6 +55,17 @@ class _ParameterFreeNorm(nn.Module):
         return f"{self.num_features}, statistics={self.statistics!r}, eps={self.eps}"
 
 
+def counted_momentum(norm: Any) -> float:
+    """The momentum of a batch norm's running statistics in this call, which is counted."""
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    count = norm._buffers.get("num_batches_tracked")
+    if norm.training and norm.track_running_stats and count is not None:
+        count.add_(1)
+        if norm.momentum is None:  # a cumulative average
+            momentum = 1.0 / float(count)
+    return momentum
+
+
 class _ParameterFreeBatchNorm(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` without an affine, which also modulates.
 
@@ -74,12 +85,7 @@ class _ParameterFreeBatchNorm(nn.BatchNorm2d):
     def forward(
         self, x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, **options: Any
     ) -> Tensor:
-        momentum = 0.0 if self.momentum is None else self.momentum
-        count = self._buffers.get("num_batches_tracked")
-        if self.training and self.track_running_stats and count is not None:
-            count.add_(1)
-            if self.momentum is None:  # a cumulative average
-                momentum = 1.0 / float(count)
+        momentum = counted_momentum(self)
         running = (self.running_mean, self.running_var)
         of_batch = self.training or self.running_mean is None
         if self.training and not self.track_running_stats:
