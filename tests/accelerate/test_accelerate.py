@@ -439,7 +439,7 @@ def test_near_misses_are_named() -> None:
         "0": f"called like a SPADE, {unlike}",
         "1.layers.0": "",
         "3": "called like a self-aware region norm, and has no sa, threshold",
-        "4": f"called like a masked layer, {unlike}",
+        "4": "no variable _cur_active stands beside its class",
     }
 
 

@@ -11,7 +11,7 @@ from support.tolerance import assert_close
 from torch import Tensor, nn
 
 import torchext
-from torchext.accelerate.layer import AcceleratedLayer
+from torchext.accelerate.layer import AcceleratedLayer, fused_arguments
 
 
 def image(*shape: int, seed: int = 0) -> Tensor:
@@ -261,3 +261,174 @@ def test_bad_input() -> None:
     refused = pytest.raises(ValueError, match=r"^memory: expected at least 0, got -1$")
     with refused, torchext.fixed_condition(memory=-1):
         pass
+
+
+# --- SparK and nnssl, MAT -------------------------------------------------------------------------
+
+
+def patches(*shape: int) -> Tensor:
+    """Half visible, equally many in every image."""
+    order = torch.rand(shape, generator=torch.Generator().manual_seed(5)).flatten(1).argsort(dim=1)
+    return (order < order.shape[1] // 2).float().view(shape)
+
+
+def norm_of_volumes() -> nn.Module:
+    return layers.SparseInstanceNorm3d(5, affine=True)
+
+
+SPARSE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "convolution": (lambda: layers.SparseConv2d(5, 16, 3, padding=1), (8, 12)),
+    "strided": (lambda: layers.SparseConv2d(5, 16, 7, 2, 3, bias=False), (8, 12)),
+    "pointwise, strided": (lambda: layers.SparseConv2d(5, 16, 1, 2), (8, 12)),
+    "volumes": (lambda: layers.SparseConv3d(5, 8, 3, padding=1), (4, 8, 4)),
+    "batch norm": (lambda: layers.SparseBatchNorm2d(5), (8, 12)),
+    "cumulative batch norm": (lambda: layers.SparseBatchNorm2d(5, momentum=None), (8, 12)),
+    "batch norm without affine": (lambda: layers.SparseBatchNorm2d(5, affine=False), (8, 12)),
+    "instance norm": (norm_of_volumes, (4, 8, 4)),
+    "layer norm": (
+        lambda: layers.SparseConvNeXtLayerNorm(5, data_format="channels_first"),
+        (8, 12),
+    ),
+    "block": (lambda: layers.SparseConvNeXtBlock(5, layer_scale_init_value=0.5), (8, 12)),
+    "block that drops": (lambda: layers.SparseConvNeXtBlock(5, 0.5, 0.5), (8, 12)),
+}
+
+
+def _sparse_results(layer: nn.Module, size: tuple[int, ...]) -> dict[str, Tensor]:
+    torch.manual_seed(4)  # of what is dropped
+    x = image(3, 5, *size).requires_grad_()
+    with layers.active(patches(3, 1, *(n // 4 for n in size))):
+        layer(x.detach() + 1)
+        y = layer(x)
+        y.backward(image(*y.shape, seed=2))
+    gradients = {name: value.grad for name, value in layer.named_parameters()}
+    buffers = {name: value.float() for name, value in layer.named_buffers()}
+    return {"y": y, "x": x.grad, **gradients, **buffers}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", SPARSE)
+def test_sparse_layers(case: str, training: bool) -> None:
+    torch.manual_seed(0)
+    make, size = SPARSE[case]
+    layer = make().train(training)
+    for value in (*layer.parameters(), *layer.buffers()):
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.2, 1)
+    set_before = torch.ones(1)
+    with layers.active(set_before):
+        fast, report = torchext.accelerate(copy.deepcopy(layer))
+        assert layers._cur_active is set_before
+    assert [row.name for row in report.swapped] == [""], str(report)  # not what is inside of it
+    assert not report.left
+    expected = _sparse_results(layer, size)
+    got = _sparse_results(fast, size)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(name, got[name], value.detach().double(), length=4000, condition=10)
+    torchext.restore(fast)
+    assert type(fast) is type(layer)
+
+
+def test_which_calls_of_sparse_layers_are_fused() -> None:
+    fast, _ = torchext.accelerate(layers.SparseBatchNorm2d(5))
+    x = image(2, 5, 8, 8)
+    with layers.active(patches(2, 1, 2, 2)):
+        assert fused_arguments(fast, (x,), {}) == [x]
+    assert fused_arguments(fast, (x,), {}) is None  # there is no mask
+
+
+def test_published_code_of_sparse_layers_runs() -> None:
+    """It asks for `super(type(self), self)`, which is ours in the accelerated layer."""
+    layer = layers.SparseConv2d(5, 6, 1)
+    fast, _ = torchext.accelerate(copy.deepcopy(layer))
+    fast.note = "an attribute set later is no reason"
+    fast.in_channels = 6  # one that the fused form does not read is
+    x = image(2, 5, 8, 8)
+    with layers.active(patches(2, 1, 2, 2)):
+        assert torch.equal(fast(x), layer(x))
+    assert isinstance(fast, AcceleratedLayer)
+
+
+def test_sparse_layers_see_the_mask_of_each_call() -> None:
+    layer = layers.SparseConv2d(5, 6, 3, padding=1)
+    fast, _ = torchext.accelerate(copy.deepcopy(layer))
+    x = image(2, 5, 8, 8)
+    for mask in (patches(2, 1, 2, 2), patches(2, 1, 4, 4).bool(), torch.ones(2, 1, 16, 16)):
+        with layers.active(mask):
+            assert_close("y", fast(x), layer(x).double(), length=45)
+
+
+def test_a_sparse_encoder() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        layers.SparseConv2d(5, 8, 3, padding=1), layers.SparseBatchNorm2d(8), nn.ReLU(),
+        layers.SparseMaxPooling(2), layers.SparseConvNeXtBlock(8, 0.0, 0.5),
+    )  # fmt: skip
+    fast, report = torchext.accelerate(copy.deepcopy(model))
+    assert [layer.name for layer in report.layers if layer.swapped] == ["0", "1", "4"]
+    with layers.active(patches(2, 1, 2, 2)):
+        x = image(2, 5, 16, 16)
+        assert_close("y", fast(x), model(x).double(), length=2000, condition=10)
+
+
+def test_sparse_layers_that_are_left() -> None:
+    class SparseSyncBatchNorm2d(nn.SyncBatchNorm):
+        forward = layers._of_a_list
+
+    class Doubled(layers.SparseConvNeXtLayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.ModuleList([SparseSyncBatchNorm2d(4), Doubled(4)])
+    _, report = torchext.accelerate(model)
+    assert not report.swapped
+    assert report.left[0].reason.startswith("its statistics are those of all processes")
+    assert report.left[1].reason.startswith(
+        "a subclass of SparseConvNeXtLayerNorm: output 0 differs by"
+    )
+
+
+MAT: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "without bias": {"bias": False, "activation": "lrelu"},
+    "lrelu": {"activation": "lrelu"},
+    "relu": {"activation": "relu", "kernel_size": 5},
+    "clamped": {"activation": "lrelu", "conv_clamp": 0.5},
+    "down": {"activation": "lrelu", "down": 2},
+    "up": {"activation": "lrelu", "up": 2},
+}
+
+
+@pytest.mark.parametrize("case", MAT)
+def test_mat(case: str) -> None:
+    torch.manual_seed(0)
+    layer = layers.Conv2dLayerPartial(5, 16, **{"kernel_size": 3, **MAT[case]})
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert report.swapped, str(report)
+    mask = (image(2, 1, 12, 16, seed=1) > 0.5).float()
+    mask[0, :, :8, :8] = 0
+    for given in [None] if case == "up" else [None, mask, mask * 0.5]:
+        found = []
+        for either in (layer, fast):
+            either.zero_grad()
+            x = image(2, 5, 12, 16).requires_grad_()
+            y, updated = either(x, given)
+            y.backward(image(*y.shape, seed=3))
+            gradients = {key: value.grad for key, value in either.named_parameters()}
+            found.append({"y": y, "x": x.grad, **gradients, "updated": updated})
+        for key, value in found[0].items():
+            if value is None:
+                assert found[1][key] is None
+            else:
+                assert_close(key, found[1][key], value.detach().double(), length=2000)
+
+
+def test_mat_of_another_ratio_is_left() -> None:
+    class Conv2dLayerPartial(layers.Conv2dLayerPartial):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            return super().forward(x if mask is None else x * mask, mask)
+
+    _, report = torchext.accelerate(Conv2dLayerPartial(5, 16, 3))
+    assert not report.swapped
+    assert report.left[0].reason.startswith("output 0 differs by")

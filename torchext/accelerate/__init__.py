@@ -39,8 +39,9 @@ def accelerate(
     Known are partial convolutions (the authors' `PartialConv2d`, `PartialConv3d`; `PartialConv` of
     the widely used U-Net and of PD-GAN; climatereconstructionAI's `PConvBlock`), `RN_B` and `RN_L`,
     `SPDNorm` and PD-GAN's hard diversity map, `SPADE` in its many forms, FE-GAN's `ANLs`, SUPIR's
-    `ZeroSFT`, AdaIN whose scale and shift are set as attributes, and pixel norm, with the structure
-    and attributes of the published code. Subclasses and layers of other names that hold the same
+    `ZeroSFT`, the sparse layers of SparK and nnssl, MAT's `Conv2dLayerPartial`, AdaIN whose scale
+    and shift are set as attributes, and pixel norm, with the structure and attributes of the
+    published code. Subclasses and layers of other names that hold the same
     are taken where a comparison shows that they do the same. A layer stays the same object
     with all that is in it, also where other modules hold it; its class becomes a subclass of its
     own. What the fused form does not take (an attribute changed later that it does not read, a
@@ -78,21 +79,26 @@ def accelerate(
     ]
     # Whoever reads the weights of a convolution inside asks for its very class.
     inside = {id(part) for layer in model.modules() if _ours(layer) for part in layer.modules()}
+    within: set[int] = set()  # of those found, which run them or stand for them
     with own_environment(model):
         prover = Prover(verify)
         for path, layer in _progress(layers):
+            if id(layer) in within:
+                continue
             try:
                 candidate = recognised(layer, convolutions and id(layer) not in inside)
                 if candidate is not None:
                     facts = prover.facts(layer, candidate.family, candidate.relation)
                     accelerated_class(type(layer))  # here, since a class may forbid its subclasses
                     found[id(layer)] = (path, layer, candidate.family, facts)
-                    inside |= {id(part) for part in layer.modules()}
+                    parts = {id(part) for part in layer.modules()}
+                    inside |= parts
+                    within |= parts
             except UnsupportedError as problem:
                 reasons[id(layer)] = str(problem)
             except Exception as problem:  # whatever a user's layer may raise
                 reasons[id(layer)] = f"looking at it failed: {one_line(problem)}"
-    reasons |= _near_misses(layers, {*found, *reasons})
+    reasons |= _near_misses(layers, {*found, *reasons, *within})
     calls: dict[int, list[str]] = {}
     kinds = {id(layer): type(layer).__name__ for _, layer in layers}
     outcome = None

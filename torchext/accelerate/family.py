@@ -173,5 +173,9 @@ class Family:
         """What the fused form is compared in."""
         return contextlib.nullcontext()
 
+    def surroundings(self, layer: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Leaves what `prepare` changes outside of the layer as it was."""
+        return contextlib.nullcontext()
+
     def prepare(self, layer: nn.Module, call: tuple[Any, ...]) -> None:
         """Set what a layer needs before a call of the comparison."""

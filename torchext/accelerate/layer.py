@@ -113,12 +113,12 @@ class PublishedCodeWarning(UserWarning):
 def _forward(layer: Any, published: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     arguments = fused_arguments(layer, args, kwargs)
     if arguments is None:
-        return published(layer, *args, **kwargs)
+        return _published(layer, published, args, kwargs)
     swap = layer._torchext_swap
     try:
         return FAMILIES[swap.family].forward(layer, swap.facts, *arguments)
     except (TypeError, ValueError) as problem:  # the checks of an op, before any work
-        result = published(layer, *args, **kwargs)
+        result = _published(layer, published, args, kwargs)
         warnings.warn(
             f"{type(layer).__name__}: its published code runs, since the fused one raised"
             f" {type(problem).__name__}: {problem}",
@@ -126,6 +126,19 @@ def _forward(layer: Any, published: Any, args: tuple[Any, ...], kwargs: dict[str
             stacklevel=4,
         )
         return result
+
+
+def _published(layer: Any, published: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the published code; of its own class, where that asks for `super(type(self), self)`."""
+    names = getattr(getattr(published, "__code__", None), "co_names", ())
+    if not {"super", "type"} <= {*names}:
+        return published(layer, *args, **kwargs)
+    kind = type(layer)
+    layer.__class__ = layer.published
+    try:
+        return published(layer, *args, **kwargs)
+    finally:
+        layer.__class__ = kind
 
 
 def fused_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:

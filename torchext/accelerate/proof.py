@@ -68,6 +68,10 @@ class Prover:
         Raises:
             UnsupportedError: its fused form differs, or it cannot be run.
         """
+        with FAMILIES[name].surroundings(layer):
+            return self._facts(layer, name, relation)
+
+    def _facts(self, layer: nn.Module, name: str, relation: str) -> Any:
         family = FAMILIES[name]
         try:
             small, facts = self._discovered(layer, family, narrow=True)
@@ -163,6 +167,7 @@ def _run(layer: nn.Module, call: tuple[Any, ...], keywords: list[str]) -> dict[s
             return leaves[-1]
         return value
 
+    torch.manual_seed(4)  # of what is dropped
     layer.zero_grad()
     arguments = [leaf(argument) for argument in call]
     named = dict(zip(keywords, arguments, strict=False))
@@ -170,7 +175,8 @@ def _run(layer: nn.Module, call: tuple[Any, ...], keywords: list[str]) -> dict[s
     outputs = list(result) if isinstance(result, (list, tuple)) else [result]
     results: dict[str, Any] = {"the kind of the result": type(result)}
     results |= {f"output {i}": value for i, value in enumerate(outputs)}
-    differentiable = [value for value in outputs if value.requires_grad]
+    tensors = (value for value in outputs if isinstance(value, Tensor))
+    differentiable = [value for value in tensors if value.requires_grad]
     generator = torch.Generator(device="cpu").manual_seed(2)
     gradients = [
         torch.randn(value.shape, generator=generator).to(value.device, value.dtype)

@@ -24,12 +24,26 @@ from .partial_conv import (
     WeightedPartialConv,
 )
 from .region_norm import BinaryRegionNorm, SelfAwareRegionNorm
+from .resampled_conv import ResampledPartialConv
+from .sparse import (
+    SparseBatchNorm,
+    SparseBlock,
+    SparseConv,
+    SparseInstanceNorm,
+    SparseLayerNorm,
+)
 
 FAMILIES: dict[str, Family] = {
     "published partial convolution": PublishedPartialConv(),
     "U-Net partial convolution": PortPartialConv(),
     "partial convolution with a mask kernel of its own": WeightedPartialConv(),
     "partial convolution that pads by itself": PaddedPartialConv(),
+    "partial convolution behind its activation": ResampledPartialConv(),
+    "sparse block": SparseBlock(),
+    "sparse convolution": SparseConv(),
+    "sparse batch norm": SparseBatchNorm(),
+    "sparse instance norm": SparseInstanceNorm(),
+    "sparse layer norm": SparseLayerNorm(),
     "binary region norm": BinaryRegionNorm(),
     "self-aware region norm": SelfAwareRegionNorm(),
     "hard diversity map": HardDiversityMap(),
@@ -47,6 +61,14 @@ _CLASSES = {
     "PartialConv3d": "published partial convolution",
     "PartialConv": "U-Net partial convolution",
     "PConvBlock": "partial convolution that pads by itself",
+    "Conv2dLayerPartial": "partial convolution behind its activation",
+    "SparseConv2d": "sparse convolution",
+    "SparseConv3d": "sparse convolution",
+    "SparseBatchNorm2d": "sparse batch norm",
+    "SparseSyncBatchNorm2d": "sparse batch norm",
+    "SparseInstanceNorm3d": "sparse instance norm",
+    "SparseConvNeXtLayerNorm": "sparse layer norm",
+    "SparseConvNeXtBlock": "sparse block",
     "RN_B": "binary region norm",
     "RN_L": "self-aware region norm",
     "SPADE": "SPADE",
@@ -72,13 +94,19 @@ _STRUCTURES = (
     "SPADE with a group norm",
     "partial convolution that pads by itself",
     "U-Net partial convolution",
+    "partial convolution behind its activation",
+    "sparse block",
+    "sparse convolution",
+    "sparse batch norm",
+    "sparse instance norm",
+    "sparse layer norm",
     "self-aware region norm",
     "binary region norm",
 )
 # Class names like those of our layers, for what no family takes.
 _NAMES = (
     (r"partial_?conv|(?-i:(^|_|[a-z])PConv)|^pconv|conv\w*partial", "partial convolution"),
-    (r"sparse_?(conv|sync|batch|instance|layer|group|max|avg)|minkowski", "masked layer"),
+    (r"sparse_?(conv|sync|batch|instance|layer|group)|minkowski", "masked layer"),
     (r"spade|zero_?sft|spatially_?adaptive", "SPADE"),
     (r"spd_?norm", "SPDNorm"),
     (r"adain|adaptive_?instance", "AdaIN"),

@@ -123,6 +123,25 @@ def sparse_instance_norm(norm: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     return region_norm(images, seen, *affine, eps=norm.eps, **options).view(x.shape)
 
 
+def sparse_layer_norm(norm: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Each visible position normalised over its channels; 0 elsewhere. As `sparse_batch_norm`.
+
+    Args:
+        norm: has what `torch.nn.LayerNorm` has, with weight and bias.
+        x, mask: as there, but no volumes.
+    """
+    N = len(x)
+    return modulated_norm(
+        x,
+        norm.weight.expand(N, -1),
+        norm.bias.expand(N, -1),
+        weight=None if mask is None else as_floats(mask, x).expand(N, -1, -1, -1),
+        statistics="position",
+        gain="plain",
+        eps=norm.eps,
+    )
+
+
 class SparseBatchNorm2d(nn.BatchNorm2d):
     """SparK's batch norm of the visible positions. Mask: **1 visible, 0 hidden**.
 
@@ -249,19 +268,8 @@ class SparseConvNeXtLayerNorm(nn.LayerNorm):
             raise ValueError(f"x: expected four dimensions, got {tuple(x.shape)}")
         x = x.permute(0, 3, 1, 2) if last else x
         _check_features(x, self.normalized_shape[0], (2,))
-        weight = None
-        if self.sparse:
-            weight = visible_at(mask, x, x.shape[2:])
-            weight = None if weight is None else as_floats(weight, x).expand(len(x), -1, -1, -1)
-        y = modulated_norm(
-            x,
-            self.weight.expand(len(x), -1),
-            self.bias.expand(len(x), -1),
-            weight=weight,
-            statistics="position",
-            gain="plain",
-            eps=self.eps,
-        )
+        seen = visible_at(mask, x, x.shape[2:]) if self.sparse else None
+        y = sparse_layer_norm(self, x, seen)
         return y.permute(0, 2, 3, 1) if last else y
 
     def extra_repr(self) -> str:

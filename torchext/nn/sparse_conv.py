@@ -17,10 +17,10 @@ from .masked_norm import (
     SparseInstanceNorm2d,
     SparseInstanceNorm3d,
     SparseSyncBatchNorm2d,
+    sparse_layer_norm,
 )
 from .plain import plain
 from .visible import as_floats, visible_at
-from .winograd_conv import Conv2d
 
 
 def sparse_conv(conv: Any, x: Tensor, at: Callable[[tuple[int, ...]], Tensor | None]) -> Tensor:
@@ -37,6 +37,8 @@ def sparse_conv(conv: Any, x: Tensor, at: Callable[[tuple[int, ...]], Tensor | N
     if mask is None:
         return conv._conv_forward(x, conv.weight, conv.bias)
     mask = as_floats(mask, x)
+    if all(size == 1 for size in kernel):  # too little work for tiles to be picked
+        return conv._conv_forward(x, conv.weight, conv.bias).mul_(mask)
     # Scale and updated mask of a partial convolution: tiles where all is hidden are not convolved.
     y, _ = (partial_conv2d if len(kernel) == 2 else partial_conv3d)(
         x,
@@ -163,48 +165,60 @@ class SparseConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         check_feature_map("x", x)
         seen = visible_at(mask, x, x.shape[2:]) if self.sparse else None
-        kept = None
-        if self.training and self.drop_path:
-            kept = torch.empty((len(x), 1), dtype=x.dtype, device=x.device)
-            kept.bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
-        if seen is not None and gathers(self, seen) and plain(self.norm, SparseConvNeXtLayerNorm):
-            return sparse_convnext_block(self, x, seen, kept)
+        drop = self._dropped if self.training and self.drop_path else None
+        if plain(self.norm, SparseConvNeXtLayerNorm):
+            return sparse_convnext_block(self, x, seen, drop)
         y = self.dwconv(x).permute(0, 2, 3, 1)
-        y = self.pwconv2(
-            self.act(self.pwconv1(self.norm(y, mask) if self.sparse else self.norm(y)))
-        )
-        y = y if self.gamma is None else y * self.gamma
-        y = y if kept is None else y * kept[:, None, None]
-        y = y.permute(0, 3, 1, 2)
-        return x + (y if seen is None else y * seen.to(y.dtype))
+        y = _pointwise(self, self.norm(y, mask) if self.sparse else self.norm(y))
+        return _added(x, y, seen, drop)
+
+    def _dropped(self, y: Tensor) -> Tensor:
+        """Without some images' branches."""
+        kept = torch.empty((len(y), 1, 1, 1), dtype=y.dtype, device=y.device)
+        return y * kept.bernoulli_(1 - self.drop_path).div_(1 - self.drop_path)
 
     def extra_repr(self) -> str:
         return f"drop_path={self.drop_path}, sparse={self.sparse}"
 
 
-def gathers(block: Any, mask: Tensor) -> bool:
-    """Whether a block's pointwise layers run for the visible positions alone."""
-    return backend.readable(mask) and plain(block.dwconv, nn.Conv2d, Conv2d)
-
-
-def sparse_convnext_block(block: Any, x: Tensor, mask: Tensor, kept: Tensor | None) -> Tensor:
-    """The block's forward with its pointwise part for the visible positions alone.
+def sparse_convnext_block(
+    block: Any, x: Tensor, mask: Tensor | None, drop: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The block's forward; where the mask may be looked at, for the visible positions alone.
 
     Args:
-        block: has what `SparseConvNeXtBlock` has.
-        x, mask: (N,C,H,W), (N or 1,1,H,W).
-        kept: (N,1), factors of the images' branches.
+        block: has what `SparseConvNeXtBlock` has, and a norm over channels.
+        x, mask: (N,C,H,W); (N or 1,1,H,W), or None for all.
+        drop: what the branch, of x's shape, passes in the end.
     """
+    y, norm = block.dwconv(x), block.norm
+    if mask is None or not backend.readable(mask):
+        y = _pointwise(block, sparse_layer_norm(norm, y, mask).permute(0, 2, 3, 1))
+        return _added(x, y, mask, drop)
     where = mask.expand(len(x), -1, -1, -1)[:, 0].nonzero(as_tuple=True)
-    rows = block.dwconv(x).permute(0, 2, 3, 1)[where]
-    norm = block.norm
+    rows = y.permute(0, 2, 3, 1)[where]
     rows = F.layer_norm(rows, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    rows = block.pwconv2(block.act(block.pwconv1(rows)))
-    rows = rows if block.gamma is None else rows * block.gamma
-    rows = rows if kept is None else rows * kept[where[0]]
-    base = x.permute(0, 2, 3, 1)
-    rows = base[where] + rows
-    return base.to(rows.dtype).index_put(where, rows).permute(0, 3, 1, 2)
+    rows = _pointwise(block, rows)
+    last = x.permute(0, 2, 3, 1)
+    if drop is not None:
+        branch = torch.zeros_like(last, dtype=rows.dtype).index_put(where, rows)
+        return x + drop(branch.permute(0, 3, 1, 2))
+    rows = last[where] + rows
+    return last.to(rows.dtype).index_put(where, rows).permute(0, 3, 1, 2)
+
+
+def _pointwise(block: Any, y: Tensor) -> Tensor:
+    y = block.pwconv2(block.act(block.pwconv1(y)))
+    return y if block.gamma is None else y * block.gamma
+
+
+def _added(
+    x: Tensor, y: Tensor, mask: Tensor | None, drop: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """x and a branch (N,H,W,C)."""
+    y = y.permute(0, 3, 1, 2)
+    y = y if mask is None else y * mask.to(y.dtype)
+    return x + (y if drop is None else drop(y))
 
 
 _SPARSE: dict[type[nn.Module], type[nn.Module]] = {
