@@ -432,3 +432,14 @@ def test_mat_of_another_ratio_is_left() -> None:
     _, report = torchext.accelerate(Conv2dLayerPartial(5, 16, 3))
     assert not report.swapped
     assert report.left[0].reason.startswith("output 0 differs by")
+
+
+@pytest.mark.parametrize("case", ["convolution", "batch norm", "block"])
+def test_compiled_sparse_layers(case: str) -> None:
+    layer = SPARSE[case][0]()
+    fast, _ = torchext.accelerate(copy.deepcopy(layer))
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    x = image(2, 5, 8, 8)
+    for mask in (patches(2, 1, 2, 2), 1 - patches(2, 1, 2, 2)):
+        with layers.active(mask):
+            assert_close("y", compiled(x), layer(x).double(), length=2000, condition=10)

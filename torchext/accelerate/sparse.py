@@ -62,7 +62,6 @@ class _Sparse(Family):
             isinstance(x, Tensor)
             and isinstance(mask, Tensor)
             and mask.dim() == x.dim()
-            and not torch.compiler.is_compiling()
         )
 
     def _mask(self, layer: Any, x: Tensor, size: Iterable[int]) -> Tensor | None:
