@@ -10,6 +10,7 @@ from .networks import (
     Config,
     HybridLayerNormEncoder,
     PerturbationNetwork,
+    ProgressiveDiscriminator,
     ProgressiveGenerator,
     example,
     networks,
@@ -24,18 +25,27 @@ from .ranking import (
     write_classes,
 )
 from .strokes import Stroke, add, compose, edited, keep_mask, remove, restyle, style_values
-from .training import JointTraining, LayersTraining, TrunkTraining, dataset, train_arguments
+from .training import (
+    GeneratorTraining,
+    JointTraining,
+    LayersTraining,
+    TrunkTraining,
+    dataset,
+    train_arguments,
+)
 
 __all__ = [
     "PAPER",
     "SIZES",
     "Config",
+    "GeneratorTraining",
     "HybridLayerNormEncoder",
     "ImageSpecificGenerator",
     "JointTraining",
     "LayersTraining",
     "PerturbationNetwork",
     "PhotoEditor",
+    "ProgressiveDiscriminator",
     "ProgressiveGenerator",
     "Stroke",
     "TrunkTraining",
@@ -71,6 +81,7 @@ PAPER = Paper(
     config=Config,
     networks=networks,
     stages=(
+        Stage("generator", ("generator", "outputs", "discriminator"), GeneratorTraining),
         Stage("resnet", ("encoder",), TrunkTraining, needs=("generator",)),
         Stage("layers", ("encoder",), LayersTraining, needs=("generator",)),
         Stage("joint", ("encoder",), JointTraining, needs=("generator",)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import MisfitError, by_network, load_strictly, weights
-from .networks import SIZES, WIDTH, Config, ProgressiveGenerator, networks
+from .networks import ENCODED, SIZES, WIDTH, Config, ProgressiveGenerator, networks
 
 # Files in a folder, by network.
 FILES = {"generator": "*proggan_*.pth", "encoder": "*_invert_*.pth"}
@@ -31,7 +31,8 @@ def load_published(
     Raises:
         ValueError: an entry is missing, unexpected, or of another shape.
     """
-    built = networks(config)
+    given = FILES if config.network.resolution in ENCODED else ("generator",)
+    built = networks(config, given)
     if is_tensorflow(content):
         content = from_tensorflow(content, source)
     found = {}

@@ -1,4 +1,4 @@
-"""Progressive generator, layered encoder, perturbation networks, and every option.
+"""Progressive generator and its discriminator, layered encoder, perturbations, and every option.
 
 Layers count from 1, as in the published keys; r_i is the output of layer i, and r_4, an 8x8 map,
 is the latent code that edits change.
@@ -65,9 +65,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Loss:
-    """Terms of the encoder's training, and of fitting one photo.
+    """Terms of the trainings, and of fitting one photo.
 
     Attributes:
+        penalty_weight: of the gradients' norms, in the generator's training.
+        drift_weight: of the squared scores of photos, there.
         vgg_weight: of VGG-16's features (up to relu4_2) in `refine` and `tune`; with 0 no file of
             VGG-16 is needed.
         layer_weight: of the encoder's layers: cosine error of what the generator's layer makes of
@@ -79,6 +81,8 @@ class Loss:
         dilation: of the stroke before that, in pixels.
     """
 
+    penalty_weight: float = 10.0
+    drift_weight: float = 0.001
     vgg_weight: float = 1.0
     layer_weight: float = 0.01
     photo_weight: float = 0.0
@@ -92,6 +96,8 @@ class Schedule:
     """How long and how fast: the published values.
 
     Attributes:
+        generator_rate: of the generator's stage, and of its discriminator.
+        growth_iterations: of each phase of that stage; 800,000 images in batches of 16.
         trunk_rate, layers_rate, joint_rate: of the encoder's stages resnet, layers and joint.
         period: iterations that count as an epoch when rates fall.
         batch, epochs, iterations: of training; 100,000 iterations are those of the joint stage, the
@@ -101,6 +107,8 @@ class Schedule:
         tune_rate, tune_steps: of the interactive one, each of two fits.
     """
 
+    generator_rate: float = 1e-3
+    growth_iterations: int = 50_000
     trunk_rate: float = 1e-2
     layers_rate: float = 1e-4
     joint_rate: float = 1e-5
@@ -116,8 +124,9 @@ class Schedule:
     tune_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.period < 1:
-            raise ValueError(f"period: expected at least 1, got {self.period}")
+        for name in ("period", "growth_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("refine_steps", "adapt_steps", "tune_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
@@ -278,8 +287,12 @@ class OutputConvBlock(nn.Module):
         self.wscale = WScale(3, in_channels**-0.5, None)
         self.clamp = tanh
 
+    def colours(self, x: Tensor) -> Tensor:
+        """Not cut off."""
+        return self.wscale(self.conv(self.norm(x)))
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.wscale(self.conv(self.norm(x)))
+        y = self.colours(x)
         return y.clamp(-1, 1) if self.clamp else y
 
 
@@ -422,6 +435,105 @@ def folded(generator: ProgressiveGenerator, but: Collection[int] = ()) -> Progre
             block.conv.bias = block.wscale.b
             block.wscale = _Folded(block.wscale.slope)
     return copied
+
+
+# --- discriminator --------------------------------------------------------------------------------
+
+
+class ScaledConvBlock(nn.Module):
+    """Convolution without bias, scale and bias, leaky ReLU: a block without a norm.
+
+    The scale is that of the generator's blocks, without an activation 1 / sqrt(2) of it; weights
+    begin with deviation 1, biases with 0.
+
+    Args:
+        in_channels, out_channels, kernel_size, padding: of the convolution.
+        slope: of the leaky ReLU; None for none.
+
+    Shape: (N,C_in,H,W) -> (N,C_out,H',W').
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        padding: int = 0,
+        slope: float | None = SLOPE,
+    ) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)
+        nn.init.normal_(self.conv.weight)
+        gain = 1 if slope is None else 2
+        self.wscale = WScale(out_channels, (gain / in_channels) ** 0.5 / kernel_size, slope)
+        nn.init.zeros_(self.wscale.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wscale(self.conv(x))
+
+
+def with_deviation(x: Tensor) -> Tensor:
+    """(N,C,H,W) and a channel of one number: the batch's deviation, averaged over all elements.
+
+    By it a discriminator sees whether the images of a batch differ (Karras et al., 2018).
+    """
+    deviation = (x.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
+    return torch.cat((x, deviation.expand(len(x), 1, *x.shape[2:])), dim=1)
+
+
+class ProgressiveDiscriminator(nn.Module):
+    """The generator's mirror image, for images of each of its resolutions (Karras et al., 2018).
+
+    Args:
+        sizes: channels of the generator; see `ProgressiveGenerator`.
+
+    Shape: image (N,3,H,H), H from 4 to the generator's resolution -> score (N,1). `alpha` in [0,1]
+    fades the highest level in: with 0 it is passed over.
+
+    Raises:
+        TypeError, ValueError: the image does not fit.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sides = tuple(4 * 2**level for level in range(len(sizes) - 1))
+        below = sizes[1]
+        for side, channels in zip(self.sides, sizes[1:], strict=True):
+            self.add_module(f"input_{side}x{side}", ScaledConvBlock(3, channels, 1))
+            if side > 4:
+                first = ScaledConvBlock(channels, channels, 3, 1)
+                second = ScaledConvBlock(channels, below, 3, 1)
+                self.add_module(f"level_{side}x{side}", nn.Sequential(first, second))
+            below = channels
+        self.judge = nn.Sequential(
+            ScaledConvBlock(sizes[1] + 1, sizes[1], 3, 1),
+            ScaledConvBlock(sizes[1], sizes[1], 4),
+            ScaledConvBlock(sizes[1], 1, 1, slope=None),
+        )
+
+    def forward(self, image: Tensor, alpha: float = 1.0) -> Tensor:
+        check_images("image", image, 3)
+        side = image.shape[3]
+        if side not in self.sides or image.shape[2] != side:
+            raise ValueError(
+                f"image: expected a square of {', '.join(map(str, self.sides))} pixels, got"
+                f" {image.shape[2]} x {side}"
+            )
+        x = self.get_submodule(f"input_{side}x{side}")(image)
+        while side > 4:
+            x = F.avg_pool2d(self.get_submodule(f"level_{side}x{side}")(x), 2)
+            side //= 2
+            if alpha < 1 and 2 * side == image.shape[3]:
+                lower = self.get_submodule(f"input_{side}x{side}")(F.avg_pool2d(image, 2))
+                x = torch.lerp(lower, x, alpha)
+        return self.judge(with_deviation(x)).flatten(1)
+
+
+def lower_outputs(sizes: Sequence[int]) -> nn.ModuleDict:
+    """The output blocks of a growing generator's resolutions below its own, by `output_4x4`, ..."""
+    sides = (4 * 2**level for level in range(len(sizes) - 2))
+    pairs = zip(sides, sizes[1:-1], strict=True)
+    return nn.ModuleDict({f"output_{s}x{s}": OutputConvBlock(channels) for s, channels in pairs})
 
 
 # --- encoder --------------------------------------------------------------------------------------
@@ -715,6 +827,8 @@ def networks(config: Config, names: Collection[str] | None = None) -> dict[str, 
     given = config.network
     builders: dict[str, Callable[[], nn.Module]] = {
         "generator": lambda: ProgressiveGenerator(sizes=given.sizes),
+        "outputs": lambda: lower_outputs(given.sizes),
+        "discriminator": lambda: ProgressiveDiscriminator(given.sizes),
     }
     if given.resolution in ENCODED:
         builders["encoder"] = lambda: HybridLayerNormEncoder(
@@ -734,5 +848,6 @@ def example(config: Config) -> dict[str, tuple[Any, ...]]:
     side = given.resolution
     return {
         "generator": (torch.rand(1, given.sizes[0]),),
+        "discriminator": (torch.rand(1, 3, side, side),),
         "encoder": (torch.rand(1, 3, side, side),),
     }

@@ -1,15 +1,16 @@
-"""The encoder's training: its ResNet, its layers, and all of it together.
+"""The training of the generator, which grows, and of the encoder, in three stages.
 
-It sees images that the generator makes of noise; the folder's photos are what its sample sheets
-show, and with the option photo_weight a term of the last stage. The published loops of the layers
-and the joint stage never zero their gradients, which add up over all batches; here each step has
-its own.
+The encoder sees images that the generator makes of noise; the folder's photos are what its sample
+sheets show, and with the option photo_weight a term of the last stage. The published loops of the
+layers and the joint stage never zero their gradients, which add up over all batches; here each step
+has its own.
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,19 @@ from torch.optim import Adam
 from ..blocks import initialise as fill_weights
 from ..data import MaskedImages
 from ..geometry import Preparation
+from ..losses import AdversarialLoss
 from ..paper import Stage
-from ..recipe import Batch, Passed, Phase, Recipe, Terms
+from ..recipe import AdversarialRecipe, Batch, Passed, Phase, Recipe, Terms
 from ..schedules import steps as stepwise
 from .losses import cosine_error
-from .networks import CODE_LAYER, Config, HybridLayerNormEncoder, ProgressiveGenerator, as_map
+from .networks import (
+    CODE_LAYER,
+    Config,
+    HybridLayerNormEncoder,
+    ProgressiveGenerator,
+    WScale,
+    as_map,
+)
 
 # Epochs at which rates fall; the second layer's differ.
 LAYER_FALLS = dict.fromkeys((1, 3, 4), (20, 60)) | {2: (60, 80)}
@@ -47,7 +56,150 @@ def preparation(config: Config) -> Preparation:
     return Preparation(config.network.resolution, "crop", random_crop=False)
 
 
-class EncoderTraining(Recipe):
+class _Contiguous(Recipe):
+    """What the stages share: pictures of the folder, and the memory format."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "_Contiguous":
+        """As of every module, but contiguous whatever memory format is asked for.
+
+        The backward of PyTorch's own convolution was seen to write out of bounds where very narrow
+        networks (few channels) are trained in channels_last on the CPU.
+        """
+        kwargs.pop("memory_format", None)
+        return super().to(*args, **kwargs)
+
+    def photo(self, batch: Batch) -> Tensor:
+        """The folder's photos in [-1,1]."""
+        return batch["image"].contiguous() * 2 - 1
+
+
+# --- generator ------------------------------------------------------------------------------------
+
+
+class Growth(NamedTuple):
+    """How far a generator has grown: the images' side, and how much its last level counts."""
+
+    side: int
+    alpha: float = 1.0
+
+
+def growth(iteration: int, phase: int, resolution: int) -> Growth:
+    """Phases of equal length: 4x4; then of each further resolution its fading in, and it as it is.
+
+    Args:
+        iteration: from 0.
+        phase: iterations of a phase.
+        resolution: of the grown generator, with which it goes on.
+    """
+    number, place = divmod(iteration, phase)
+    side = 4 * 2 ** ((number + 1) // 2)
+    if side > resolution:
+        return Growth(resolution)
+    return Growth(side, place / phase if number % 2 else 1.0)
+
+
+class GeneratorTraining(_Contiguous, AdversarialRecipe):
+    """Stage generator: progressive growing with WGAN-GP (Karras et al., 2018).
+
+    Reconstructed from that paper, as the published generators came without their training: phases
+    of `growth`, photos that fade as the images do, gradient penalty, a term against drifting
+    scores, one step of the discriminator for each of the generator's. Ours: both steps take the
+    fakes of one forward, and one batch serves all resolutions, where the paper's shrinks.
+
+    Args:
+        networks: "generator", "outputs" (of the resolutions below its own), and "discriminator".
+        config: its options.
+        initialise: biases of "generator" and "outputs" among them are set to 0; all weights, and
+            the discriminator's biases, begin as they are to.
+    """
+
+    averaged = ("generator", "outputs")
+
+    def __init__(self, networks: Mapping[str, nn.Module], config: Config, **options: Any) -> None:
+        super().__init__(networks, config, **options)
+        for name in ("generator", "outputs"):
+            if name in self.fresh:
+                for block in networks[name].modules():
+                    if isinstance(block, WScale):
+                        nn.init.zeros_(block.b)
+        makes = [*networks["generator"].parameters(), *networks["outputs"].parameters()]
+        judges = networks["discriminator"].parameters()
+        for name, parameters in (("generator", makes), ("discriminator", judges)):
+            rate = config.schedule.generator_rate
+            self.optimizers[name] = Adam(parameters, rate, betas=(0.0, 0.99), eps=1e-8)
+        self.adversarial = AdversarialLoss("wasserstein")
+        self.grown = self._growth(0)
+
+    def _growth(self, iteration: int) -> Growth:
+        resolution = self.networks["generator"].resolution
+        return growth(iteration, self.config.schedule.growth_iterations, resolution)
+
+    def phases(self, iteration: int) -> Sequence[Phase]:
+        self.grown = self._growth(iteration)
+        return super().phases(iteration)
+
+    def learning_rates(self, epoch: int, iteration: int) -> dict[str, float]:
+        return dict.fromkeys(self.optimizers, self.config.schedule.generator_rate)
+
+    def fakes(self, batch: Batch) -> Tensor:
+        """(N,3,S,S), not cut off, of the side S of now."""
+        generator, (side, alpha) = self.networks["generator"], self.grown
+        layer = 2 * int(math.log2(side)) - 2  # whose output has that side
+        x = as_map(batch["noise"])
+        if alpha == 1:
+            return self._colours(side, generator.run(x, last=layer))
+        x = generator.run(x, last=layer - 2)
+        lower = F.interpolate(self._colours(side // 2, x), scale_factor=2.0)
+        return torch.lerp(lower, self._colours(side, generator.run(x, layer - 1, layer)), alpha)
+
+    def _colours(self, side: int, x: Tensor) -> Tensor:
+        generator, name = self.networks["generator"], f"output_{side}x{side}"
+        holder = generator if name == generator.output else self.networks["outputs"]
+        return holder.get_submodule(name).colours(x)
+
+    def real(self, batch: Batch) -> Tensor:
+        """The photos as the generator is to make them now, (N,3,S,S)."""
+        photo = self.photo(batch)
+        side, alpha = self.grown
+        photo = F.avg_pool2d(photo, photo.shape[-1] // side)
+        if alpha == 1:
+            return photo
+        return torch.lerp(F.interpolate(F.avg_pool2d(photo, 2), scale_factor=2.0), photo, alpha)
+
+    def _score(self, image: Tensor) -> Tensor:
+        return self.networks["discriminator"](image, self.grown.alpha)
+
+    def generator_loss(self, batch: Batch, fakes: Tensor) -> Terms:
+        return {"generator": self.adversarial.generator(self._score(fakes))}
+
+    def discriminator_loss(self, batch: Batch, fakes: Tensor) -> Terms:
+        real, weights = self.real(batch), self.config.loss
+        scores = self._score(real)
+        place = torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device)
+        # In full precision, as it is a difference of nearly equal numbers.
+        with torch.autocast(real.device.type, enabled=False):
+            between = torch.lerp(real, fakes.to(real), place).requires_grad_()
+            score = self._score(between).sum()
+            (gradient,) = torch.autograd.grad(score, between, create_graph=True)
+            penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+        return {
+            "discriminator_real": self.adversarial.real(scores),
+            "discriminator_fake": self.adversarial.fake(self._score(fakes)),
+            "penalty": weights.penalty_weight * penalty,
+            "drift": weights.drift_weight * scores.square().mean(),
+        }
+
+    def samples(self, batch: Batch) -> list[Tensor]:
+        """Photos and what the generator makes, both of the side of now, enlarged."""
+        resolution = self.networks["generator"].resolution
+        rows = (self.real(batch), self.fakes(batch).float().clamp(-1, 1))
+        return [F.interpolate((row + 1) / 2, size=(resolution, resolution)) for row in rows]
+
+
+# --- encoder --------------------------------------------------------------------------------------
+
+
+class EncoderTraining(_Contiguous):
     """What the stages share: generated images and the generator's layers behind them.
 
     Args:
@@ -62,15 +214,6 @@ class EncoderTraining(Recipe):
         super().__init__(networks, config, **options)
         if "encoder" in self.fresh:
             fill_weights(networks["encoder"], nn.init.kaiming_normal_)
-
-    def to(self, *args: Any, **kwargs: Any) -> "EncoderTraining":
-        """As of every module, but contiguous whatever memory format is asked for.
-
-        The backward of PyTorch's own convolution was seen to write out of bounds where very narrow
-        networks (few channels) are trained in channels_last on the CPU.
-        """
-        kwargs.pop("memory_format", None)
-        return super().to(*args, **kwargs)
 
     @property
     def encoder(self) -> HybridLayerNormEncoder:
@@ -101,10 +244,6 @@ class EncoderTraining(Recipe):
         photo = self.photo(batch)
         rows = [photo, self.rebuilt(photo), image, self.rebuilt(image)]
         return [(row + 1) / 2 for row in rows]
-
-    def photo(self, batch: Batch) -> Tensor:
-        """The folder's photos in [-1,1]."""
-        return batch["image"].contiguous() * 2 - 1
 
     def epoch(self, iteration: int) -> int:
         return iteration // self.config.schedule.period

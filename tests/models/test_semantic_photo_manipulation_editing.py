@@ -105,10 +105,12 @@ def test_actions():
 
 
 def test_style_is_the_mean_of_positive_activations_in_the_region():
+    torch.manual_seed(0)
     code = torch.randn(1, 12, 8, 8)
     code[:, 7] = -1
     values = style_values(code, box(32, 48, 32), (2, 7))
     seen = code[0, 2, 2:4, 3:5].flatten()
+    assert 0 < (seen > 0).sum() < 4
     torch.testing.assert_close(values[2], seen[seen > 0].mean())
     assert values[7] == 0  # nowhere positive
     assert values.nonzero().flatten().tolist() == [2]

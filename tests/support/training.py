@@ -70,7 +70,7 @@ SMALL: dict[str, dict[str, Any]] = {
 SMALL["maskgan"] = SMALL["maskgan stage 1"]
 SMALL["michigan stage orientation"] = {**SMALL["michigan"], "rate": 2e-2, "inpainting_size": 64}
 SMALL["fe_gan stage parsing"] = {**SMALL["fe_gan"], "width": 8, "rate": 1e-3}
-for _stage in ("resnet", "layers", "joint"):
+for _stage in ("generator", "resnet", "layers", "joint"):
     SMALL[f"semantic_photo_manipulation stage {_stage}"] = SMALL["semantic_photo_manipulation"]
 for _stage in ("parser", "classifier"):
     SMALL[f"maggan stage {_stage}"] = {**SMALL["maggan"], "classifier_rate": 1e-2}
