@@ -443,3 +443,91 @@ def test_compiled_sparse_layers(case: str) -> None:
     for mask in (patches(2, 1, 2, 2), 1 - patches(2, 1, 2, 2)):
         with layers.active(mask):
             assert_close("y", compiled(x), layer(x).double(), length=2000, condition=10)
+
+
+# --- copies of SPADE ------------------------------------------------------------------------------
+
+
+PUBLISHED_NAMES = ("param_free_norm", "mlp_shared", "mlp_gamma", "mlp_beta")
+OTHER_NAMES = ("norm", "conv", "conv_gamma", "conv_beta")
+
+
+class Copied(nn.Module):
+    """SPADE as projects vary it: names, padding, activations."""
+
+    def __init__(
+        self,
+        names: tuple[str, str, str, str] = (
+            "param_free_norm",
+            "mlp_shared",
+            "mlp_gamma",
+            "mlp_beta",
+        ),
+        inner: nn.Module | None = None,
+        hidden: Callable[[Tensor], Tensor] | None = None,
+        padded: bool = False,
+        tail: Callable[[Tensor], Tensor] | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.names, self.hidden = names, hidden
+        parts = [nn.Conv2d(5, 16, 3, padding=0 if padded else 1)]
+        parts += [] if inner is None else [inner]
+        parts = [nn.ReflectionPad2d(1), *parts] if padded else parts
+        self.add_module(names[0], norm or nn.BatchNorm2d(6, affine=False))
+        self.add_module(names[1], nn.Sequential(*parts) if len(parts) > 1 else parts[0])
+        for name in names[2:]:
+            self.add_module(name, nn.Conv2d(16, 6, 3, padding=0 if padded else 1))
+        if padded:
+            self.pad = nn.ReflectionPad2d(1)
+        self.tail = tail
+
+    def forward(self, x: Tensor, segmap: Tensor, similarity_map: None = None) -> Tensor:
+        norm, shared, gamma, beta = (getattr(self, name) for name in self.names)
+        hidden = shared(nn.functional.interpolate(segmap, size=x.shape[2:], mode="nearest"))
+        hidden = hidden if self.hidden is None else self.hidden(hidden)
+        hidden = self.pad(hidden) if hasattr(self, "pad") else hidden
+        y = norm(x) * (1 + gamma(hidden)) + beta(hidden)
+        return y if self.tail is None else self.tail(y)
+
+
+COPIES: dict[str, Callable[[], nn.Module]] = {
+    "OASIS": lambda: Copied(("first_norm", "mlp_shared", "mlp_gamma", "mlp_beta"), nn.ReLU()),
+    "CoCosNet": lambda: Copied(inner=nn.ReLU(), padded=True),
+    "hidden leaky ReLU": lambda: Copied(inner=nn.LeakyReLU(0.2)),
+    "hidden ReLU6": lambda: Copied(OTHER_NAMES, nn.ReLU6()),
+    "hidden function": lambda: Copied(OTHER_NAMES, hidden=torch.relu),
+    "hidden leaky function": lambda: Copied(hidden=nn.functional.leaky_relu),
+    "SiLU behind": lambda: Copied(inner=nn.ReLU(), tail=nn.SiLU()),
+    "SiLU by its function behind": lambda: Copied(inner=nn.ReLU(), tail=nn.functional.silu),
+    "leaky ReLU behind": lambda: Copied(inner=nn.ReLU(), tail=nn.LeakyReLU(0.3)),
+    "ReLU by its function behind": lambda: Copied(inner=nn.SiLU(), tail=nn.functional.relu),
+    "padded, SiLU behind": lambda: Copied(OTHER_NAMES, nn.ReLU(), padded=True, tail=nn.SiLU()),
+    "groups": lambda: Copied(OTHER_NAMES, nn.ReLU(), norm=nn.GroupNorm(2, 6)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", COPIES)
+def test_copies_of_spade(case: str, training: bool) -> None:
+    torch.manual_seed(0)
+    layer = COPIES[case]().train(training)
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert [row.name for row in report.swapped] == [""], str(report)
+    found = []
+    for either in (layer, fast):
+        x, segmap = (v.clone().requires_grad_() for v in (image(2, 6, 8, 10), image(2, 5, 16, 20)))
+        assert either is layer or fused_arguments(fast, (x, segmap), {}) is not None
+        y = either(x, segmap)
+        y.backward(image(*y.shape, seed=2))
+        gradients = {name: value.grad for name, value in either.named_parameters()}
+        found.append({"y": y, "x": x.grad, "segmap": segmap.grad, **gradients})
+    for name, value in found[0].items():
+        assert_close(name, found[1][name], value.detach().double(), length=2000, condition=10)
+
+
+def test_a_copy_of_spade_that_does_something_else_is_left() -> None:
+    layer = Copied(OTHER_NAMES, nn.ReLU(), tail=torch.sin)
+    _, report = torchext.accelerate(layer)
+    assert not report.swapped
+    assert "output 0 differs by" in report.left[0].reason

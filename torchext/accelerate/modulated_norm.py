@@ -1,7 +1,7 @@
 """SPADE, SPDNorm, attention normalisation, AdaIN and pixel norm."""
 
-import contextlib
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,16 @@ from .fixed_condition import kept_maps
 
 _SIZE = (12, 14)
 _SLOPE = 0.2
+# Activations that a layer calls by their names; those of a slope are part of the fused form.
+_SLOPES = {"relu": 0.0, "leaky_relu": 0.01, "leaky_relu of 0.2": _SLOPE}
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "leaky_relu of 0.2": lambda x: F.leaky_relu(x, _SLOPE),
+    "silu": F.silu,
+    "relu6": F.relu6,
+    "elu": F.elu,
+}
 _STATISTICS: dict[str, Statistics | Literal["group"]] = {
     "BatchNorm2d": "batch",
     "BatchNorm3d": "batch",
@@ -44,12 +54,18 @@ class _NormFacts:
         eps: where no attribute holds it.
         counts: whether it counts the batches of training.
         keyed: whether conditions come in a dict, by the text of x's width, as StableSR's do.
+        hidden: the function in _FUNCTIONS that the layer calls behind the first layers, or "".
+        padding: the child that pads what then goes into the maps' layers, or "".
+        tail: the child or the function in _FUNCTIONS that its result passes in the end, or "".
     """
 
     statistics: Statistics | Literal["group"]
     eps: float
     counts: bool
     keyed: bool = False
+    hidden: str = ""
+    padding: str = ""
+    tail: str = ""
 
 
 def _first_convolution(module: Any, name: str) -> "nn.Conv2d | nn.Conv3d":
@@ -181,34 +197,40 @@ class _Modulated(Family):
     activation: float | None = None
     takes_affine = False
 
+    def _name(self, layer: Any, role: str) -> str:
+        """What a layer calls its norm, shared, gamma or beta."""
+        return getattr(self, role)
+
+    def _parts(self, layer: Any) -> list[nn.Module]:
+        """What makes the maps: shared, gamma and beta."""
+        return [getattr(layer, self._name(layer, role)) for role in ("shared", "gamma", "beta")]
+
+    def _norm(self, layer: Any) -> Any:
+        return getattr(layer, self._name(layer, "norm"), None)
+
     def check(self, layer: Any) -> None:
-        _first_convolution(getattr(layer, self.shared), self.shared)
-        for name in (self.gamma, self.beta):
-            _first_convolution(getattr(layer, name), name)
-        norm = getattr(layer, self.norm, None)
+        for role, part in zip(("shared", "gamma", "beta"), self._parts(layer), strict=True):
+            _first_convolution(part, self._name(layer, role))
+        norm, name = self._norm(layer), self._name(layer, "norm")
         if not isinstance(norm, nn.Module):  # a function, as PD-GAN's norm by position
-            expect(norm is None or callable(norm), f"{self.norm} is a {type(norm).__name__}")
+            expect(norm is None or callable(norm), f"{name} is a {type(norm).__name__}")
             return
         kind = _statistics_of(norm)
-        expect(kind is not None, f"{self.norm} is a {type(norm).__name__}")
+        expect(kind is not None, f"{name} is a {type(norm).__name__}")
         affine = getattr(norm, "weight", None) is not None
-        expect(not affine or self.takes_affine, f"{self.norm} has an affine")
-        expect(
-            not affine or getattr(norm, "bias", None) is not None, f"{self.norm} has half an affine"
-        )
+        expect(not affine or self.takes_affine, f"{name} has an affine")
+        expect(not affine or getattr(norm, "bias", None) is not None, f"{name} has half an affine")
         if kind == "instance":
-            expect(
-                not getattr(norm, "track_running_stats", False), f"{self.norm} tracks statistics"
-            )
+            expect(not getattr(norm, "track_running_stats", False), f"{name} tracks statistics")
         if kind == "batch":
-            expect(norm.momentum is not None, f"{self.norm} has a cumulative average")
+            expect(norm.momentum is not None, f"{name} has a cumulative average")
 
     def replaced(self, layer: Any) -> Iterable[nn.Module]:
-        norm = getattr(layer, self.norm, None)
+        norm = self._norm(layer)
         return [norm] if isinstance(norm, nn.Module) else []
 
     def discover(self, layer: Any, draw: Draw) -> _NormFacts:
-        norm = getattr(layer, self.norm, None)
+        norm = self._norm(layer)
         if not isinstance(norm, nn.Module):
             norm = self._function(layer, draw) if norm is None else norm
             eps = _eps_of_position_norm(norm, draw.features(2, self._sizes(layer)[0], *_SIZE))
@@ -222,7 +244,7 @@ class _Modulated(Family):
         return _NormFacts(_statistics_of(norm), eps, counts)
 
     def takes(self, layer: Any, facts: _NormFacts, x: Any, condition: Any, *rest: Any) -> bool:
-        norm = getattr(layer, self.norm, None)
+        norm = self._norm(layer)
         # Replicas that exchange statistics among themselves, by threads.
         parallel = getattr(norm, "_is_parallel", False) and norm.training
         tensors = all(isinstance(value, Tensor) for value in (x, condition, *rest))
@@ -232,8 +254,9 @@ class _Modulated(Family):
         self, layer: Any, facts: _NormFacts, x: Tensor, condition: Tensor,
         weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        norm = getattr(layer, self.norm, None)
-        maps = self._modulation(layer, norm, x, condition)
+        norm = self._norm(layer)
+        maps = self._modulation(layer, facts, norm, x, condition)
+        activation, tail = self._tail(layer, facts)
         groups = norm.num_groups if facts.statistics == "group" else None
         batch = facts.statistics == "batch"
         running_mean = getattr(norm, "running_mean", None) if batch else None
@@ -246,7 +269,7 @@ class _Modulated(Family):
             eps=getattr(norm, "eps", facts.eps),
             unbiased=facts.statistics == "position",
             gain=self.gain if _affine_of(norm) is None else "plain",
-            activation=self.activation,
+            activation=activation,
             running_mean=running_mean,
             running_var=None if running_mean is None else norm.running_var,
             training=training,
@@ -255,36 +278,53 @@ class _Modulated(Family):
         )
         if facts.counts and norm.training:
             norm.num_batches_tracked.add_(1)
-        return y.view(x.shape) if y.dim() != x.dim() or groups is not None else y
+        y = y.view(x.shape) if y.dim() != x.dim() or groups is not None else y
+        return y if tail is None else tail(y)
+
+    def _tail(
+        self, layer: Any, facts: _NormFacts
+    ) -> tuple[float | None, Callable[[Tensor], Tensor] | None]:
+        """The slope of the activation in the fused form, and what is called behind it."""
+        child = getattr(layer, facts.tail, None) if facts.tail else None
+        if child is None:
+            slope = _SLOPES.get(facts.tail, self.activation)
+            return slope, None if slope is not None else _FUNCTIONS.get(facts.tail)
+        if type(child) is nn.ReLU and not touched(child):
+            return 0.0, None
+        if type(child) is nn.LeakyReLU and not touched(child) and 0 <= child.negative_slope <= 1:
+            return child.negative_slope, None
+        return None, child
 
     def _modulation(
-        self, layer: Any, norm: Any, x: Tensor, condition: Tensor
+        self, layer: Any, facts: _NormFacts, norm: Any, x: Tensor, condition: Tensor
     ) -> tuple[Tensor, Tensor]:
         """gamma and beta at x's size."""
-        shared, gamma, beta = (
-            getattr(layer, name) for name in (self.shared, self.gamma, self.beta)
-        )
+        shared, gamma, beta = self._parts(layer)
         affine = _affine_of(norm)
 
         def make() -> tuple[Tensor, Tensor]:
-            return _maps(gamma, beta, _hidden(shared, _resized(condition, x)), affine)
+            hidden = _hidden(shared, _resized(condition, x))
+            hidden = _FUNCTIONS[facts.hidden](hidden) if facts.hidden else hidden
+            hidden = getattr(layer, facts.padding)(hidden) if facts.padding else hidden
+            return _maps(gamma, beta, hidden, affine)
 
         parts = [shared, gamma, beta] if affine is None else [shared, gamma, beta, norm]
         return kept_maps(layer, parts, condition, x.shape[2:], make)
 
     def _extent(self, layer: Any) -> tuple[int, ...]:
         """Of small images or volumes."""
-        conv = _first_convolution(getattr(layer, self.shared), self.shared)
+        conv = _first_convolution(self._parts(layer)[0], self._name(layer, "shared"))
         return _SIZE if isinstance(conv, nn.Conv2d) else (6, *_SIZE[:1], 9)
 
     def _function(self, layer: Any, draw: Draw) -> Callable[[Tensor], Tensor]:
         """The norm of a layer that calls a function by its name."""
-        raise UnsupportedError(f"{self.norm} is missing")
+        raise UnsupportedError(f"{self._name(layer, 'norm')} is missing")
 
     def _sizes(self, layer: Any) -> tuple[int, int]:
         """Channels of x and of the condition."""
-        condition = _first_convolution(getattr(layer, self.shared), self.shared).in_channels
-        return _first_convolution(getattr(layer, self.gamma), self.gamma).out_channels, condition
+        shared, gamma, _ = self._parts(layer)
+        condition = _first_convolution(shared, self._name(layer, "shared")).in_channels
+        return _first_convolution(gamma, self._name(layer, "gamma")).out_channels, condition
 
 
 def _eps_of_position_norm(norm: Any, x: Tensor) -> float:
@@ -326,13 +366,47 @@ class SPADE(_Modulated):
             self._extent(layer),
         )
         x, condition = draw.features(2, C, *size), draw.condition(2, label_nc, *size)
+        given: Any = condition
         try:
-            layer(x, condition)
+            expected = layer.train()(x, given)
         except Exception:  # whatever a user's layer may raise
-            with contextlib.suppress(Exception):
-                layer(x, {str(size[-1]): condition})
-                facts = replace(facts, keyed=True)
-        return facts
+            given = {str(size[-1]): condition}
+            try:
+                expected = layer(x, given)
+            except Exception:
+                return facts
+            facts = replace(facts, keyed=True)
+        alike = (
+            f for f in self._variants(layer, facts) if self._gives(layer, f, x, given, expected)
+        )
+        return next(alike, facts)
+
+    def _variants(self, layer: Any, facts: _NormFacts) -> Iterator[_NormFacts]:
+        """Activations and padding that a layer may have beside the known, the simplest first."""
+        shared, *_ = parts = self._parts(layer)
+        inside = {id(part) for part in (*parts, self._norm(layer))}
+        others = [
+            (name, child)
+            for name, child in layer.named_children()
+            if id(child) not in inside and not [*child.parameters()]
+        ]
+        pads = [name for name, child in others if type(child).__name__.endswith(("Pad2d", "Pad3d"))]
+        ends_bare = isinstance(_leaves(shared)[-1], (nn.Conv2d, nn.Conv3d))
+        tails = [*(name for name, _ in others if name not in pads), *_FUNCTIONS]
+        hidden = ["", *_FUNCTIONS] if ends_bare else [""]
+        for tail, padding, first in itertools.product(["", *tails], ["", *pads], hidden):
+            yield replace(facts, hidden=first, padding=padding, tail=tail)
+
+    def _gives(
+        self, layer: Any, facts: _NormFacts, x: Tensor, condition: Any, expected: Any
+    ) -> bool:
+        try:
+            with torch.no_grad():
+                y = self.forward(layer, facts, x, condition)
+        except Exception:  # whatever a user's layer may raise
+            return False
+        same = isinstance(expected, Tensor) and y.shape == expected.shape
+        return same and torch.allclose(y, expected, rtol=1e-3, atol=1e-3)
 
     def takes(self, layer: Any, facts: _NormFacts, x: Any, condition: Any) -> bool:
         if facts.keyed:
@@ -362,6 +436,30 @@ class SPADE(_Modulated):
             (draw.features(3, C, *size), draw.condition(3, label_nc, *(2 * n for n in size))),
             (x, draw.condition(2, label_nc, *size[:-2], 7, 31)),
         ]
+
+
+_OTHER_NAMES = {
+    "shared": ("mlp_shared", "conv_shared", "shared", "mlp", "conv"),
+    "gamma": ("mlp_gamma", "conv_gamma", "gamma_conv", "gamma"),
+    "beta": ("mlp_beta", "conv_beta", "beta_conv", "beta"),
+}
+
+
+class CopiedSPADE(SPADE):
+    """`SPADE` whose parts have other names: OASIS's norm is `first_norm`, say."""
+
+    attributes = frozenset()
+
+    def alike(self, layer: nn.Module) -> bool:
+        return all(self._name(layer, role) for role in ("norm", *_OTHER_NAMES))
+
+    def _name(self, layer: Any, role: str) -> str:
+        """ "" where it has none."""
+        children = layer._modules
+        if role == "norm":
+            norms = (name for name, child in children.items() if _statistics_of(child) is not None)
+            return next(norms, "")
+        return next((name for name in _OTHER_NAMES[role] if children.get(name) is not None), "")
 
 
 class SPADEGroupNorm(SPADE):

@@ -58,11 +58,7 @@ class _Sparse(Family):
 
     def takes(self, layer: Any, facts: None, x: Any) -> bool:
         mask = _variables(layer)[_MASK]
-        return (
-            isinstance(x, Tensor)
-            and isinstance(mask, Tensor)
-            and mask.dim() == x.dim()
-        )
+        return isinstance(x, Tensor) and isinstance(mask, Tensor) and mask.dim() == x.dim()
 
     def _mask(self, layer: Any, x: Tensor, size: Iterable[int]) -> Tensor | None:
         return visible_at(_variables(layer)[_MASK], x, tuple(size))
