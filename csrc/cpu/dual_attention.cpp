@@ -13,14 +13,14 @@
 #include <tuple>
 #include <vector>
 
+#include "../dual_attention.h"
+
 #include "dual_attention_kernels.h"
 #include "self_aware_affine_kernels.h"
 #include "tensors.h"
 
 namespace torchext {
 namespace {
-
-using torch::stable::parallel_for;
 
 struct Tiling {
   bool channels_last;
@@ -31,7 +31,6 @@ struct Tiling {
         images(x.size(0)),
         channels(x.size(1)),
         pixels(x.size(2) * x.size(3)) {
-    expects(channels > 0 && pixels > 0, "expected at least one channel and one pixel");
     // All channels of a tile fit the second-level cache; enough tiles for many threads.
     constexpr int64_t kElements = 1 << 15;
     tile = std::clamp<int64_t>(kElements / channels, 64, kTile);
@@ -58,13 +57,6 @@ struct Tiling {
   }
 };
 
-void expects_alike(const Tensor& x, const Tensor& other) {
-  bool same = x.scalar_type() == other.scalar_type() && x.dim() == other.dim();
-  for (int64_t i = 0; same && i < x.dim(); ++i) same = x.size(i) == other.size(i);
-  expects(same && is_channels_last(x) == is_channels_last(other),
-          "expected tensors of one shape, dtype and memory format");
-}
-
 // Sums over the tiles of an image, in order: out[image][from + c], of `row` values for each image.
 template <class A, class S>
 void add_tiles(const Tiling& tiling, const std::vector<S>& parts, A* out, int64_t row, int64_t from,
@@ -78,29 +70,24 @@ void add_tiles(const Tiling& tiling, const std::vector<S>& parts, A* out, int64_
     }
 }
 
-std::tuple<Tensor, Tensor, Tensor> dual_attention_pools_cpu(const Tensor& high, const Tensor& low) {
-  expects_alike(low, high);
-  const Tiling tiling(low);
-  const ScalarType accumulate = accumulate_type(low);
+void compute(const DualAttentionPools& call) {
+  const Tiling tiling(call.low);
   const int64_t N = tiling.images, C = tiling.channels, P = tiling.pixels;
-  Tensor averages = empty(low, {N, 2 * C}, accumulate);
-  Tensor pooled = empty(low, {N, 2, low.size(2), low.size(3)}, accumulate);
-  Tensor argmax = empty(low, {N, 1, low.size(2), low.size(3)}, ScalarType::Int);
-  dispatch_floating(low.scalar_type(), [&](auto zero) {
+  dispatch_floating(call.low.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
     std::vector<double> sums[2];
     for (auto& parts : sums) parts.resize(N * tiling.tiles * C);
     tiling.for_each([&](int64_t unit, int64_t n, int64_t first, int64_t count) {
       const int64_t at = tiling.offset(n, first);
-      A* mean = mutable_data<A>(pooled) + 2 * n * P + first;
-      int32_t* index = mutable_data<int32_t>(argmax) + n * P + first;
-      const T* lows = data<T>(low) + at;
+      A* mean = data<A>(call.pooled) + 2 * n * P + first;
+      int32_t* index = data<int32_t>(call.argmax) + n * P + first;
+      const T* lows = data<const T>(call.low) + at;
       if (tiling.channels_last)
         TORCHEXT_AT_SIMD_LEVEL(pixels_mean_max<T>)(lows, count, C, mean, mean + P, index);
       else
         TORCHEXT_AT_SIMD_LEVEL(plane_mean_max<T>)(lows, count, C, P, mean, mean + P, index);
-      const T* maps[2] = {data<T>(high) + at, lows};
+      const T* maps[2] = {data<const T>(call.high) + at, lows};
       std::vector<A> by_channel(tiling.channels_last ? C : 0);
       for (int m = 0; m < 2; ++m) {
         double* out = &sums[m][unit * C];
@@ -114,85 +101,61 @@ std::tuple<Tensor, Tensor, Tensor> dual_attention_pools_cpu(const Tensor& high, 
       }
     });
     for (int m = 0; m < 2; ++m)
-      add_tiles(tiling, sums[m], mutable_data<A>(averages), 2 * C, m * C, 1.0 / P);
+      add_tiles(tiling, sums[m], data<A>(call.averages), 2 * C, m * C, 1.0 / P);
   });
-  return {averages, pooled, argmax};
 }
 
 // Gate and attention of an image, by what a run and an element stand for.
 template <class A>
 Scales<A> scales_of(const Tiling& tiling, const Tensor& gate, const Tensor& attention, int64_t n,
                     int64_t first) {
-  const A* by_channel = data<A>(gate) + n * tiling.channels;
-  const A* by_pixel = data<A>(attention) + n * tiling.pixels + first;
+  const A* by_channel = data<const A>(gate) + n * tiling.channels;
+  const A* by_pixel = data<const A>(attention) + n * tiling.pixels + first;
   return tiling.channels_last ? Scales<A>{by_pixel, by_channel} : Scales<A>{by_channel, by_pixel};
 }
 
-void expects_scales(const Tensor& low, const Tensor& gate, const Tensor& attention) {
-  const ScalarType type = accumulate_type(low);
-  expects_plain(gate, type, low.size(0) * low.size(1), "gate: expected contiguous (N, C)");
-  expects_plain(attention, type, low.size(0) * low.size(2) * low.size(3),
-                "attention: expected contiguous (N, 1, H, W)");
-}
-
-Tensor dual_attention_cpu(const Tensor& high, const Tensor& low, const Tensor& gate,
-                          const Tensor& attention, double slope) {
-  expects_alike(low, high);
-  expects_scales(low, gate, attention);
-  const Tiling tiling(low);
-  Tensor y = torch::stable::empty_like(low);
-  dispatch_floating(low.scalar_type(), [&](auto zero) {
+void compute(const DualAttention& call) {
+  const Tiling tiling(call.low);
+  dispatch_floating(call.low.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    T* out = mutable_data<T>(y);
+    T* out = data<T>(call.y);
     tiling.for_each([&](int64_t, int64_t n, int64_t first, int64_t count) {
       const int64_t at = tiling.offset(n, first);
       TORCHEXT_AT_SIMD_LEVEL(dual_attention_tile<T>)(
-          data<T>(high) + at, data<T>(low) + at, out + at, tiling.runs(count),
-          scales_of<A>(tiling, gate, attention, n, first), static_cast<A>(slope));
+          data<const T>(call.high) + at, data<const T>(call.low) + at, out + at, tiling.runs(count),
+          scales_of<A>(tiling, call.gate, call.attention, n, first), static_cast<A>(call.slope));
     });
   });
-  return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dual_attention_backward_cpu(
-    const Tensor& grad, const Tensor& y, const Tensor& low, const Tensor& gate,
-    const Tensor& attention, double slope) {
-  expects_alike(low, grad);
-  expects_alike(low, y);
-  expects_scales(low, gate, attention);
-  const Tiling tiling(low);
+void compute(const DualAttentionBackward& call) {
+  const Tiling tiling(call.low);
   const int64_t C = tiling.channels, P = tiling.pixels;
-  Tensor grad_high = torch::stable::empty_like(low), grad_low = torch::stable::empty_like(low);
-  Tensor grad_gate = torch::stable::empty_like(gate);
-  Tensor grad_attention = torch::stable::empty_like(attention);
-  dispatch_floating(low.scalar_type(), [&](auto zero) {
+  dispatch_floating(call.low.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
     std::vector<A> gates(tiling.images * tiling.tiles * C);
     tiling.for_each([&](int64_t unit, int64_t n, int64_t first, int64_t count) {
       const int64_t at = tiling.offset(n, first);
       A* by_channel = &gates[unit * C];
-      A* by_pixel = mutable_data<A>(grad_attention) + n * P + first;
+      A* by_pixel = data<A>(call.grad_attention) + n * P + first;
       if (!tiling.channels_last) std::fill_n(by_pixel, count, A(0));
       TORCHEXT_AT_SIMD_LEVEL(dual_attention_backward_tile<T>)(
-          data<T>(grad) + at, data<T>(y) + at, data<T>(low) + at, mutable_data<T>(grad_high) + at,
-          mutable_data<T>(grad_low) + at, tiling.runs(count),
-          scales_of<A>(tiling, gate, attention, n, first), static_cast<A>(slope),
+          data<const T>(call.grad) + at, data<const T>(call.y) + at, data<const T>(call.low) + at,
+          data<T>(call.grad_high) + at, data<T>(call.grad_low) + at, tiling.runs(count),
+          scales_of<A>(tiling, call.gate, call.attention, n, first), static_cast<A>(call.slope),
           tiling.channels_last ? by_pixel : by_channel,
           tiling.channels_last ? by_channel : by_pixel);
     });
-    add_tiles(tiling, gates, mutable_data<A>(grad_gate), C, 0, 1);
+    add_tiles(tiling, gates, data<A>(call.grad_gate), C, 0, 1);
   });
-  return {grad_high, grad_low, grad_gate, grad_attention};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("dual_attention_pools", TORCH_BOX(&dual_attention_pools_cpu));
-  m.impl("dual_attention", TORCH_BOX(&dual_attention_cpu));
-  m.impl("dual_attention_backward", TORCH_BOX(&dual_attention_backward_cpu));
+  implement(m);
 }
 
 }  // namespace torchext

@@ -20,7 +20,7 @@
 // points back. Backward, bank: each pixel adds its window to its filter's sum.
 //
 // Parallel over tiles of 16 x 32 pixels; a tile's arithmetic does not depend on where it lies.
-#include "gabor_orientation_kernels.h"
+#include "../gabor_orientation.h"
 
 #include <algorithm>
 #include <cmath>
@@ -31,12 +31,11 @@
 #include <utility>
 #include <vector>
 
+#include "gabor_orientation_kernels.h"
 #include "tensors.h"
 
 namespace torchext {
 namespace {
-
-using torch::stable::parallel_for;
 
 // ---- symmetry -----------------------------------------------------------------------------------
 
@@ -308,26 +307,14 @@ class Scratch {
   std::vector<A> memory_;
 };
 
-Tiles describe(const Tensor& map, const char* message) {
-  expects(map.dim() == 4 && map.size(1) == 1 && map.is_contiguous(), message);
+Tiles tiles_of(const Tensor& map) {
   return {map.size(0), map.size(2), map.size(3)};
 }
 
-constexpr int64_t kMaxSize = 63;
-
-void expects_bank(const Tensor& bank, ScalarType type) {
-  expects(bank.dim() == 3 && bank.is_contiguous() && bank.scalar_type() == type,
-          "bank: expected a contiguous (K, k, k) tensor");
-  expects(bank.size(0) >= 1 && bank.size(1) == bank.size(2) && bank.size(1) % 2 == 1 &&
-              bank.size(1) <= kMaxSize,
-          "bank: expected filters of an odd size up to 63");
-}
-
 // The caller's index decides what is read and written.
-void expects_index(const Tensor& index, const Tiles& tiles, int64_t count) {
-  const int64_t all = tiles.images * tiles.height * tiles.width;
-  expects_plain(index, ScalarType::Int, all, "index: expected a contiguous int32 (N, 1, H, W)");
-  const int32_t* values = data<int32_t>(index);
+void expects_values(const Tensor& index, int64_t count) {
+  const int64_t all = index.numel();
+  const int32_t* values = data<const int32_t>(index);
   int32_t least = 0, most = 0;
   for (int64_t i = 0; i < all; ++i) {
     least = std::min(least, values[i]);
@@ -338,68 +325,51 @@ void expects_index(const Tensor& index, const Tiles& tiles, int64_t count) {
 
 // ---- ops ----------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> oriented_filter_max_cpu(const Tensor& image, const Tensor& bank,
-                                                   bool absolute) {
-  const Tiles tiles = describe(image, "image: expected a contiguous (N, 1, H, W) tensor");
-  const ScalarType type = accumulate_type(image);
-  expects_bank(bank, type);
-  Tensor index = empty(image, {tiles.images, 1, tiles.height, tiles.width}, ScalarType::Int);
-  Tensor response = empty(image, {tiles.images, 1, tiles.height, tiles.width}, type);
-  dispatch_floating(image.scalar_type(), [&](auto zero) {
+void compute(const OrientedFilterMax& call) {
+  const Tiles tiles = tiles_of(call.image);
+  const int64_t count = call.bank.size(0), size = call.bank.size(1);
+  dispatch_floating(call.image.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const FoldedBank<A> folded(Taps<A>{data<A>(bank), bank.size(0), bank.size(1)});
-    const TileShape shape{bank.size(1)};
-    const T* in = data<T>(image);
-    int32_t* index_out = mutable_data<int32_t>(index);
-    A* response_out = mutable_data<A>(response);
+    const FoldedBank<A> folded(Taps<A>{data<const A>(call.bank), count, size});
+    const TileShape shape{size};
+    const T* in = data<const T>(call.image);
+    int32_t* index_out = data<int32_t>(call.index);
+    A* response_out = data<A>(call.response);
     parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
       Scratch<A> window(shape.rows() * shape.stride());
-      Scratch<A> scratch(scratch_elements(bank.size(1), bank.size(0)));
+      Scratch<A> scratch(scratch_elements(size, count));
       int32_t best[kTileRows * kTileColumns];
       A strength[kTileRows * kTileColumns];
       for (int64_t i = begin; i < end; ++i) {
         const Tile tile(tiles, i);
         fill_window(tiles, tile, in, shape.size, window.data());
-        TORCHEXT_AT_SIMD_LEVEL(filter_tile<A>)(folded.bank(), window.data(), tile.rows, absolute,
-                                               scratch.data(), best, strength);
+        TORCHEXT_AT_SIMD_LEVEL(filter_tile<A>)(folded.bank(), window.data(), tile.rows,
+                                               call.absolute, scratch.data(), best, strength);
         write_tile(tiles, tile, best, index_out);
         write_tile(tiles, tile, strength, response_out);
       }
     });
   });
-  return {response, index};
 }
 
-std::tuple<Tensor, Tensor, Tensor> oriented_filter_statistics_cpu(const Tensor& image,
-                                                                  const Tensor& bank,
-                                                                  const Tensor& positions,
-                                                                  bool spread, double eps) {
-  const Tiles bordered = describe(image, "image: expected a contiguous (N, 1, H, W) tensor");
-  const ScalarType type = accumulate_type(image);
-  expects_bank(bank, type);
-  expects_plain(positions, type, bank.size(0), "positions: expected (K) in the accumulate type");
-  const int64_t size = bank.size(1);
-  expects(bordered.height >= size && bordered.width >= size,
-          "image: expected at least the filters' size");
-  const Tiles tiles{bordered.images, bordered.height - size + 1, bordered.width - size + 1};
-  const auto map = [&](ScalarType dtype) {
-    return empty(image, {tiles.images, 1, tiles.height, tiles.width}, dtype);
-  };
-  Tensor strength = map(type), confidence = map(type), index = map(ScalarType::Int);
-  dispatch_floating(image.scalar_type(), [&](auto zero) {
+void compute(const OrientedFilterStatistics& call) {
+  const Tiles bordered = tiles_of(call.image), tiles = tiles_of(call.index);
+  const int64_t count = call.bank.size(0), size = call.bank.size(1);
+  dispatch_floating(call.image.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const BlockedBank<A> blocked(Taps<A>{data<A>(bank), bank.size(0), size}, data<A>(positions),
-                                 spread, static_cast<A>(eps));
+    const BlockedBank<A> blocked(Taps<A>{data<const A>(call.bank), count, size},
+                                 data<const A>(call.positions), call.spread,
+                                 static_cast<A>(call.eps));
     const TileShape shape{size};
-    const T* in = data<T>(image);
-    int32_t* index_out = mutable_data<int32_t>(index);
-    A* strength_out = mutable_data<A>(strength);
-    A* confidence_out = mutable_data<A>(confidence);
+    const T* in = data<const T>(call.image);
+    int32_t* index_out = data<int32_t>(call.index);
+    A* strength_out = data<A>(call.strength);
+    A* confidence_out = data<A>(call.confidence);
     parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
       Scratch<A> window(shape.rows() * shape.stride());
-      Scratch<A> scratch(statistics_scratch_elements(size, bank.size(0)));
+      Scratch<A> scratch(statistics_scratch_elements(size, count));
       int32_t best[kTileRows * kTileColumns];
       A values[2][kTileRows * kTileColumns];
       for (int64_t i = begin; i < end; ++i) {
@@ -416,32 +386,20 @@ std::tuple<Tensor, Tensor, Tensor> oriented_filter_statistics_cpu(const Tensor& 
       }
     });
   });
-  return {strength, confidence, index};
 }
 
-// Calls body(A{}) for float32 or float64.
-template <class Body>
-void dispatch_accumulate(ScalarType type, Body body) {
-  if (type == ScalarType::Double) return body(double{});
-  expects(type == ScalarType::Float, "grad: expected float32 or float64");
-  body(float{});
-}
-
-Tensor oriented_filter_max_backward_image_cpu(const Tensor& grad, const Tensor& index,
-                                              const Tensor& bank) {
-  const Tiles tiles = describe(grad, "grad: expected a contiguous (N, 1, H, W) tensor");
-  expects_bank(bank, grad.scalar_type());
-  expects_index(index, tiles, bank.size(0));
-  Tensor grad_image = torch::stable::empty_like(grad);
-  dispatch_accumulate(grad.scalar_type(), [&](auto zero) {
+void compute(const ImageGradient& call) {
+  const Tiles tiles = tiles_of(call.grad);
+  const int64_t count = call.bank.size(0), size = call.bank.size(1), taps = size * size;
+  expects_values(call.index, count);
+  dispatch_accumulate(call.grad.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
-    const int64_t count = bank.size(0), size = bank.size(1), taps = size * size;
     // by tap, those of a filter's point reflection: a pixel looks back from where it is looked at
     const int64_t pitch = (count + 31) / 32 * 32;
     std::vector<A> table(taps * pitch);
     for (int64_t k = 0; k < count; ++k)
       for (int64_t i = 0; i < taps; ++i)
-        table[i * pitch + k] = data<A>(bank)[k * taps + taps - 1 - i];
+        table[i * pitch + k] = data<const A>(call.bank)[k * taps + taps - 1 - i];
     const TileShape shape{size};
     parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
       Scratch<A> window(shape.rows() * shape.stride());
@@ -449,15 +407,14 @@ Tensor oriented_filter_max_backward_image_cpu(const Tensor& grad, const Tensor& 
       A out[kTileRows * kTileColumns];
       for (int64_t i = begin; i < end; ++i) {
         const Tile tile(tiles, i);
-        fill_window(tiles, tile, data<A>(grad), size, window.data());
-        fill_window(tiles, tile, data<int32_t>(index), size, window_index.data());
+        fill_window(tiles, tile, data<const A>(call.grad), size, window.data());
+        fill_window(tiles, tile, data<const int32_t>(call.index), size, window_index.data());
         TORCHEXT_AT_SIMD_LEVEL(image_gradient_tile<A>)(window.data(), window_index.data(), size,
                                                        table.data(), pitch, tile.rows, out);
-        write_tile(tiles, tile, out, mutable_data<A>(grad_image));
+        write_tile(tiles, tile, out, data<A>(call.grad_image));
       }
     });
   });
-  return grad_image;
 }
 
 // Parts that the tiles are split into for the bank's gradient, whose sums are then added in order:
@@ -466,17 +423,11 @@ int64_t parts_of(int64_t tiles, int64_t elements) {
   return std::min(tiles, std::clamp<int64_t>((int64_t{1} << 22) / elements, 1, 32));
 }
 
-Tensor oriented_filter_max_backward_bank_cpu(const Tensor& grad, const Tensor& index,
-                                             const Tensor& image, int64_t count, int64_t size) {
-  const Tiles tiles = describe(grad, "grad: expected a contiguous (N, 1, H, W) tensor");
-  expects(count >= 1 && size >= 1 && size % 2 == 1 && size <= kMaxSize,
-          "size: expected an odd size up to 63, and at least one filter");
-  expects_index(index, tiles, count);
-  expects_plain(image, image.scalar_type(), grad.numel(),
-                "image: expected a contiguous (N, 1, H, W) tensor");
-  expects(accumulate_type(image) == grad.scalar_type(), "grad: expected the accumulate type");
-  Tensor grad_bank = empty(grad, {count, size, size}, grad.scalar_type());
-  dispatch_floating(image.scalar_type(), [&](auto zero) {
+void compute(const BankGradient& call) {
+  const Tiles tiles = tiles_of(call.grad);
+  const int64_t count = call.grad_bank.size(0), size = call.grad_bank.size(1);
+  expects_values(call.index, count);
+  dispatch_floating(call.image.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
     const TileShape shape{size};
@@ -491,18 +442,18 @@ Tensor oriented_filter_max_backward_bank_cpu(const Tensor& grad, const Tensor& i
         for (int64_t i = part * tiles.count() / parts; i < (part + 1) * tiles.count() / parts;
              ++i) {
           const Tile tile(tiles, i);
-          fill_window(tiles, tile, data<T>(image), size, window.data());
-          TORCHEXT_AT_SIMD_LEVEL(fill_tile<A, A>)(data<A>(grad) + tile.offset, tiles.height,
-                                                  tiles.width, tile.row, tile.column, kTileRows,
-                                                  kTileColumns, gradient, kTileColumns);
+          fill_window(tiles, tile, data<const T>(call.image), size, window.data());
+          TORCHEXT_AT_SIMD_LEVEL(fill_tile<A, A>)(data<const A>(call.grad) + tile.offset,
+                                                  tiles.height, tiles.width, tile.row, tile.column,
+                                                  kTileRows, kTileColumns, gradient, kTileColumns);
           TORCHEXT_AT_SIMD_LEVEL(fill_tile<int32_t, int32_t>)(
-              data<int32_t>(index) + tile.offset, tiles.height, tiles.width, tile.row, tile.column,
-              kTileRows, kTileColumns, best, kTileColumns);
+              data<const int32_t>(call.index) + tile.offset, tiles.height, tiles.width, tile.row,
+              tile.column, kTileRows, kTileColumns, best, kTileColumns);
           TORCHEXT_AT_SIMD_LEVEL(bank_gradient_tile<A>)(gradient, best, window.data(), size, pitch,
                                                         &sums[part * elements]);
         }
     });
-    A* out = mutable_data<A>(grad_bank);
+    A* out = data<A>(call.grad_bank);
     for (int64_t row = 0; row < count * size; ++row)
       for (int64_t v = 0; v < size; ++v) {
         double sum = 0;
@@ -511,16 +462,12 @@ Tensor oriented_filter_max_backward_bank_cpu(const Tensor& grad, const Tensor& i
         out[row * size + v] = static_cast<A>(sum);
       }
   });
-  return grad_bank;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("oriented_filter_max", TORCH_BOX(&oriented_filter_max_cpu));
-  m.impl("oriented_filter_statistics", TORCH_BOX(&oriented_filter_statistics_cpu));
-  m.impl("oriented_filter_max_backward_image", TORCH_BOX(&oriented_filter_max_backward_image_cpu));
-  m.impl("oriented_filter_max_backward_bank", TORCH_BOX(&oriented_filter_max_backward_bank_cpu));
+  implement(m);
 }
 
 }  // namespace torchext

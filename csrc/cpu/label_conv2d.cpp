@@ -7,64 +7,49 @@
 // table of classes * taps * channels, stay in the cache. A run of pixels in a row whose windows
 // hold the same labels is computed once. Backward sums into one table per band of rows, at most
 // kBands, which are added up in order: the result does not depend on the number of threads.
-#include "label_conv2d_kernels.h"
+#include "../label_conv2d.h"
 
-#include <algorithm>
 #include <memory>
-#include <string>
-#include <vector>
 
+#include "label_conv2d_kernels.h"
 #include "tensors.h"
 
 namespace torchext {
 namespace {
 
-using torch::stable::parallel_for;
-
 constexpr int64_t kBands = 8;
 
-struct Problem {
-  int64_t images, height, width, classes, channels, kernel;
-
-  int64_t pixels() const { return height * width; }
-  int64_t taps() const { return kernel * kernel; }
-  int64_t tap_stride() const { return (classes + 1) * channels; }  // one more row: of zeros
-  int64_t table() const { return taps() * tap_stride(); }
-};
-
-Problem describe(const Tensor& labels, int64_t classes, int64_t channels, int64_t kernel) {
-  expects(labels.dim() == 3 && labels.size(1) > 0 && labels.size(2) > 0,
-          "labels: expected the shape (N, H, W)");
-  expects_plain(labels, ScalarType::Int, labels.numel(), "labels: expected contiguous int32");
-  expects(kernel % 2 == 1 && kernel >= 1 && kernel <= kMaxLabelKernel,
-          "weight: expected an odd kernel size up to 7");
-  expects(classes > 0 && channels > 0, "weight: expected at least one class and channel");
-  return {labels.size(0), labels.size(1), labels.size(2), classes, channels, kernel};
+// Of the table: a tap has one row more than classes, of zeros.
+int64_t tap_stride(const LabelMaps& maps) {
+  return (maps.classes + 1) * maps.channels;
+}
+int64_t table_size(const LabelMaps& maps) {
+  return maps.taps() * tap_stride(maps);
 }
 
 // The labels of a row's surroundings as rows of the table.
 class RowReader {
  public:
-  RowReader(const Problem& problem, const int32_t* labels)
-      : problem_(problem),
+  RowReader(const LabelMaps& maps, const int32_t* labels)
+      : maps_(maps),
         labels_(labels),
-        columns_(problem.width + problem.kernel - 1),
-        rows_(problem.kernel * columns_),
+        columns_(maps.width + maps.kernel - 1),
+        rows_(maps.kernel * columns_),
         changed_(columns_ + 1),
-        same_(problem.width) {}
+        same_(maps.width) {}
 
   // Reads the surroundings of row y and finds its runs.
   LabelRows read(int64_t image, int64_t y) {
-    const int64_t half = problem_.kernel / 2, W = problem_.width;
-    const int32_t zeros = static_cast<int32_t>(problem_.classes);
-    LabelRows result{{}, problem_.kernel, W, problem_.tap_stride(), problem_.channels};
+    const int64_t half = maps_.kernel / 2, W = maps_.width;
+    const int32_t zeros = static_cast<int32_t>(maps_.classes);
+    LabelRows result{{}, maps_.kernel, W, tap_stride(maps_), maps_.channels};
     std::fill(rows_.begin(), rows_.end(), zeros);
-    for (int64_t ky = 0; ky < problem_.kernel; ++ky) {
+    for (int64_t ky = 0; ky < maps_.kernel; ++ky) {
       int32_t* row = rows_.data() + ky * columns_;
       result.rows[ky] = row;
       const int64_t from = y + ky - half;
-      if (from < 0 || from >= problem_.height) continue;
-      const int32_t* labels = labels_ + (image * problem_.height + from) * W;
+      if (from < 0 || from >= maps_.height) continue;
+      const int32_t* labels = labels_ + (image * maps_.height + from) * W;
       for (int64_t x = 0; x < W; ++x)
         row[half + x] = labels[x] >= 0 && labels[x] < zeros ? labels[x] : zeros;
     }
@@ -74,7 +59,7 @@ class RowReader {
   const uint8_t* same() const { return same_.data(); }
 
  private:
-  const Problem& problem_;
+  const LabelMaps& maps_;
   const int32_t* labels_;
   int64_t columns_;
   std::vector<int32_t> rows_;
@@ -93,15 +78,15 @@ void check_labels(const int32_t* labels, int64_t count, int64_t classes) {
 
 // weight (channels, classes, taps) to the table; the last row of each tap is zeros.
 template <class A>
-std::unique_ptr<A[]> table_of(const Problem& problem, const A* weight) {
-  std::unique_ptr<A[]> table(new A[problem.table()]);
-  const int64_t taps = problem.taps(), C = problem.channels, K = problem.classes;
+std::unique_ptr<A[]> table_of(const LabelMaps& maps, const A* weight) {
+  std::unique_ptr<A[]> table(new A[table_size(maps)]);
+  const int64_t taps = maps.taps(), C = maps.channels, K = maps.classes;
   for (int64_t tap = 0; tap < taps; ++tap)
-    std::fill_n(table.get() + tap * problem.tap_stride() + K * C, C, A(0));
+    std::fill_n(table.get() + tap * tap_stride(maps) + K * C, C, A(0));
   parallel_for(0, K, 8, [&](int64_t begin, int64_t end) {
     for (int64_t label = begin; label < end; ++label)
       for (int64_t tap = 0; tap < taps; ++tap) {
-        A* to = table.get() + tap * problem.tap_stride() + label * C;
+        A* to = table.get() + tap * tap_stride(maps) + label * C;
         const A* from = weight + label * taps + tap;
         for (int64_t c = 0; c < C; ++c) to[c] = from[c * K * taps];
       }
@@ -109,88 +94,70 @@ std::unique_ptr<A[]> table_of(const Problem& problem, const A* weight) {
   return table;
 }
 
-Tensor label_conv2d_cpu(const Tensor& labels, const Tensor& weight,
-                        const std::optional<Tensor>& bias, ScalarType dtype, bool check_values) {
-  expects(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.is_contiguous(),
-          "weight: expected a contiguous (O, classes, k, k) tensor");
-  const Problem problem = describe(labels, weight.size(1), weight.size(0), weight.size(2));
-  const ScalarType type = weight.scalar_type();
-  expects(type == ScalarType::Float || type == ScalarType::Double,
-          "weight: expected float32 or float64");
-  expects((dtype == ScalarType::Double) == (type == ScalarType::Double),
-          "dtype: expected float64 with a weight of float64 only");
-  expects_plain(bias, type, problem.channels, "bias: expected contiguous (O) like weight");
-  const int32_t* classes = data<int32_t>(labels);
-  if (check_values) check_labels(classes, labels.numel(), problem.classes);
-  const int64_t C = problem.channels, P = problem.pixels();
-  Tensor y = empty(weight, {problem.images, C, problem.height, problem.width}, dtype);
-  dispatch_floating(dtype, [&](auto zero) {
+void compute(const LabelConv2d& call) {
+  const LabelMaps& maps = call.maps;
+  const int64_t C = maps.channels, P = maps.pixels();
+  const int32_t* classes = data<const int32_t>(call.labels);
+  if (call.check_values) check_labels(classes, call.labels.numel(), maps.classes);
+  dispatch_floating(call.y.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const auto table = table_of(problem, data<A>(weight));
-    T* out = mutable_data<T>(y);
-    parallel_for(0, problem.images * problem.height, 1, [&](int64_t begin, int64_t end) {
-      RowReader reader(problem, classes);
+    const auto table = table_of(maps, data<const A>(call.weight));
+    T* out = data<T>(call.y);
+    parallel_for(0, maps.images * maps.height, 1, [&](int64_t begin, int64_t end) {
+      RowReader reader(maps, classes);
       std::vector<A> scratch((kLabelStride + 1) * C);
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t image = row / problem.height, y_row = row % problem.height;
+        const int64_t image = row / maps.height, y_row = row % maps.height;
         const LabelRows rows = reader.read(image, y_row);
-        TORCHEXT_AT_SIMD_LEVEL(label_conv_row<T>)(rows, reader.same(), table.get(), data<A>(bias),
-                                                  P, scratch.data(),
-                                                  out + image * C * P + y_row * problem.width);
+        TORCHEXT_AT_SIMD_LEVEL(label_conv_row<T>)(rows, reader.same(), table.get(),
+                                                  data<const A>(call.bias), P, scratch.data(),
+                                                  out + image * C * P + y_row * maps.width);
       }
     });
   });
-  return y;
 }
 
-Tensor label_conv2d_backward_cpu(const Tensor& grad, const Tensor& labels, int64_t classes,
-                                 int64_t kernel) {
-  expects(grad.dim() == 4 && grad.is_contiguous(), "grad: expected a contiguous (N, O, H, W)");
-  const Problem problem = describe(labels, classes, grad.size(1), kernel);
-  const int64_t C = problem.channels, P = problem.pixels(), taps = problem.taps();
-  expects(grad.numel() == problem.images * C * P && grad.size(3) == problem.width,
-          "grad: expected the height and width of labels");
-  Tensor grad_weight = empty(grad, {C, classes, kernel, kernel}, accumulate_type(grad));
-  dispatch_floating(grad.scalar_type(), [&](auto zero) {
+void compute(const LabelConv2dBackward& call) {
+  const LabelMaps& maps = call.maps;
+  const int64_t C = maps.channels, P = maps.pixels(), taps = maps.taps();
+  dispatch_floating(call.grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const int64_t rows = problem.images * problem.height;
+    const int64_t rows = maps.images * maps.height;
     const int64_t bands = std::max<int64_t>(1, std::min(kBands, rows / 8));
-    std::vector<A> tables(bands * problem.table());
-    const T* g = data<T>(grad);
+    std::vector<A> tables(bands * table_size(maps));
+    const T* g = data<const T>(call.grad);
     parallel_for(0, bands, 1, [&](int64_t begin, int64_t end) {
-      RowReader reader(problem, data<int32_t>(labels));
+      RowReader reader(maps, data<const int32_t>(call.labels));
       std::vector<A> scratch((kLabelStride + 1) * C);
       for (int64_t band = begin; band < end; ++band)
         for (int64_t row = rows * band / bands; row < rows * (band + 1) / bands; ++row) {
-          const int64_t image = row / problem.height, y = row % problem.height;
+          const int64_t image = row / maps.height, y = row % maps.height;
           const LabelRows around = reader.read(image, y);
           TORCHEXT_AT_SIMD_LEVEL(label_conv_gradient_row<T>)(
-              around, reader.same(), g + image * C * P + y * problem.width, P, scratch.data(),
-              tables.data() + band * problem.table());
+              around, reader.same(), g + image * C * P + y * maps.width, P, scratch.data(),
+              tables.data() + band * table_size(maps));
         }
     });
-    A* out = mutable_data<A>(grad_weight);
-    parallel_for(0, classes, 8, [&](int64_t begin, int64_t end) {
+    A* out = data<A>(call.grad_weight);
+    parallel_for(0, maps.classes, 8, [&](int64_t begin, int64_t end) {
       for (int64_t label = begin; label < end; ++label)
         for (int64_t tap = 0; tap < taps; ++tap)
           for (int64_t c = 0; c < C; ++c) {
             double sum = 0;
             for (int64_t band = 0; band < bands; ++band)
-              sum += tables[band * problem.table() + tap * problem.tap_stride() + label * C + c];
-            out[(c * classes + label) * taps + tap] = static_cast<A>(sum);
+              sum += tables[band * table_size(maps) + tap * tap_stride(maps) + label * C + c];
+            out[(c * maps.classes + label) * taps + tap] = static_cast<A>(sum);
           }
     });
   });
-  return grad_weight;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("label_conv2d", TORCH_BOX(&label_conv2d_cpu));
-  m.impl("label_conv2d_backward", TORCH_BOX(&label_conv2d_backward_cpu));
+  implement(m);
 }
 
 }  // namespace torchext

@@ -1,11 +1,11 @@
 // The vectorised inner parts of the label convolution. label_conv2d.cpp walks them.
 #pragma once
 
+#include "../definitions.h"
 #include "simd.h"
 
 namespace torchext {
 
-constexpr int64_t kMaxLabelKernel = 7;
 // Pixels whose results are gathered before they are written, so that every channel gets whole
 // lines.
 constexpr int64_t kLabelPixels = 64;

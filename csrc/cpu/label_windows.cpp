@@ -14,7 +14,7 @@
 namespace torchext {
 namespace {
 
-constexpr int64_t kMaxWindow = 15;
+constexpr int64_t kMaxKernel = 15;
 constexpr int32_t kOutside = -1;
 
 uint64_t hash_of(const int32_t* window, int64_t length) {
@@ -66,18 +66,18 @@ class Windows {
 
 // values (N, C, H, W) to each pixel's window (N, H, W), the windows (count, C * k * k), channels
 // outermost, and their count. Outside the map everything is -1.
-std::tuple<Tensor, Tensor, Tensor> number_windows_cpu(const Tensor& values, int64_t kernel_size) {
+std::tuple<Tensor, Tensor, Tensor> number_windows(const Tensor& values, int64_t kernel_size) {
   expects(values.dim() == 4 && values.scalar_type() == ScalarType::Int && values.is_contiguous(),
           "values: expected contiguous int32 (N, C, H, W)");
-  expects(kernel_size % 2 == 1 && kernel_size >= 1 && kernel_size <= kMaxWindow,
+  expects(kernel_size % 2 == 1 && kernel_size >= 1 && kernel_size <= kMaxKernel,
           "kernel_size: expected an odd number up to 15");
   const int64_t N = values.size(0), C = values.size(1), H = values.size(2), W = values.size(3);
   const int64_t half = kernel_size / 2, length = C * kernel_size * kernel_size;
   expects(N * H * W < (int64_t{1} << 31), "values: expected fewer than 2^31 pixels");
-  Tensor index = empty(values, {N, H, W}, ScalarType::Int);
+  Tensor index = new_tensor(values, {N, H, W}, ScalarType::Int);
   Windows windows(length);
-  const int32_t* from = data<int32_t>(values);
-  int32_t* to = mutable_data<int32_t>(index);
+  const int32_t* from = data<const int32_t>(values);
+  int32_t* to = data<int32_t>(index);
   // A row's surroundings, columns outermost, so that a window is one run.
   const int64_t column = C * kernel_size;
   std::vector<int32_t> around((W + 2 * half) * column, kOutside);
@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> number_windows_cpu(const Tensor& values, int6
         out[x] = same ? out[x - 1] : windows.number(window);
       }
     }
-  Tensor met = empty(values, {windows.count(), length}, ScalarType::Int);
-  int32_t* rows = mutable_data<int32_t>(met);
+  Tensor met = new_tensor(values, {windows.count(), length}, ScalarType::Int);
+  int32_t* rows = data<int32_t>(met);
   // From (kx, c, ky) to (c, ky, kx), the order of a convolution's weight.
   for (int64_t i = 0; i < windows.count(); ++i)
     for (int64_t c = 0; c < C; ++c)
@@ -108,15 +108,15 @@ std::tuple<Tensor, Tensor, Tensor> number_windows_cpu(const Tensor& values, int6
         for (int64_t kx = 0; kx < kernel_size; ++kx)
           rows[i * length + (c * kernel_size + ky) * kernel_size + kx] =
               windows.met()[i * length + kx * column + c * kernel_size + ky];
-  Tensor count = empty(values, {1}, ScalarType::Int);
-  *mutable_data<int32_t>(count) = static_cast<int32_t>(windows.count());
+  Tensor count = new_tensor(values, {1}, ScalarType::Int);
+  *data<int32_t>(count) = static_cast<int32_t>(windows.count());
   return {index, met, count};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("number_windows", TORCH_BOX(&number_windows_cpu));
+  TORCHEXT_IMPLEMENT(m, number_windows);
 }
 
 }  // namespace torchext

@@ -14,82 +14,34 @@
 //
 // The split of the work never depends on the number of threads, so neither does the result. The
 // statistics per channel are region normalisation's, with one region.
-#include "modulated_norm_kernels.h"
+#include "../modulated_norm.h"
 
-#include <algorithm>
 #include <cmath>
-#include <string>
-#include <tuple>
-#include <vector>
 
+#include "modulated_norm_kernels.h"
 #include "region_norm_kernels.h"
 #include "tensors.h"
 
 namespace torchext {
 namespace {
 
-using torch::stable::parallel_for;
-using MaybeTensor = std::optional<Tensor>;
-
 // Elements of a range of pixels with all their channels: 256 KiB of float32, kept in the cache.
 constexpr int64_t kRangeElements = 65536;
 
-enum class Statistics { kNone, kInstance, kBatch, kPosition, kRms };
-
-Statistics statistics_of(const std::string& name) {
-  if (name == "none") return Statistics::kNone;
-  if (name == "instance") return Statistics::kInstance;
-  if (name == "batch") return Statistics::kBatch;
-  if (name == "position") return Statistics::kPosition;
-  expects(name == "rms", "statistics: expected none, instance, batch, position or rms");
-  return Statistics::kRms;
+// The images that share statistics, and how many values a mean is taken over.
+int64_t group(const Problem& problem, int64_t image) {
+  return problem.per_image() ? image : 0;
 }
-
-Gain gain_of(const std::string& name) {
-  if (name == "one_plus") return Gain::kOnePlus;
-  if (name == "plain") return Gain::kPlain;
-  expects(name == "sigmoid", "gain: expected one_plus, plain or sigmoid");
-  return Gain::kSigmoid;
+int64_t first_image(const Problem& problem, int64_t group) {
+  return problem.per_image() ? group : 0;
 }
-
-struct Problem {
-  int64_t images, channels, height, width, pixels;
-  bool channels_last;
-  Statistics statistics;
-  bool given;  // mean and rstd are constants, one per channel
-
-  bool per_pixel() const {
-    return statistics == Statistics::kPosition || statistics == Statistics::kRms;
-  }
-  bool per_channel() const { return !given && !per_pixel() && statistics != Statistics::kNone; }
-  bool per_image() const { return statistics == Statistics::kInstance; }
-  int64_t groups() const { return per_image() ? images : 1; }
-  int64_t group(int64_t image) const { return per_image() ? image : 0; }
-  int64_t first_image(int64_t group) const { return per_image() ? group : 0; }
-  int64_t last_image(int64_t group) const { return per_image() ? group + 1 : images; }
-  int64_t group_size() const {  // values that a mean is taken over
-    return per_pixel() ? channels : pixels * (per_image() ? 1 : images);
-  }
-};
-
-Problem describe(const Tensor& x, const std::string& statistics, bool given) {
-  Problem problem;
-  problem.channels_last = is_channels_last(x);
-  problem.images = x.size(0);
-  problem.channels = x.size(1);
-  problem.height = x.size(2);
-  problem.width = x.size(3);
-  problem.pixels = x.size(2) * x.size(3);
-  problem.statistics = statistics_of(statistics);
-  problem.given = given;
-  expects(problem.channels > 0 && problem.pixels > 0, "x: expected C, H and W of at least 1");
-  expects(!given || problem.statistics == Statistics::kBatch,
-          "mean, rstd: expected only for the statistics of the batch");
-  return problem;
+int64_t last_image(const Problem& problem, int64_t group) {
+  return problem.per_image() ? group + 1 : problem.images;
 }
-
-// Which elements one value of a map belongs to.
-enum class Extent { kAbsent, kElement, kPixel, kChannel, kGroupChannel, kTable };
+int64_t group_size(const Problem& problem) {
+  return problem.per_pixel() ? problem.channels
+                             : problem.pixels * (problem.per_image() ? 1 : problem.images);
+}
 
 // The elements of one row: the first one's image, channel and pixel, and where it lies. `local` is
 // the pixel within the range that is being worked on.
@@ -124,7 +76,7 @@ struct Map {
         input.along = problem.channels_last;
         break;
       case Extent::kGroupChannel:
-        input.values = values + problem.group(at.image) * problem.channels + at.channel;
+        input.values = values + group(problem, at.image) * problem.channels + at.channel;
         input.along = problem.channels_last;
         break;
       case Extent::kTable: {
@@ -161,41 +113,16 @@ Map<T> values_of(Extent extent, const accumulate_t<T>* values) {
 }
 
 template <class T>
-Map<T> table_of(const Problem& problem, const Tensor& x, const Tensor& table, const Tensor& index,
-                const char* message) {
-  expects(table.dim() == 2 && table.size(0) > 0 && table.size(1) == problem.channels &&
-              table.scalar_type() == accumulate_type(x) &&
-              (!problem.channels_last || problem.channels == 1 || table.stride(1) == 1),
-          message);
-  expects_plain(index, ScalarType::Int, problem.images * problem.pixels,
-                "index: expected contiguous int32 (N, H, W)");
-  Map<T> map;
-  map.extent = Extent::kTable;
-  map.values = data<accumulate_t<T>>(table);
-  map.index = data<int32_t>(index);
-  map.row_stride = table.stride(0);
-  map.column_stride = table.stride(1);
+Map<T> map_of(const GivenMap& given, const MaybeTensor& index) {
+  using A = accumulate_t<T>;
+  if (given.extent == Extent::kElement) return elements_of(data<const T>(given.tensor));
+  Map<T> map = values_of<T>(given.extent, data<const A>(given.tensor));
+  if (given.extent == Extent::kTable) {
+    map.index = data<const int32_t>(index);
+    map.row_stride = given.tensor->stride(0);
+    map.column_stride = given.tensor->stride(1);
+  }
   return map;
-}
-
-template <class T>
-Map<T> map_of(const Problem& problem, const Tensor& x, const MaybeTensor& tensor,
-              const MaybeTensor& index, const char* message) {
-  if (!tensor.has_value()) return {};
-  if (index.has_value()) return table_of<T>(problem, x, *tensor, *index, message);
-  const ScalarType accumulate = accumulate_type(x);
-  if (tensor->dim() == 2) {
-    expects_plain(*tensor, accumulate, problem.images * problem.channels, message);
-    return values_of<T>(Extent::kChannel, data<accumulate_t<T>>(*tensor));
-  }
-  if (tensor->size(1) == x.size(1)) {
-    expects(tensor->scalar_type() == x.scalar_type() && tensor->numel() == x.numel() &&
-                is_channels_last(*tensor) == problem.channels_last,
-            message);
-    return elements_of(data<T>(*tensor));
-  }
-  expects_plain(*tensor, accumulate, problem.images * problem.pixels, message);
-  return values_of<T>(Extent::kPixel, data<accumulate_t<T>>(*tensor));
 }
 
 // A map that is being written; of a table every element's share of its row. Maps per pixel are
@@ -338,8 +265,8 @@ void channels_last_statistics(const Problem& problem, const T* x, bool unbiased,
   std::vector<Moments> total(C);
   for (int64_t group = 0; group < problem.groups(); ++group) {
     std::fill(total.begin(), total.end(), Moments{});
-    for (int64_t i = problem.first_image(group) * ranges.per_image;
-         i < problem.last_image(group) * ranges.per_image; ++i)
+    for (int64_t i = first_image(problem, group) * ranges.per_image;
+         i < last_image(problem, group) * ranges.per_image; ++i)
       for (int64_t c = 0; c < C; ++c) {
         Moments& into = total[c];
         const double before = static_cast<double>(into.count);
@@ -386,19 +313,14 @@ struct Operands {
 };
 
 template <class T>
-Operands<T> operands_of(const Problem& problem, const Tensor& x, const MaybeTensor& gamma,
-                        const MaybeTensor& beta, const MaybeTensor& weight,
-                        const MaybeTensor& index, const std::string& gain, double slope) {
+Operands<T> operands_of(const Tensor& x, const Maps& maps) {
   Operands<T> operands;
-  operands.x = elements_of(data<T>(x));
-  operands.gamma =
-      map_of<T>(problem, x, gamma, index, "gamma: expected (N, C), (N, 1, H, W), x's form or rows");
-  operands.beta =
-      map_of<T>(problem, x, beta, index, "beta: expected (N, C), (N, 1, H, W), x's form or rows");
-  operands.weight =
-      map_of<T>(problem, x, weight, std::nullopt, "weight: expected (N, 1, H, W) or x's form");
-  operands.gain = gain_of(gain);
-  operands.slope = static_cast<accumulate_t<T>>(slope);
+  operands.x = elements_of(data<const T>(x));
+  operands.gamma = map_of<T>(maps.gamma, maps.index);
+  operands.beta = map_of<T>(maps.beta, maps.index);
+  operands.weight = map_of<T>(maps.weight, std::nullopt);
+  operands.gain = maps.gain;
+  operands.slope = static_cast<accumulate_t<T>>(maps.slope);
   return operands;
 }
 
@@ -451,7 +373,7 @@ void forward_by_planes(const Problem& problem, const Operands<T>& o, bool unbias
   using A = accumulate_t<T>;
   const OneRegionPlane region(problem.pixels);
   for_each_channel(problem, [&](int64_t group, int64_t channel) {
-    const int64_t first = problem.first_image(group), last = problem.last_image(group);
+    const int64_t first = first_image(problem, group), last = last_image(problem, group);
     if (problem.per_channel()) {
       Moments moments;
       for (int64_t n = first; n < last; ++n)
@@ -484,53 +406,33 @@ void forward_by_ranges(const Problem& problem, const Operands<T>& o, T* y) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> modulated_norm_cpu(
-    const Tensor& x, const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& weight,
-    const MaybeTensor& mean, const MaybeTensor& rstd, const MaybeTensor& index,
-    const std::string& statistics, bool unbiased, double eps, const std::string& gain,
-    double slope) {
-  const Problem problem = describe(x, statistics, mean.has_value());
-  const ScalarType type = accumulate_type(x);
-  const int64_t C = problem.channels;
-  expects(gamma.has_value() == beta.has_value(), "gamma, beta: expected both or none");
-  expects(mean.has_value() == rstd.has_value(), "mean, rstd: expected both or none");
-  expects_plain(mean, type, C, "mean: expected contiguous (1, C) of accumulate type");
-  expects_plain(rstd, type, C, "rstd: expected contiguous (1, C) of accumulate type");
-  Tensor y = torch::stable::empty_like(x);
-  const auto new_statistics = [&](bool wanted) {
-    if (problem.per_pixel() && wanted)
-      return empty(x, {problem.images, 1, problem.height, problem.width}, type);
-    if (problem.per_channel()) return empty(x, {problem.groups(), C}, type);
-    return empty(x, {0}, type);
-  };
-  Tensor means = new_statistics(problem.statistics != Statistics::kRms);
-  Tensor rstds = new_statistics(true);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
+void compute(const ModulatedNorm& call) {
+  const Problem& problem = call.problem;
+  dispatch_floating(call.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    Operands<T> o = operands_of<T>(problem, x, gamma, beta, weight, index, gain, slope);
-    A* m = mutable_data<A>(means);
-    A* r = mutable_data<A>(rstds);
-    T* out = mutable_data<T>(y);
+    Operands<T> o = operands_of<T>(call.x, call.maps);
+    A* m = data<A>(call.means);
+    A* r = data<A>(call.rstds);
+    T* out = data<T>(call.y);
     if (problem.given) {
-      o.mean = values_of<T>(Extent::kGroupChannel, data<A>(mean));
-      o.rstd = values_of<T>(Extent::kGroupChannel, data<A>(rstd));
+      o.mean = values_of<T>(Extent::kGroupChannel, data<const A>(call.mean));
+      o.rstd = values_of<T>(Extent::kGroupChannel, data<const A>(call.rstd));
     } else if (problem.statistics != Statistics::kNone) {
       const Extent extent = problem.per_pixel() ? Extent::kPixel : Extent::kGroupChannel;
       if (problem.statistics != Statistics::kRms) o.mean = values_of<T>(extent, m);
       o.rstd = values_of<T>(extent, r);
     }
     if (problem.per_pixel()) {
-      forward_per_pixel(problem, o, unbiased, eps, m, r, out);
+      forward_per_pixel(problem, o, call.unbiased, call.eps, m, r, out);
     } else if (!problem.channels_last) {
-      forward_by_planes(problem, o, unbiased, eps, m, r, out);
+      forward_by_planes(problem, o, call.unbiased, call.eps, m, r, out);
     } else {
       if (problem.per_channel())
-        channels_last_statistics(problem, o.x.elements, unbiased, eps, m, r);
+        channels_last_statistics(problem, o.x.elements, call.unbiased, call.eps, m, r);
       forward_by_ranges(problem, o, out);
     }
   });
-  return {y, means, rstds};
 }
 
 // --- backward -----------------------------------------------------------------------------------
@@ -577,7 +479,8 @@ void backward_by_planes(const Problem& problem, const Gradient<T>& g, bool wants
   for_each_channel(problem, [&](int64_t group, int64_t channel) {
     A gn[kTile], xn[kTile];
     double total[2] = {};
-    for (int64_t n = problem.first_image(group); wants_maps && n < problem.last_image(group); ++n) {
+    for (int64_t n = first_image(problem, group); wants_maps && n < last_image(problem, group);
+         ++n) {
       double of_image[kSums] = {};
       for_each_row_of_plane(problem, n, channel, [&](const Place& at, int64_t count) {
         A row[kSums] = {};
@@ -611,7 +514,7 @@ void backward_by_planes(const Problem& problem, const Gradient<T>& g, bool wants
     if (!wants_grad_x || !problem.per_channel()) return;
     A means[2] = {static_cast<A>(total[kSum] / g.count),
                   static_cast<A>(total[kProduct] / g.product_count)};
-    for (int64_t n = problem.first_image(group); n < problem.last_image(group); ++n)
+    for (int64_t n = first_image(problem, group); n < last_image(problem, group); ++n)
       for_each_row_of_plane(problem, n, channel, [&](const Place& at, int64_t count) {
         const bool given = g.mean_sum.extent != Extent::kAbsent;
         gradient(problem, g, at, count, {}, gn, xn);
@@ -715,117 +618,69 @@ void merge_partials(const Problem& problem, const Gradient<T>& g, const Ranges& 
       }
     if (problem.per_channel())
       for (int64_t c = 0; c < C; ++c) {
-        total[problem.group(n) * C + c] += of_image[kSum * C + c];
-        total[table + problem.group(n) * C + c] += of_image[kProduct * C + c];
+        total[group(problem, n) * C + c] += of_image[kSum * C + c];
+        total[table + group(problem, n) * C + c] += of_image[kProduct * C + c];
       }
   }
   for (size_t j = 0; j < total.size(); ++j) sums[j] = static_cast<A>(total[j]);
 }
 
-// The tensors of a backward pass; those that a half of it does not use stay undefined.
-struct BackwardTensors {
-  Tensor grad;
-  MaybeTensor y;
-  Tensor x;
-  MaybeTensor gamma, beta, weight, mean, rstd, index, mean_sums;
-};
-
-struct BackwardOptions {
-  std::string statistics;
-  bool given, unbiased;
-  std::string gain;
-  double slope;
-  bool weight_gradient, wants_maps, wants_grad_x;
-};
-
-// Runs the sums (with the gradients of the maps), the gradient of x, or both.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensors& t,
-                                                            const BackwardOptions& options) {
-  const Problem problem = describe(t.x, options.statistics, options.given);
-  const ScalarType type = accumulate_type(t.x);
+void compute(const ModulatedNormBackward& call) {
+  const Problem& problem = call.problem;
   const int64_t C = problem.channels, R = problem.groups();
-  const auto like_x = [&](const Tensor& tensor) {
-    return tensor.scalar_type() == t.x.scalar_type() && tensor.numel() == t.x.numel() &&
-           is_channels_last(tensor) == problem.channels_last;
-  };
-  expects(like_x(t.grad), "grad: expected the dtype, shape and memory format of x");
-  expects(!t.y.has_value() || like_x(*t.y), "y: expected the dtype, shape and memory format of x");
-  const bool normalised = problem.given || problem.statistics != Statistics::kNone;
-  const int64_t size = problem.per_pixel() ? problem.images * problem.pixels : R * C;
-  const bool centred = normalised && problem.statistics != Statistics::kRms;
-  expects(!centred || t.mean.has_value(), "mean: expected a tensor");
-  expects(!normalised || t.rstd.has_value(), "rstd: expected a tensor");
-  if (centred) expects_plain(t.mean, type, size, "mean: expected what the forward pass gave");
-  if (normalised) expects_plain(t.rstd, type, size, "rstd: expected what the forward pass gave");
-  expects_plain(t.mean_sums, type, 2 * R * C, "mean_sums: expected contiguous (2, R, C)");
-  expects(options.wants_maps || t.mean_sums.has_value(), "mean_sums: expected a tensor");
-
-  const auto nothing = [&] { return empty(t.x, {0}, type); };  // outputs may not alias
-  const auto gradient_of = [&](const MaybeTensor& map, bool wanted) {
-    return map.has_value() && options.wants_maps && wanted ? torch::stable::empty_like(*map)
-                                                           : nothing();
-  };
-  const MaybeTensor& of_maps =
-      t.index.has_value() && t.gamma.has_value() ? MaybeTensor(t.x) : t.gamma;
-  Tensor grad_gamma = gradient_of(of_maps, true);
-  Tensor grad_beta = gradient_of(of_maps, true);
-  Tensor grad_weight = gradient_of(t.weight, options.weight_gradient);
-  Tensor grad_x = options.wants_grad_x ? torch::stable::empty_like(t.x) : nothing();
-  Tensor sums =
-      problem.per_channel() && options.wants_maps ? empty(t.x, {2, R, C}, type) : nothing();
-
-  dispatch_floating(t.x.scalar_type(), [&](auto zero) {
+  dispatch_floating(call.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
     Gradient<T> g;
-    g.grad = data<T>(t.grad);
-    g.y = data<T>(t.y);
-    g.operands = operands_of<T>(problem, t.x, t.gamma, t.beta, t.weight, t.index, options.gain,
-                                options.slope);
+    g.grad = data<const T>(call.grad);
+    g.y = data<const T>(call.y);
+    g.operands = operands_of<T>(call.x, call.maps);
     const Extent extent = problem.per_pixel() ? Extent::kPixel : Extent::kGroupChannel;
-    if (centred) g.operands.mean = values_of<T>(extent, data<A>(t.mean));
-    if (normalised) g.operands.rstd = values_of<T>(extent, data<A>(t.rstd));
-    if (t.mean_sums.has_value()) {
-      g.mean_sum = values_of<T>(Extent::kGroupChannel, data<A>(t.mean_sums));
-      g.mean_product = values_of<T>(Extent::kGroupChannel, data<A>(t.mean_sums) + R * C);
+    if (problem.centred()) g.operands.mean = values_of<T>(extent, data<const A>(call.mean));
+    if (problem.normalised()) g.operands.rstd = values_of<T>(extent, data<const A>(call.rstd));
+    if (call.mean_sums.has_value()) {
+      g.mean_sum = values_of<T>(Extent::kGroupChannel, data<const A>(call.mean_sums));
+      g.mean_product = values_of<T>(Extent::kGroupChannel, data<const A>(call.mean_sums) + R * C);
     }
     const auto output = [&](const Map<T>& map, const Tensor& tensor, bool wanted) {
       OutputMap<T> out;
-      if (!wanted || !options.wants_maps) return out;
+      if (!wanted || !call.wants_maps()) return out;
       out.extent = map.extent;
-      out.elements = mutable_data<T>(tensor);
-      out.values = mutable_data<A>(tensor);
+      out.elements = data<T>(tensor);
+      out.values = data<A>(tensor);
       return out;
     };
-    g.gamma = output(g.operands.gamma, grad_gamma, true);
-    g.beta = output(g.operands.gamma, grad_beta, true);
-    g.weight = output(g.operands.weight, grad_weight, options.weight_gradient);
-    g.grad_x = mutable_data<T>(grad_x);
-    const int64_t count = std::max<int64_t>(problem.group_size(), 1);
+    g.gamma = output(g.operands.gamma, call.grad_gamma, true);
+    g.beta = output(g.operands.gamma, call.grad_beta, true);
+    g.weight = output(g.operands.weight, call.grad_weight, call.wants_weight());
+    g.grad_x = data<T>(call.grad_x);
+    const int64_t count = std::max<int64_t>(group_size(problem), 1);
     g.count = static_cast<double>(count);
-    g.product_count = static_cast<double>(std::max<int64_t>(count - options.unbiased, 1));
+    g.product_count = static_cast<double>(std::max<int64_t>(count - call.unbiased, 1));
 
     const bool shared_gradient =
         g.gamma.extent == Extent::kPixel || g.weight.extent == Extent::kPixel;
     const bool by_planes = !problem.channels_last && !problem.per_pixel();
     if (by_planes && !shared_gradient)
-      return backward_by_planes(problem, g, options.wants_maps, options.wants_grad_x,
-                                sums.numel() > 0 ? mutable_data<A>(sums) : nullptr);
+      return backward_by_planes(problem, g, call.wants_maps(), call.wants_grad_x(),
+                                call.sums.numel() > 0 ? data<A>(call.sums) : nullptr);
 
     const Ranges ranges(problem);
     std::vector<A> partials;
-    const bool sums_first = problem.per_channel() && !t.mean_sums.has_value();
-    if (options.wants_maps) {
+    const bool sums_first = problem.per_channel() && !call.mean_sums.has_value();
+    if (call.wants_maps()) {
       partials.resize(ranges.count * kSums * C);
-      backward_by_ranges(problem, g, ranges, true, options.wants_grad_x && !sums_first,
+      backward_by_ranges(problem, g, ranges, true, call.wants_grad_x() && !sums_first,
                          partials.data());
-      merge_partials(problem, g, ranges, partials.data(), mutable_data<A>(sums));
-      if (!options.wants_grad_x || !sums_first) return;
+      std::vector<A> own(call.sums.numel() > 0 ? 0 : 2 * R * C);
+      A* const sums = call.sums.numel() > 0 ? data<A>(call.sums) : own.data();
+      merge_partials(problem, g, ranges, partials.data(), sums);
+      if (!call.wants_grad_x() || !sums_first) return;
       // The gradient of x follows in a second visit, now that the sums are known.
       std::vector<A> means(2 * R * C);
       for (int64_t i = 0; i < R * C; ++i) {
-        means[i] = static_cast<A>(data<A>(sums)[i] / g.count);
-        means[R * C + i] = static_cast<A>(data<A>(sums)[R * C + i] / g.product_count);
+        means[i] = static_cast<A>(sums[i] / g.count);
+        means[R * C + i] = static_cast<A>(sums[R * C + i] / g.product_count);
       }
       g.mean_sum = values_of<T>(Extent::kGroupChannel, means.data());
       g.mean_product = values_of<T>(Extent::kGroupChannel, means.data() + R * C);
@@ -835,60 +690,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensor
       backward_by_ranges(problem, g, ranges, false, true, partials.data());
     }
   });
-  return {grad_x, grad_gamma, grad_beta, grad_weight, sums};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_cpu(
-    const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
-    const MaybeTensor& beta, const MaybeTensor& weight, const MaybeTensor& mean,
-    const MaybeTensor& rstd, const MaybeTensor& index, const std::string& statistics, bool given,
-    bool unbiased, const std::string& gain, double slope, bool weight_gradient) {
-  auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
-      backward({grad, y, x, gamma, beta, weight, mean, rstd, index, std::nullopt},
-               {statistics, given, unbiased, gain, slope, weight_gradient, true, true});
-  return {grad_x, grad_gamma, grad_beta, grad_weight};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> modulated_norm_backward_sums_cpu(
-    const Tensor& grad, const MaybeTensor& y, const Tensor& x, const MaybeTensor& gamma,
-    const MaybeTensor& beta, const MaybeTensor& weight, const Tensor& mean, const Tensor& rstd,
-    const MaybeTensor& index, const std::string& gain, double slope, bool weight_gradient) {
-  auto [grad_x, grad_gamma, grad_beta, grad_weight, sums] =
-      backward({grad, y, x, gamma, beta, weight, mean, rstd, index, std::nullopt},
-               {"batch", false, false, gain, slope, weight_gradient, true, false});
-  return {sums, grad_gamma, grad_beta, grad_weight};
-}
-
-Tensor modulated_norm_backward_apply_cpu(const Tensor& grad, const MaybeTensor& y, const Tensor& x,
-                                         const MaybeTensor& gamma, const MaybeTensor& weight,
-                                         const Tensor& mean, const Tensor& rstd,
-                                         const MaybeTensor& index, const Tensor& mean_sums,
-                                         const std::string& gain, double slope) {
-  return std::get<0>(
-      backward({grad, y, x, gamma, std::nullopt, weight, mean, rstd, index, mean_sums},
-               {"batch", false, false, gain, slope, false, false, true}));
 }
 
 // --- rows of a table ----------------------------------------------------------------------------
 
-// The sums (rows, C) of the values whose pixel has that index: a thread takes some channels, and
-// walks the pixels in order. The order of the pixels by index is for the GPUs.
-Tensor segmented_sum_cpu(const Tensor& values, const Tensor& index, const MaybeTensor&,
-                         const MaybeTensor&, int64_t rows) {
-  const bool channels_last = is_channels_last(values);
-  const int64_t N = values.size(0), C = values.size(1), P = values.size(2) * values.size(3);
-  expects_plain(index, ScalarType::Int, N * P, "index: expected contiguous int32 (N, H, W)");
-  expects(rows > 0, "rows: expected at least 1");
-  Tensor sums = empty(values, {rows, C}, accumulate_type(values));
-  const int32_t* row_of = data<int32_t>(index);
+// A thread takes some channels, and walks the pixels in order.
+void compute(const SegmentedSum& call) {
+  const int64_t N = call.values.size(0), C = call.values.size(1);
+  const int64_t P = call.values.size(2) * call.values.size(3), rows = call.sums.size(0);
+  const int32_t* row_of = data<const int32_t>(call.index);
   constexpr int64_t kTogether = 8;  // channels
-  const Tensor wide = values.scalar_type() == sums.scalar_type()
-                          ? values
-                          : torch::stable::to(values, sums.scalar_type());
-  dispatch_floating(sums.scalar_type(), [&](auto zero) {
-    using A = accumulate_t<decltype(zero)>;
-    const A* from = data<A>(wide);
-    A* to = mutable_data<A>(sums);
+  const ScalarType type = call.sums.scalar_type();
+  const Tensor wide =
+      call.values.scalar_type() == type ? call.values : torch::stable::to(call.values, type);
+  dispatch_accumulate(type, [&](auto zero) {
+    using A = decltype(zero);
+    const A* from = data<const A>(wide);
+    A* to = data<A>(call.sums);
     const int64_t blocks = (C + kTogether - 1) / kTogether;
     parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
       std::vector<double> total(rows * kTogether);
@@ -897,7 +715,7 @@ Tensor segmented_sum_cpu(const Tensor& values, const Tensor& index, const MaybeT
         std::fill(total.begin(), total.end(), 0.0);
         for (int64_t n = 0; n < N; ++n) {
           const int32_t* rows_of = row_of + n * P;
-          if (channels_last) {
+          if (call.channels_last) {
             for (int64_t p = 0; p < P; ++p) {
               if (rows_of[p] < 0) continue;
               double* into = total.data() + rows_of[p] * kTogether;
@@ -918,17 +736,12 @@ Tensor segmented_sum_cpu(const Tensor& values, const Tensor& index, const MaybeT
       }
     });
   });
-  return sums;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("modulated_norm", TORCH_BOX(&modulated_norm_cpu));
-  m.impl("modulated_norm_backward", TORCH_BOX(&modulated_norm_backward_cpu));
-  m.impl("modulated_norm_backward_sums", TORCH_BOX(&modulated_norm_backward_sums_cpu));
-  m.impl("modulated_norm_backward_apply", TORCH_BOX(&modulated_norm_backward_apply_cpu));
-  m.impl("segmented_sum", TORCH_BOX(&segmented_sum_cpu));
+  implement(m);
 }
 
 }  // namespace torchext

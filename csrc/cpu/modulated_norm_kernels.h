@@ -6,6 +6,7 @@
 // loops.
 #pragma once
 
+#include "../definitions.h"
 #include "simd.h"
 
 namespace torchext {
@@ -29,8 +30,6 @@ struct RowOutput {
   accumulate_t<T>* values = nullptr;
   bool along = false;
 };
-
-enum class Gain { kOnePlus, kPlain, kSigmoid };
 
 // y = leaky(xn * scale + beta * weight), xn = (x - mean) * rstd; see torchext.modulated_norm.
 template <class T>

@@ -8,21 +8,15 @@
 // a spatial affine (whose sums run over channels as well): 3T and 5T, over chunks of pixels.
 //
 // The split of the work never depends on the number of threads, so neither does the result.
-#include "region_norm_kernels.h"
+#include "../region_norm.h"
 
-#include <algorithm>
 #include <cmath>
-#include <string>
-#include <tuple>
-#include <type_traits>
-#include <vector>
 
+#include "region_norm_kernels.h"
 #include "tensors.h"
 
 namespace torchext {
 namespace {
-
-using torch::stable::parallel_for;
 
 // Chunks of pixels that sums over a whole image are split into, at most: bounds partial results.
 constexpr int64_t kMaxChunks = 32;
@@ -30,13 +24,14 @@ constexpr int64_t kMaxChunks = 32;
 // Of float32: 8 MiB, which are no longer cached when all of it is written.
 constexpr int64_t kStreamElements = int64_t{2} << 20;
 
-struct Problem {
-  int64_t images, channels, pixels, regions, groups;  // groups of statistics: images, or 1
-  bool per_instance, ignore_holes, channels_last;
-  bool stream;  // results do not stay in the cache
+struct Problem : Regions {
   const uint8_t* labels;
-  bool shared_labels;  // one label map for every image
+  bool stream;  // results do not stay in the cache
 
+  Problem(const Regions& regions, const Tensor& x, const Tensor& labels)
+      : Regions(regions),
+        labels(data<const uint8_t>(labels)),
+        stream(x.scalar_type() == ScalarType::Float && x.numel() >= kStreamElements) {}
   int64_t group(int64_t image) const { return per_instance ? image : 0; }
   int64_t first_image(int64_t group) const { return per_instance ? group : 0; }
   int64_t last_image(int64_t group) const { return per_instance ? group + 1 : images; }
@@ -44,30 +39,6 @@ struct Problem {
     return labels + (shared_labels ? 0 : image * pixels);
   }
 };
-
-Problem describe(const Tensor& x, const Tensor& labels, int64_t num_regions, bool per_instance,
-                 bool ignore_holes) {
-  Problem problem;
-  problem.channels_last = is_channels_last(x);
-  problem.images = x.size(0);
-  problem.channels = x.size(1);
-  problem.pixels = x.size(2) * x.size(3);
-  problem.regions = num_regions;
-  problem.per_instance = per_instance;
-  problem.groups = per_instance ? problem.images : 1;
-  problem.ignore_holes = ignore_holes;
-  problem.stream = x.scalar_type() == ScalarType::Float && x.numel() >= kStreamElements;
-  expects(num_regions >= 1 && num_regions <= kMaxRegions, "num_regions: expected 1 to 64");
-  expects(labels.dim() == 4 && labels.size(1) == 1 && labels.size(2) == x.size(2) &&
-              labels.size(3) == x.size(3) &&
-              (labels.size(0) == 1 || labels.size(0) == problem.images),
-          "labels: expected the shape (N or 1, 1, H, W) of x");
-  expects_plain(labels, ScalarType::Byte, labels.size(0) * problem.pixels,
-                "labels: expected a contiguous uint8 tensor");
-  problem.labels = data<uint8_t>(labels);
-  problem.shared_labels = labels.size(0) == 1;
-  return problem;
-}
 
 // The tiles of every label map, and how many pixels each region has per image.
 class LabelPlanes {
@@ -231,32 +202,18 @@ struct Affine {
 };
 
 template <class T>
-Affine<T> affine_of(const Problem& problem, const Tensor& x, const std::optional<Tensor>& weight,
-                    const std::optional<Tensor>& bias, const std::optional<Tensor>& spatial_weight,
-                    const std::optional<Tensor>& spatial_bias) {
-  const ScalarType type = accumulate_type(x);
-  const int64_t constants = problem.regions * problem.channels;
-  const int64_t map = problem.images * problem.pixels;
-  expects(weight.has_value() == bias.has_value(), "weight, bias: expected both or none");
-  expects(spatial_weight.has_value() == spatial_bias.has_value(),
-          "spatial_weight, spatial_bias: expected both or none");
-  expects_plain(weight, type, constants, "weight: expected contiguous (K, C) of accumulate type");
-  expects_plain(bias, type, constants, "bias: expected contiguous (K, C) of accumulate type");
-  expects_plain(spatial_weight, type, map,
-                "spatial_weight: expected contiguous (N, 1, H, W) of accumulate type");
-  expects_plain(spatial_bias, type, map,
-                "spatial_bias: expected contiguous (N, 1, H, W) of accumulate type");
+Affine<T> affine_of(const RegionAffine& given) {
   using A = accumulate_t<T>;
-  Affine<T> affine{data<A>(weight), data<A>(bias), {}};
-  affine.maps.weight = data<A>(spatial_weight);
-  affine.maps.bias = data<A>(spatial_bias);
+  Affine<T> affine{data<const A>(given.weight), data<const A>(given.bias), {}};
+  affine.maps.weight = data<const A>(given.spatial_weight);
+  affine.maps.bias = data<const A>(given.spatial_bias);
   return affine;
 }
 
 template <class T>
 void apply_channel(const Problem& problem, const LabelPlanes& planes, const T* x, int64_t group,
-                   int64_t channel, const RegionAffine<accumulate_t<T>>& k, const Affine<T>& affine,
-                   T* y) {
+                   int64_t channel, const RegionConstants<accumulate_t<T>>& k,
+                   const Affine<T>& affine, T* y) {
   for (int64_t n = problem.first_image(group); n < problem.last_image(group); ++n) {
     const int64_t plane = (n * problem.channels + channel) * problem.pixels;
     TORCHEXT_AT_SIMD_LEVEL(plane_apply<T>)(x + plane, planes.plane(n), k, problem.regions,
@@ -267,8 +224,8 @@ void apply_channel(const Problem& problem, const LabelPlanes& planes, const T* x
 
 // Applies per-(group, region, channel) constants to a channels-last tensor.
 template <class T>
-void apply_channels_last(const Problem& problem, const T* x, const RegionAffine<accumulate_t<T>>& k,
-                         const Affine<T>& affine, T* y) {
+void apply_channels_last(const Problem& problem, const T* x,
+                         const RegionConstants<accumulate_t<T>>& k, const Affine<T>& affine, T* y) {
   const std::vector<Chunk> chunks = chunks_of(problem, problem.pixels, 64);
   parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -537,11 +494,12 @@ uint8_t label_of(T value, int64_t regions) {
 }
 
 template <class T>
-void nearest_labels(const Tensor& mask, int64_t regions, bool check, int64_t height, int64_t width,
-                    uint8_t* out) {
-  const T* in = data<T>(mask);
+void nearest_labels(const RegionLabels& call, const Tensor& mask) {
+  const T* in = data<const T>(mask);
+  uint8_t* out = data<uint8_t>(call.labels);
+  const int64_t height = call.height, width = call.width, regions = call.regions;
   const int64_t in_height = mask.size(2), in_width = mask.size(3);
-  if (check) check_labels(in, mask.numel(), regions);
+  if (call.check_values) check_labels(in, mask.numel(), regions);
   const bool resized = height != in_height || width != in_width;
   parallel_for(0, mask.size(0) * height, 64, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
@@ -556,18 +514,9 @@ void nearest_labels(const Tensor& mask, int64_t regions, bool check, int64_t hei
   });
 }
 
-Tensor region_labels_cpu(const Tensor& mask, int64_t height, int64_t width, int64_t num_regions,
-                         bool check_values) {
-  expects(mask.dim() == 4 && mask.size(1) == 1 && mask.is_contiguous(),
-          "mask: expected a contiguous (N, 1, H, W) tensor");
-  expects(height > 0 && width > 0, "height, width: expected positive numbers");
-  expects(num_regions >= 1 && num_regions <= kMaxRegions, "num_regions: expected 1 to 64");
-  Tensor labels = empty(mask, {mask.size(0), 1, height, width}, ScalarType::Byte);
-  uint8_t* out = mutable_data<uint8_t>(labels);
-  const auto run = [&](auto zero) {
-    nearest_labels<decltype(zero)>(mask, num_regions, check_values, height, width, out);
-  };
-  switch (mask.scalar_type()) {
+void compute(const RegionLabels& call) {
+  const auto run = [&](auto zero) { nearest_labels<decltype(zero)>(call, call.mask); };
+  switch (call.mask.scalar_type()) {
     case ScalarType::Bool:
       run(bool{});
       break;
@@ -593,31 +542,25 @@ Tensor region_labels_cpu(const Tensor& mask, int64_t height, int64_t width, int6
       run(double{});
       break;
     default: {
-      const ScalarType type = mask.scalar_type();
+      const ScalarType type = call.mask.scalar_type();
       expects(type == ScalarType::Half || type == ScalarType::BFloat16,
               "mask: expected a boolean, integer or floating-point tensor");
-      const Tensor wide = torch::stable::to(mask, ScalarType::Float);
-      nearest_labels<float>(wide, num_regions, check_values, height, width, out);
+      const Tensor wide = torch::stable::to(call.mask, ScalarType::Float);
+      nearest_labels<float>(call, wide);
     }
   }
-  return labels;
 }
 
-std::tuple<Tensor, Tensor, Tensor> region_statistics_cpu(const Tensor& x, const Tensor& labels,
-                                                         int64_t num_regions, bool per_instance,
-                                                         bool ignore_holes) {
-  const Problem problem = describe(x, labels, num_regions, per_instance, ignore_holes);
+void compute(const RegionStatistics& call) {
+  const Problem problem(call.regions, call.x, call.labels);
   const LabelPlanes planes(problem);
-  const int64_t R = problem.groups, K = problem.regions, C = problem.channels;
-  Tensor count = empty(x, {R, K}, ScalarType::Long);
-  Tensor mean = empty(x, {R, K, C}, accumulate_type(x));
-  Tensor variance = torch::stable::empty_like(mean);
-  planes.write_counts(mutable_data<int64_t>(count));
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
+  const int64_t R = problem.groups, C = problem.channels;
+  planes.write_counts(data<int64_t>(call.count));
+  dispatch_floating(call.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    A* means = mutable_data<A>(mean);
-    A* variances = mutable_data<A>(variance);
+    A* means = data<A>(call.mean);
+    A* variances = data<A>(call.variance);
     const auto store = [&](int64_t group, int64_t channel, const Moments* moments, int64_t stride) {
       for_each_region(problem, moments, stride, [&](int64_t k, double m, double v) {
         means[at(problem, group, k, channel)] = static_cast<A>(m);
@@ -625,47 +568,38 @@ std::tuple<Tensor, Tensor, Tensor> region_statistics_cpu(const Tensor& x, const 
       });
     };
     if (problem.channels_last) {
-      const std::vector<Moments> moments = channels_last_moments(problem, data<T>(x));
+      const std::vector<Moments> moments = channels_last_moments(problem, data<const T>(call.x));
       for (int64_t r = 0; r < R; ++r)
         for (int64_t c = 0; c < C; ++c) store(r, c, &moments[at(problem, r, 0, c)], C);
     } else {
       for_each_channel(problem, [&](int64_t group, int64_t channel) {
         Moments moments[kMaxRegions];
-        channel_moments(problem, planes, data<T>(x), group, channel, moments);
+        channel_moments(problem, planes, data<const T>(call.x), group, channel, moments);
         store(group, channel, moments, 1);
       });
     }
   });
-  return {count, mean, variance};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_cpu(
-    const Tensor& x, const Tensor& labels, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& spatial_weight,
-    const std::optional<Tensor>& spatial_bias, int64_t num_regions, bool per_instance, double eps,
-    bool scale_eps, bool ignore_holes) {
-  const Problem problem = describe(x, labels, num_regions, per_instance, ignore_holes);
+void compute(const RegionNorm& call) {
+  const Problem problem(call.regions, call.x, call.labels);
   const LabelPlanes planes(problem);
   const int64_t R = problem.groups, K = problem.regions, C = problem.channels;
-  Tensor y = torch::stable::empty_like(x);
-  Tensor count = empty(x, {R, K}, ScalarType::Long);
-  Tensor mean = empty(x, {R, K, C}, accumulate_type(x));
-  Tensor rstd = torch::stable::empty_like(mean);
-  int64_t* counts = mutable_data<int64_t>(count);
+  int64_t* counts = data<int64_t>(call.count);
   planes.write_counts(counts);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
+  dispatch_floating(call.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const Affine<T> affine = affine_of<T>(problem, x, weight, bias, spatial_weight, spatial_bias);
-    A* means = mutable_data<A>(mean);
-    A* rstds = mutable_data<A>(rstd);
-    const T* in = data<T>(x);
-    T* out = mutable_data<T>(y);
+    const Affine<T> affine = affine_of<T>(call.affine);
+    A* means = data<A>(call.mean);
+    A* rstds = data<A>(call.rstd);
+    const T* in = data<const T>(call.x);
+    T* out = data<T>(call.y);
     // From moments to the saved statistics and to the constants of the application.
     const auto finalise = [&](int64_t group, int64_t channel, const Moments* moments,
                               int64_t stride, A* scale, A* offset) {
       for_each_region(problem, moments, stride, [&](int64_t k, double m, double v) {
-        const double e = effective_eps(problem, eps, scale_eps, counts[group * K + k]);
+        const double e = effective_eps(problem, call.eps, call.scale_eps, counts[group * K + k]);
         const int64_t i = at(problem, group, k, channel);
         means[i] = static_cast<A>(m);
         rstds[i] = static_cast<A>(1.0 / std::sqrt(v + e));
@@ -693,29 +627,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_cpu(
       });
     }
   });
-  return {y, count, mean, rstd};
 }
 
-Tensor region_norm_apply_cpu(const Tensor& x, const Tensor& labels, const Tensor& mean,
-                             const Tensor& rstd, const std::optional<Tensor>& weight,
-                             const std::optional<Tensor>& bias,
-                             const std::optional<Tensor>& spatial_weight,
-                             const std::optional<Tensor>& spatial_bias, int64_t num_regions,
-                             bool per_instance, bool ignore_holes) {
-  const Problem problem = describe(x, labels, num_regions, per_instance, ignore_holes);
+void compute(const RegionNormApply& call) {
+  const Problem problem(call.regions, call.x, call.labels);
   const LabelPlanes planes(problem);
   const int64_t R = problem.groups, K = problem.regions, C = problem.channels;
-  expects_plain(mean, accumulate_type(x), R * K * C, "mean: expected contiguous (R, K, C)");
-  expects_plain(rstd, accumulate_type(x), R * K * C, "rstd: expected contiguous (R, K, C)");
-  Tensor y = torch::stable::empty_like(x);
-  dispatch_floating(x.scalar_type(), [&](auto zero) {
+  dispatch_floating(call.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const Affine<T> affine = affine_of<T>(problem, x, weight, bias, spatial_weight, spatial_bias);
-    const A* means = data<A>(mean);
-    const A* rstds = data<A>(rstd);
-    const T* in = data<T>(x);
-    T* out = mutable_data<T>(y);
+    const Affine<T> affine = affine_of<T>(call.affine);
+    const A* means = data<const A>(call.mean);
+    const A* rstds = data<const A>(call.rstd);
+    const T* in = data<const T>(call.x);
+    T* out = data<T>(call.y);
     if (problem.channels_last) {
       std::vector<A> scale(R * K * C), offset(R * K * C);
       for (int64_t r = 0; r < R; ++r)
@@ -737,133 +662,61 @@ Tensor region_norm_apply_cpu(const Tensor& x, const Tensor& labels, const Tensor
       });
     }
   });
-  return y;
 }
 
-// The tensors of a backward pass; those that a half of it does not use stay undefined.
-struct BackwardTensors {
-  Tensor grad, x, labels, mean, rstd;
-  std::optional<Tensor> count, sums, weight, spatial_weight, pooled_gradient, argmax;
-};
-
-// Runs the sums (into new tensors), the application (with given sums), or both.
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardTensors& t, int64_t num_regions,
-                                                    bool per_instance, bool ignore_holes,
-                                                    bool wants_sums, bool wants_grad_x) {
-  const Problem problem = describe(t.x, t.labels, num_regions, per_instance, ignore_holes);
+void compute(RegionNormBackward& call) {
+  const Problem problem(call.regions, call.x, call.labels);
   const LabelPlanes planes(problem);
-  const int64_t R = problem.groups, K = problem.regions, C = problem.channels;
-  const ScalarType type = accumulate_type(t.x);
-  const int64_t map = problem.images * problem.pixels;
-  expects(t.grad.scalar_type() == t.x.scalar_type() && t.grad.numel() == t.x.numel() &&
-              is_channels_last(t.grad) == problem.channels_last,
-          "grad: expected the dtype, shape and memory format of x");
-  expects_plain(t.mean, type, R * K * C, "mean: expected contiguous (R, K, C)");
-  expects_plain(t.rstd, type, R * K * C, "rstd: expected contiguous (R, K, C)");
-  expects_plain(t.count, ScalarType::Long, R * K, "count: expected contiguous int64 (R, K)");
-  expects_plain(t.sums, type, 2 * R * K * C, "sums: expected contiguous (2, R, K, C)");
-  expects_plain(t.weight, type, K * C, "weight: expected contiguous (K, C)");
-  expects_plain(t.spatial_weight, type, map, "spatial_weight: expected contiguous (N, 1, H, W)");
-  expects_plain(t.pooled_gradient, type, 2 * map,
-                "pooled_gradient: expected contiguous (N, 2, H, W)");
-  expects_plain(t.argmax, ScalarType::Int, map, "argmax: expected contiguous int32 (N, 1, H, W)");
-  expects(t.pooled_gradient.has_value() == t.argmax.has_value(),
-          "pooled_gradient, argmax: expected both or none");
-
-  Tensor grad_x = wants_grad_x ? torch::stable::empty_like(t.x) : empty(t.x, {0}, type);
-  Tensor sums = t.sums.has_value() ? *t.sums : empty(t.x, {2, R, K, C}, type);
-  const bool wants_maps = wants_sums && t.spatial_weight.has_value();
-  const int64_t N = problem.images, H = t.x.size(2), W = t.x.size(3);
-  Tensor grad_spatial_weight = wants_maps ? empty(t.x, {N, 1, H, W}, type) : empty(t.x, {0}, type);
-  Tensor grad_spatial_bias = torch::stable::empty_like(grad_spatial_weight);
-
-  dispatch_floating(t.x.scalar_type(), [&](auto zero) {
+  const bool wants_maps = call.wants_sums && call.spatial_weight.has_value();
+  dispatch_floating(call.x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    Gradient<T> g{data<T>(t.grad),
-                  data<T>(t.x),
-                  data<A>(t.mean),
-                  data<A>(t.rstd),
-                  data<A>(t.weight),
-                  data<A>(t.spatial_weight),
-                  data<int64_t>(t.count),
-                  mutable_data<A>(sums),
-                  mutable_data<A>(grad_spatial_weight),
-                  mutable_data<A>(grad_spatial_bias),
+    Gradient<T> g{data<const T>(call.grad),
+                  data<const T>(call.x),
+                  data<const A>(call.mean),
+                  data<const A>(call.rstd),
+                  data<const A>(call.weight),
+                  data<const A>(call.spatial_weight),
+                  data<const int64_t>(call.count),
+                  data<A>(call.sums),
+                  data<A>(call.grad_spatial_weight),
+                  data<A>(call.grad_spatial_bias),
                   {},
-                  mutable_data<T>(grad_x)};
+                  data<T>(call.grad_x)};
     std::vector<A> share, max_gradient;
-    if (t.pooled_gradient.has_value()) {
+    if (call.pooled_gradient.has_value()) {
       // One map of each per batch, the mean's already divided by C.
-      const A* pooled = data<A>(t.pooled_gradient);
-      share.resize(map);
-      max_gradient.resize(map);
-      for (int64_t n = 0; n < N; ++n)
+      const A* pooled = data<const A>(call.pooled_gradient);
+      share.resize(problem.map());
+      max_gradient.resize(problem.map());
+      for (int64_t n = 0; n < problem.images; ++n)
         for (int64_t p = 0; p < problem.pixels; ++p) {
-          share[n * problem.pixels + p] = pooled[2 * n * problem.pixels + p] / static_cast<A>(C);
+          share[n * problem.pixels + p] =
+              pooled[2 * n * problem.pixels + p] / static_cast<A>(problem.channels);
           max_gradient[n * problem.pixels + p] = pooled[(2 * n + 1) * problem.pixels + p];
         }
       g.pooled.mean_gradient = share.data();
       g.pooled.max_gradient = max_gradient.data();
-      g.pooled.argmax = data<int32_t>(t.argmax);
+      g.pooled.argmax = data<const int32_t>(call.argmax);
     }
     if (problem.channels_last) {
-      if (wants_sums) channels_last_gradient_sums(problem, g);
-      if (wants_grad_x) channels_last_gradient_apply(problem, g);
+      if (call.wants_sums) channels_last_gradient_sums(problem, g);
+      if (call.wants_grad_x) channels_last_gradient_apply(problem, g);
     } else {
       if (wants_maps) spatial_gradient_sums(problem, planes, g);
       for_each_channel(problem, [&](int64_t group, int64_t channel) {
-        if (wants_sums && !wants_maps) channel_gradient_sums(problem, planes, g, group, channel);
-        if (wants_grad_x) channel_gradient_apply(problem, planes, g, group, channel);
+        if (call.wants_sums && !wants_maps)
+          channel_gradient_sums(problem, planes, g, group, channel);
+        if (call.wants_grad_x) channel_gradient_apply(problem, planes, g, group, channel);
       });
     }
   });
-  return {grad_x, sums, grad_spatial_weight, grad_spatial_bias};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> region_norm_backward_cpu(
-    const Tensor& grad, const Tensor& x, const Tensor& labels, const Tensor& count,
-    const Tensor& mean, const Tensor& rstd, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& spatial_weight, int64_t num_regions, bool per_instance,
-    bool ignore_holes) {
-  return backward({grad, x, labels, mean, rstd, count, std::nullopt, weight, spatial_weight,
-                   std::nullopt, std::nullopt},
-                  num_regions, per_instance, ignore_holes, true, true);
-}
-
-std::tuple<Tensor, Tensor, Tensor> region_norm_backward_sums_cpu(
-    const Tensor& grad, const Tensor& x, const Tensor& labels, const Tensor& mean,
-    const Tensor& rstd, const std::optional<Tensor>& spatial_weight, int64_t num_regions,
-    bool per_instance, bool ignore_holes) {
-  auto [grad_x, sums, grad_spatial_weight, grad_spatial_bias] =
-      backward({grad, x, labels, mean, rstd, std::nullopt, std::nullopt, std::nullopt,
-                spatial_weight, std::nullopt, std::nullopt},
-               num_regions, per_instance, ignore_holes, true, false);
-  return {sums, grad_spatial_weight, grad_spatial_bias};
-}
-
-Tensor region_norm_backward_apply_cpu(const Tensor& grad, const Tensor& x, const Tensor& labels,
-                                      const Tensor& count, const Tensor& mean, const Tensor& rstd,
-                                      const Tensor& sums, const std::optional<Tensor>& weight,
-                                      const std::optional<Tensor>& spatial_weight,
-                                      const std::optional<Tensor>& pooled_gradient,
-                                      const std::optional<Tensor>& argmax, int64_t num_regions,
-                                      bool per_instance, bool ignore_holes) {
-  return std::get<0>(backward(
-      {grad, x, labels, mean, rstd, count, sums, weight, spatial_weight, pooled_gradient, argmax},
-      num_regions, per_instance, ignore_holes, false, true));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("region_labels", TORCH_BOX(&region_labels_cpu));
-  m.impl("region_statistics", TORCH_BOX(&region_statistics_cpu));
-  m.impl("region_norm", TORCH_BOX(&region_norm_cpu));
-  m.impl("region_norm_apply", TORCH_BOX(&region_norm_apply_cpu));
-  m.impl("region_norm_backward", TORCH_BOX(&region_norm_backward_cpu));
-  m.impl("region_norm_backward_sums", TORCH_BOX(&region_norm_backward_sums_cpu));
-  m.impl("region_norm_backward_apply", TORCH_BOX(&region_norm_backward_apply_cpu));
+  implement(m);
 }
 
 }  // namespace torchext

@@ -470,7 +470,7 @@ void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Momen
 }
 
 template <class T>
-void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumulate_t<T>>& k,
+void plane_apply(const T* x, const LabelPlane& plane, const RegionConstants<accumulate_t<T>>& k,
                  int64_t num_regions, const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes,
                  bool stream, T* y) {
   using A = accumulate_t<T>;
@@ -719,7 +719,7 @@ void pixels_moments(const T* x, const uint8_t* labels, int64_t pixels, int64_t c
 
 template <class T>
 void pixels_apply(const T* x, const uint8_t* labels, int64_t pixels, int64_t channels,
-                  const RegionAffine<accumulate_t<T>>& k, const PixelMaps<accumulate_t<T>>& maps,
+                  const RegionConstants<accumulate_t<T>>& k, const PixelMaps<accumulate_t<T>>& maps,
                   bool ignore_holes, T* y) {
   using A = accumulate_t<T>;
   InputTile<T> input;
@@ -844,27 +844,28 @@ void pixels_gradient_apply(const T* grad, const T* x, const uint8_t* labels, int
   }
 }
 
-#define TORCHEXT_INSTANTIATE(T)                                                                   \
-  template void plane_moments<T>(const T*, const LabelPlane&, bool, Moments*);                    \
-  template void plane_apply<T>(const T*, const LabelPlane&, const RegionAffine<accumulate_t<T>>&, \
-                               int64_t, const PixelMaps<accumulate_t<T>>&, bool, bool, T*);       \
-  template void plane_gradient_sums<T>(                                                           \
-      const T*, const T*, const LabelPlane&, const accumulate_t<T>*, const accumulate_t<T>*,      \
-      int64_t, const accumulate_t<T>*, bool, double*, accumulate_t<T>*, accumulate_t<T>*);        \
-  template void plane_gradient_apply<T>(                                                          \
-      const T*, const T*, const LabelPlane&, const RegionGradient<accumulate_t<T>>&, int64_t,     \
-      const PixelMaps<accumulate_t<T>>&, int32_t, bool, bool, T*);                                \
-  template void pixels_moments<T>(const T*, const uint8_t*, int64_t, int64_t, int64_t, bool,      \
-                                  int64_t*, double*, double*);                                    \
-  template void pixels_apply<T>(const T*, const uint8_t*, int64_t, int64_t,                       \
-                                const RegionAffine<accumulate_t<T>>&,                             \
-                                const PixelMaps<accumulate_t<T>>&, bool, T*);                     \
-  template void pixels_gradient_sums<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,     \
-                                        int64_t, const accumulate_t<T>*, const accumulate_t<T>*,  \
-                                        const accumulate_t<T>*, bool, double*, accumulate_t<T>*,  \
-                                        accumulate_t<T>*);                                        \
-  template void pixels_gradient_apply<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,    \
-                                         const RegionGradient<accumulate_t<T>>&,                  \
+#define TORCHEXT_INSTANTIATE(T)                                                                  \
+  template void plane_moments<T>(const T*, const LabelPlane&, bool, Moments*);                   \
+  template void plane_apply<T>(const T*, const LabelPlane&,                                      \
+                               const RegionConstants<accumulate_t<T>>&, int64_t,                 \
+                               const PixelMaps<accumulate_t<T>>&, bool, bool, T*);               \
+  template void plane_gradient_sums<T>(                                                          \
+      const T*, const T*, const LabelPlane&, const accumulate_t<T>*, const accumulate_t<T>*,     \
+      int64_t, const accumulate_t<T>*, bool, double*, accumulate_t<T>*, accumulate_t<T>*);       \
+  template void plane_gradient_apply<T>(                                                         \
+      const T*, const T*, const LabelPlane&, const RegionGradient<accumulate_t<T>>&, int64_t,    \
+      const PixelMaps<accumulate_t<T>>&, int32_t, bool, bool, T*);                               \
+  template void pixels_moments<T>(const T*, const uint8_t*, int64_t, int64_t, int64_t, bool,     \
+                                  int64_t*, double*, double*);                                   \
+  template void pixels_apply<T>(const T*, const uint8_t*, int64_t, int64_t,                      \
+                                const RegionConstants<accumulate_t<T>>&,                         \
+                                const PixelMaps<accumulate_t<T>>&, bool, T*);                    \
+  template void pixels_gradient_sums<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,    \
+                                        int64_t, const accumulate_t<T>*, const accumulate_t<T>*, \
+                                        const accumulate_t<T>*, bool, double*, accumulate_t<T>*, \
+                                        accumulate_t<T>*);                                       \
+  template void pixels_gradient_apply<T>(const T*, const T*, const uint8_t*, int64_t, int64_t,   \
+                                         const RegionGradient<accumulate_t<T>>&,                 \
                                          const PixelMaps<accumulate_t<T>>&, bool, T*);
 TORCHEXT_INSTANTIATE(float)
 TORCHEXT_INSTANTIATE(double)

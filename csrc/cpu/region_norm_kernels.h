@@ -2,6 +2,7 @@
 // tensor, or one range of pixels of a channels-last tensor, at a time. region_norm.cpp walks them.
 #pragma once
 
+#include "../definitions.h"
 #include "simd.h"
 
 namespace torchext {
@@ -27,11 +28,9 @@ struct LabelPlane {
   const TileRegion* present;
 };
 
-constexpr int64_t kMaxRegions = 64;
-
 // Per-region constants of y = (x - mean) * scale + offset; each (K), or (K, C) for channels last.
 template <class A>
-struct RegionAffine {
+struct RegionConstants {
   const A* mean;
   const A* scale;
   const A* offset;
@@ -64,7 +63,7 @@ struct PixelMaps {
   template <class T>                                                                               \
   void plane_moments(const T* x, const LabelPlane& plane, bool ignore_holes, Moments* moments);    \
   template <class T>                                                                               \
-  void plane_apply(const T* x, const LabelPlane& plane, const RegionAffine<accumulate_t<T>>& k,    \
+  void plane_apply(const T* x, const LabelPlane& plane, const RegionConstants<accumulate_t<T>>& k, \
                    int64_t num_regions, const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes, \
                    bool stream, T* y);                                                             \
   template <class T>                                                                               \
@@ -84,7 +83,7 @@ struct PixelMaps {
                       double* squares);                                                            \
   template <class T>                                                                               \
   void pixels_apply(const T* x, const uint8_t* labels, int64_t pixels, int64_t channels,           \
-                    const RegionAffine<accumulate_t<T>>& k,                                        \
+                    const RegionConstants<accumulate_t<T>>& k,                                     \
                     const PixelMaps<accumulate_t<T>>& maps, bool ignore_holes, T* y);              \
   template <class T>                                                                               \
   void pixels_gradient_sums(const T* grad, const T* x, const uint8_t* labels, int64_t pixels,      \

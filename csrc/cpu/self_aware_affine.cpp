@@ -5,34 +5,26 @@
 //
 // channel_mean_max reads x once (T, the floor) and writes two maps of T / C. Everything else works
 // on maps of one channel: each is copied once into a zero-bordered buffer and convolved row by row.
+#include "../self_aware_affine.h"
+
 #include "self_aware_affine_kernels.h"
-
-#include <algorithm>
-#include <tuple>
-#include <vector>
-
 #include "tensors.h"
 
 namespace torchext {
 namespace {
 
-using torch::stable::parallel_for;
-
 // Rows of a map that one unit of parallel work takes.
 constexpr int64_t kRows = 8;
 
-std::tuple<Tensor, Tensor> channel_mean_max_cpu(const Tensor& x) {
-  const bool channels_last = is_channels_last(x);
+void compute(const ChannelMeanMax& call) {
+  const Tensor& x = call.x;
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
-  expects(C > 0, "x: expected at least one channel");
-  Tensor pooled = empty(x, {N, 2, x.size(2), x.size(3)}, accumulate_type(x));
-  Tensor argmax = empty(x, {N, 1, x.size(2), x.size(3)}, ScalarType::Int);
-  int32_t* index = mutable_data<int32_t>(argmax);
+  int32_t* index = data<int32_t>(call.argmax);
   dispatch_floating(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const T* in = data<T>(x);
-    A* out = mutable_data<A>(pooled);
+    const T* in = data<const T>(x);
+    A* out = data<A>(call.pooled);
     // Small enough tiles to share an image of 64 x 64 among many threads.
     const int64_t tile = std::min<int64_t>(kTile, std::max<int64_t>(64, P / 16));
     const int64_t tiles = (P + tile - 1) / tile;
@@ -41,7 +33,7 @@ std::tuple<Tensor, Tensor> channel_mean_max_cpu(const Tensor& x) {
         const int64_t n = unit / tiles, first = unit % tiles * tile;
         const int64_t pixels = std::min(tile, P - first);
         A* mean = out + 2 * n * P + first;
-        if (channels_last)
+        if (call.channels_last)
           TORCHEXT_AT_SIMD_LEVEL(pixels_mean_max<T>)(in + (n * P + first) * C, pixels, C, mean,
                                                      mean + P, index + n * P + first);
         else
@@ -50,7 +42,6 @@ std::tuple<Tensor, Tensor> channel_mean_max_cpu(const Tensor& x) {
       }
     });
   });
-  return {pooled, argmax};
 }
 
 // A batch of single-channel maps with zero borders.
@@ -80,83 +71,47 @@ class PaddedBatch {
   std::vector<A> values_;
 };
 
-struct Maps {
-  int64_t images, height, width, kernel;
-  int64_t pixels() const { return height * width; }
-  int64_t taps() const { return kernel * kernel; }
-};
-
-Maps describe(const Tensor& pooled, const Tensor& conv_weight, const Tensor& gamma_weight,
-              const Tensor& beta_weight) {
-  expects(pooled.dim() == 4 && pooled.size(1) == 2 && pooled.is_contiguous(),
-          "pooled: expected a contiguous (N, 2, H, W) tensor");
-  expects(conv_weight.dim() == 4, "conv_weight: expected the shape (1, 2, k, k)");
-  const Maps maps{pooled.size(0), pooled.size(2), pooled.size(3), conv_weight.size(3)};
-  const ScalarType type = pooled.scalar_type();
-  expects(type == ScalarType::Float || type == ScalarType::Double,
-          "pooled: expected float32 or float64");
-  expects(maps.kernel % 2 == 1 && maps.kernel <= kMaxKernel,
-          "conv_weight: expected an odd kernel size up to 15");
-  expects_plain(conv_weight, type, 2 * maps.taps(), "conv_weight: expected (1, 2, k, k)");
-  expects_plain(gamma_weight, type, maps.taps(), "gamma_weight: expected (1, 1, k, k)");
-  expects_plain(beta_weight, type, maps.taps(), "beta_weight: expected (1, 1, k, k)");
-  return maps;
-}
-
 // Runs body(image, row) over all rows of all images, in parallel.
 template <class Body>
-void for_each_row(const Maps& maps, Body body) {
+void for_each_row(const SelfAware& maps, Body body) {
   parallel_for(0, maps.images * maps.height, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(i / maps.height, i % maps.height);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> self_aware_maps_cpu(
-    const Tensor& pooled, const Tensor& conv_weight, const Tensor& gamma_weight,
-    const Tensor& gamma_bias, const Tensor& beta_weight, const Tensor& beta_bias,
-    double threshold) {
-  const Maps maps = describe(pooled, conv_weight, gamma_weight, beta_weight);
-  const ScalarType type = pooled.scalar_type();
-  expects_plain(gamma_bias, type, 1, "gamma_bias: expected one element");
-  expects_plain(beta_bias, type, 1, "beta_bias: expected one element");
-  Tensor saliency = empty(pooled, {maps.images, 1, maps.height, maps.width}, type);
-  Tensor gamma = torch::stable::empty_like(saliency);
-  Tensor beta = torch::stable::empty_like(saliency);
-  Tensor labels = empty(pooled, {maps.images, 1, maps.height, maps.width}, ScalarType::Byte);
-  const auto run = [&](auto zero) {
+void compute(const SelfAwareMaps& call) {
+  const SelfAware& maps = call.maps;
+  dispatch_accumulate(call.pooled.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
     const int64_t half = maps.kernel / 2, P = maps.pixels();
-    const A* in = data<A>(pooled);
-    A* saliency_out = mutable_data<A>(saliency);
-    A* gamma_out = mutable_data<A>(gamma);
-    A* beta_out = mutable_data<A>(beta);
-    uint8_t* labels_out = mutable_data<uint8_t>(labels);
+    const A* in = data<const A>(call.pooled);
+    A* saliency_out = data<A>(call.saliency);
+    A* gamma_out = data<A>(call.gamma);
+    A* beta_out = data<A>(call.beta);
+    uint8_t* labels_out = data<uint8_t>(call.labels);
     PaddedBatch<A> pooled_maps(2 * maps.images, maps.height, maps.width, half);
     PaddedBatch<A> saliency_maps(maps.images, maps.height, maps.width, half);
     for (int64_t m = 0; m < 2 * maps.images; ++m) pooled_maps.fill(m, in + m * P);
     for_each_row(maps, [&](int64_t n, int64_t y) {
       const PaddedMap<A> inputs[2] = {pooled_maps.map(2 * n), pooled_maps.map(2 * n + 1)};
       A* row = saliency_out + n * P + y * maps.width;
-      TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(inputs, 2, data<A>(conv_weight), maps.kernel, y, A(0),
-                                              maps.width, row);
-      TORCHEXT_AT_SIMD_LEVEL(sigmoid_row<A>)(row, maps.width, static_cast<A>(threshold),
+      TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(inputs, 2, data<const A>(call.conv_weight),
+                                              maps.kernel, y, A(0), maps.width, row);
+      TORCHEXT_AT_SIMD_LEVEL(sigmoid_row<A>)(row, maps.width, static_cast<A>(call.threshold),
                                              labels_out + n * P + y * maps.width);
       std::copy_n(row, maps.width, saliency_maps.row(n, y));
     });
     for_each_row(maps, [&](int64_t n, int64_t y) {
       const PaddedMap<A> input = saliency_maps.map(n);
       const int64_t row = n * P + y * maps.width;
-      TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(&input, 1, data<A>(gamma_weight), maps.kernel, y,
-                                              *data<A>(gamma_bias), maps.width, gamma_out + row);
-      TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(&input, 1, data<A>(beta_weight), maps.kernel, y,
-                                              *data<A>(beta_bias), maps.width, beta_out + row);
+      TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(&input, 1, data<const A>(call.gamma_weight),
+                                              maps.kernel, y, *data<const A>(call.gamma_bias),
+                                              maps.width, gamma_out + row);
+      TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(&input, 1, data<const A>(call.beta_weight),
+                                              maps.kernel, y, *data<const A>(call.beta_bias),
+                                              maps.width, beta_out + row);
     });
-  };
-  if (type == ScalarType::Double)
-    run(double{});
-  else
-    run(float{});
-  return {saliency, gamma, beta, labels};
+  });
 }
 
 // The weights of the transposed convolution: both axes reversed.
@@ -167,7 +122,7 @@ std::vector<A> reversed(const A* taps, int64_t count) {
 
 // Sum over all pixels of gradient * shifted map, per tap, in chunks of rows added up in order.
 template <class A>
-void tap_gradients(const Maps& maps, const A* gradient, const PaddedBatch<A>& inputs,
+void tap_gradients(const SelfAware& maps, const A* gradient, const PaddedBatch<A>& inputs,
                    int64_t inputs_per_image, int64_t input, A* out) {
   constexpr int64_t kChunkRows = 16;
   const int64_t chunks_per_image = (maps.height + kChunkRows - 1) / kChunkRows;
@@ -192,29 +147,15 @@ void tap_gradients(const Maps& maps, const A* gradient, const PaddedBatch<A>& in
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> self_aware_maps_backward_cpu(
-    const Tensor& grad_saliency, const Tensor& grad_gamma, const Tensor& grad_beta,
-    const Tensor& pooled, const Tensor& saliency, const Tensor& conv_weight,
-    const Tensor& gamma_weight, const Tensor& beta_weight) {
-  const Maps maps = describe(pooled, conv_weight, gamma_weight, beta_weight);
-  const ScalarType type = pooled.scalar_type();
+void compute(const SelfAwareMapsBackward& call) {
+  const SelfAware& maps = call.maps;
   const int64_t all = maps.images * maps.pixels();
-  expects_plain(grad_saliency, type, all, "grad_saliency: expected contiguous (N, 1, H, W)");
-  expects_plain(grad_gamma, type, all, "grad_gamma: expected contiguous (N, 1, H, W)");
-  expects_plain(grad_beta, type, all, "grad_beta: expected contiguous (N, 1, H, W)");
-  expects_plain(saliency, type, all, "saliency: expected contiguous (N, 1, H, W)");
-  Tensor grad_pooled = torch::stable::empty_like(pooled);
-  Tensor grad_conv_weight = torch::stable::empty_like(conv_weight);
-  Tensor grad_gamma_weight = torch::stable::empty_like(gamma_weight);
-  Tensor grad_gamma_bias = empty(pooled, {1}, type);
-  Tensor grad_beta_weight = torch::stable::empty_like(beta_weight);
-  Tensor grad_beta_bias = empty(pooled, {1}, type);
-  const auto run = [&](auto zero) {
+  dispatch_accumulate(call.pooled.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
     const int64_t half = maps.kernel / 2, P = maps.pixels(), taps = maps.taps();
-    const A* gammas = data<A>(grad_gamma);
-    const A* betas = data<A>(grad_beta);
-    const A* map = data<A>(saliency);
+    const A* gammas = data<const A>(call.grad_gamma);
+    const A* betas = data<const A>(call.grad_beta);
+    const A* map = data<const A>(call.saliency);
 
     // gradient of the convolution's output: both affine convolutions transposed, then the sigmoid
     PaddedBatch<A> affine_gradients(2 * maps.images, maps.height, maps.width, half);
@@ -225,11 +166,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> self_aware_maps_backw
       affine_gradients.fill(2 * n, gammas + n * P);
       affine_gradients.fill(2 * n + 1, betas + n * P);
       saliency_maps.fill(n, map + n * P);
-      pooled_maps.fill(2 * n, data<A>(pooled) + 2 * n * P);
-      pooled_maps.fill(2 * n + 1, data<A>(pooled) + (2 * n + 1) * P);
+      pooled_maps.fill(2 * n, data<const A>(call.pooled) + 2 * n * P);
+      pooled_maps.fill(2 * n + 1, data<const A>(call.pooled) + (2 * n + 1) * P);
     }
-    std::vector<A> affine_taps = reversed(data<A>(gamma_weight), taps);
-    const std::vector<A> beta_taps = reversed(data<A>(beta_weight), taps);
+    std::vector<A> affine_taps = reversed(data<const A>(call.gamma_weight), taps);
+    const std::vector<A> beta_taps = reversed(data<const A>(call.beta_weight), taps);
     affine_taps.insert(affine_taps.end(), beta_taps.begin(), beta_taps.end());
     std::vector<A> logits(all);
     for_each_row(maps, [&](int64_t n, int64_t y) {
@@ -238,14 +179,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> self_aware_maps_backw
       A* row = logits.data() + at;
       TORCHEXT_AT_SIMD_LEVEL(convolve_row<A>)(inputs, 2, affine_taps.data(), maps.kernel, y, A(0),
                                               maps.width, row);
-      for (int64_t i = 0; i < maps.width; ++i) row[i] += data<A>(grad_saliency)[at + i];
+      for (int64_t i = 0; i < maps.width; ++i) row[i] += data<const A>(call.grad_saliency)[at + i];
       TORCHEXT_AT_SIMD_LEVEL(sigmoid_gradient_row<A>)(row, map + at, maps.width);
       std::copy_n(row, maps.width, logit_gradients.row(n, y));
     });
 
-    const std::vector<A> conv_taps[2] = {reversed(data<A>(conv_weight), taps),
-                                         reversed(data<A>(conv_weight) + taps, taps)};
-    A* pooled_out = mutable_data<A>(grad_pooled);
+    const std::vector<A> conv_taps[2] = {reversed(data<const A>(call.conv_weight), taps),
+                                         reversed(data<const A>(call.conv_weight) + taps, taps)};
+    A* pooled_out = data<A>(call.grad_pooled);
     for_each_row(maps, [&](int64_t n, int64_t y) {
       const PaddedMap<A> input = logit_gradients.map(n);
       for (int64_t m = 0; m < 2; ++m)
@@ -254,33 +195,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> self_aware_maps_backw
                                                 pooled_out + (2 * n + m) * P + y * maps.width);
     });
 
-    A* conv_out = mutable_data<A>(grad_conv_weight);
+    A* conv_out = data<A>(call.grad_conv_weight);
     tap_gradients(maps, logits.data(), pooled_maps, 2, 0, conv_out);
     tap_gradients(maps, logits.data(), pooled_maps, 2, 1, conv_out + taps);
-    tap_gradients(maps, gammas, saliency_maps, 1, 0, mutable_data<A>(grad_gamma_weight));
-    tap_gradients(maps, betas, saliency_maps, 1, 0, mutable_data<A>(grad_beta_weight));
+    tap_gradients(maps, gammas, saliency_maps, 1, 0, data<A>(call.grad_gamma_weight));
+    tap_gradients(maps, betas, saliency_maps, 1, 0, data<A>(call.grad_beta_weight));
     double gamma_sum = 0, beta_sum = 0;
     for (int64_t i = 0; i < all; ++i) {
       gamma_sum += static_cast<double>(gammas[i]);
       beta_sum += static_cast<double>(betas[i]);
     }
-    *mutable_data<A>(grad_gamma_bias) = static_cast<A>(gamma_sum);
-    *mutable_data<A>(grad_beta_bias) = static_cast<A>(beta_sum);
-  };
-  if (type == ScalarType::Double)
-    run(double{});
-  else
-    run(float{});
-  return {grad_pooled,     grad_conv_weight, grad_gamma_weight,
-          grad_gamma_bias, grad_beta_weight, grad_beta_bias};
+    *data<A>(call.grad_gamma_bias) = static_cast<A>(gamma_sum);
+    *data<A>(call.grad_beta_bias) = static_cast<A>(beta_sum);
+  });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("channel_mean_max", TORCH_BOX(&channel_mean_max_cpu));
-  m.impl("self_aware_maps", TORCH_BOX(&self_aware_maps_cpu));
-  m.impl("self_aware_maps_backward", TORCH_BOX(&self_aware_maps_backward_cpu));
+  implement(m);
 }
 
 }  // namespace torchext

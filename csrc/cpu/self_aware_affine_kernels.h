@@ -1,6 +1,7 @@
 // The vectorised inner parts of the self-aware affine. self_aware_affine.cpp walks them.
 #pragma once
 
+#include "../definitions.h"
 #include "simd.h"
 
 namespace torchext {
@@ -13,7 +14,6 @@ struct PaddedMap {
   int64_t stride;
 };
 
-constexpr int64_t kMaxKernel = 15;
 // Weight gradients keep this many partial sums per tap, added up at the end.
 constexpr int64_t kLanes = 16;
 

@@ -18,9 +18,6 @@
 namespace torchext {
 namespace {
 
-using torch::stable::parallel_for;
-using Sizes = std::vector<int64_t>;
-
 int64_t up(int64_t number, int64_t step) {
   return (number + step - 1) / step;
 }
@@ -37,7 +34,7 @@ int64_t kernel_of(int64_t height, int64_t width) {
   return height;
 }
 
-Tensor winograd_weight_cpu(const Tensor& weight, bool transposed) {
+Tensor winograd_weight(const Tensor& weight, bool transposed) {
   expects_contiguous(weight, 4, "weight: expected a contiguous float32 tensor (Co, Ci, k, k)");
   const int64_t kernel = kernel_of(weight.size(2), weight.size(3));
   const int64_t outs = weight.size(transposed ? 1 : 0), ins = weight.size(transposed ? 0 : 1);
@@ -45,9 +42,9 @@ Tensor winograd_weight_cpu(const Tensor& weight, bool transposed) {
   const int64_t out_step = transposed ? taps : taps * ins;
   const int64_t in_step = transposed ? taps * outs : taps;
   const int64_t count = up(outs, kWinogradPanel), size = products * ins * kWinogradPanel;
-  Tensor panels = empty(weight, {count, products, ins, kWinogradPanel}, ScalarType::Float);
-  const float* from = data<float>(weight);
-  float* to = mutable_data<float>(panels);
+  Tensor panels = new_tensor(weight, {count, products, ins, kWinogradPanel}, ScalarType::Float);
+  const float* from = data<const float>(weight);
+  float* to = data<float>(panels);
   parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = p * kWinogradPanel;
@@ -118,12 +115,11 @@ int64_t sort_by_life(const WinogradShape& shape, const WinogradTail& tail,
   return std::count(alive.begin(), alive.end(), 1);
 }
 
-Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& panels,
-                          int64_t out_channels, const std::optional<Tensor>& scale,
-                          const std::optional<Tensor>& updated, const std::optional<Tensor>& bias,
-                          const std::optional<Tensor>& norm_weight,
-                          const std::optional<Tensor>& norm_bias, double negative_slope,
-                          bool mask_output, const Sizes& padding, const Sizes& dilation) {
+Tensor winograd_apply(const Tensor& x, const MaybeTensor& mask, const Tensor& panels,
+                      int64_t out_channels, const MaybeTensor& scale, const MaybeTensor& updated,
+                      const MaybeTensor& bias, const MaybeTensor& norm_weight,
+                      const MaybeTensor& norm_bias, double negative_slope, bool mask_output,
+                      const Sizes& padding, const Sizes& dilation) {
   expects_contiguous(panels, 4, "panels: expected what winograd_weight returns");
   const int64_t kernel = panels.size(1) == winograd_products(2) ? 2 : 3;
   const WinogradShape shape = shape_of(kernel, x, out_channels, padding, dilation);
@@ -140,25 +136,26 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
     mask_step = images == 1 ? 0 : plane;
   }
   expects(scale.has_value() == updated.has_value(), "updated: expected with scale alone");
-  for (const std::optional<Tensor>* tensor : {&bias, &norm_weight, &norm_bias})
+  for (const MaybeTensor* tensor : {&bias, &norm_weight, &norm_bias})
     expects_plain(*tensor, ScalarType::Float, out_channels, "expected a number per channel");
   expects(norm_weight.has_value() == norm_bias.has_value(), "norm_bias: expected with norm_weight");
-  WinogradTail tail{data<float>(scale),
-                    data<float>(updated),
-                    0,
-                    {data<float>(bias), data<float>(norm_weight), data<float>(norm_bias),
-                     static_cast<float>(negative_slope), mask_output}};
+  WinogradTail tail{
+      data<const float>(scale),
+      data<const float>(updated),
+      0,
+      {data<const float>(bias), data<const float>(norm_weight), data<const float>(norm_bias),
+       static_cast<float>(negative_slope), mask_output}};
   if (scale.has_value()) {
     tail.image_step = image_step(*scale, shape);
     expects(image_step(*updated, shape) == tail.image_step, "updated: expected scale's shape");
   }
 
-  Tensor y =
-      empty(x, {shape.images, out_channels, shape.out_height, shape.out_width}, ScalarType::Float);
-  const float* in = data<float>(x);
-  const float* known = data<float>(mask);
-  const float* weights = data<float>(panels);
-  float* out = mutable_data<float>(y);
+  Tensor y = new_tensor(x, {shape.images, out_channels, shape.out_height, shape.out_width},
+                        ScalarType::Float);
+  const float* in = data<const float>(x);
+  const float* known = data<const float>(mask);
+  const float* weights = data<const float>(panels);
+  float* out = data<float>(y);
   // Tiles that are all hole are not convolved: first the others, then these.
   std::vector<int32_t> order;
   const int64_t all = shape.tiles();
@@ -170,8 +167,8 @@ Tensor winograd_apply_cpu(const Tensor& x, const std::optional<Tensor>& mask, co
   const int64_t step = TORCHEXT_AT_SIMD_LEVEL(winograd_step)(shape.channels);
   const int64_t transformed_size = products * step;
   const int64_t threads = torch::stable::get_num_threads();
-  Tensor scratch = empty(x, {std::min(threads, blocks), transformed_size}, ScalarType::Float);
-  float* transformed = mutable_data<float>(scratch);
+  Tensor scratch = new_tensor(x, {std::min(threads, blocks), transformed_size}, ScalarType::Float);
+  float* transformed = data<float>(scratch);
 
   const auto tiles_of = [&](int64_t block) {
     return WinogradTiles{block * size, std::min(size, live - block * size), list};
@@ -226,8 +223,8 @@ constexpr int64_t kTilesOfSums = 256;
 
 // The weight's gradient: G^T [sum over tiles of (A dy A^T) * (B^T x B)] G; in the same order for
 // any number of threads.
-Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, int64_t kernel,
-                                    const Sizes& padding, const Sizes& dilation) {
+Tensor winograd_weight_gradient(const Tensor& grad, const Tensor& x, int64_t kernel,
+                                const Sizes& padding, const Sizes& dilation) {
   expects_contiguous(grad, 4, "grad: expected a contiguous float32 tensor (N, Co, Ho, Wo)");
   const WinogradShape shape =
       shape_of(kernel_of(kernel, kernel), x, grad.size(1), padding, dilation);
@@ -239,14 +236,14 @@ Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, int64_t
   const int64_t products = winograd_products(kernel);
   const int64_t together = std::min(kTilesOfSums, up(tiles, size) * size);
   const int64_t channel_step = together + 16;
-  Tensor of_x = empty(x, {products, ins, channel_step}, ScalarType::Float);
-  Tensor of_grad = empty(x, {products, outs, channel_step}, ScalarType::Float);
-  Tensor sums = empty(x, {products, outs, ins}, ScalarType::Float);
+  Tensor of_x = new_tensor(x, {products, ins, channel_step}, ScalarType::Float);
+  Tensor of_grad = new_tensor(x, {products, outs, channel_step}, ScalarType::Float);
+  Tensor sums = new_tensor(x, {products, outs, ins}, ScalarType::Float);
   torch::stable::zero_(sums);
-  Tensor grad_weight = empty(x, {outs, ins, kernel, kernel}, ScalarType::Float);
-  const float *from_x = data<float>(x), *from_grad = data<float>(grad);
-  float *input = mutable_data<float>(of_x), *gradient = mutable_data<float>(of_grad);
-  float *total = mutable_data<float>(sums), *to = mutable_data<float>(grad_weight);
+  Tensor grad_weight = new_tensor(x, {outs, ins, kernel, kernel}, ScalarType::Float);
+  const float *from_x = data<const float>(x), *from_grad = data<const float>(grad);
+  float *input = data<float>(of_x), *gradient = data<float>(of_grad);
+  float *total = data<float>(sums), *to = data<float>(grad_weight);
   const int64_t chunk = 8, chunks = up(ins, chunk), all_chunks = chunks + up(outs, chunk);
   const int64_t columns = 64, column_chunks = up(ins, columns);
   for (int64_t first = 0; first < tiles; first += together) {
@@ -285,9 +282,9 @@ Tensor winograd_weight_gradient_cpu(const Tensor& grad, const Tensor& x, int64_t
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchext, CPU, m) {
-  m.impl("winograd_weight", TORCH_BOX(&winograd_weight_cpu));
-  m.impl("winograd_apply", TORCH_BOX(&winograd_apply_cpu));
-  m.impl("winograd_weight_gradient", TORCH_BOX(&winograd_weight_gradient_cpu));
+  TORCHEXT_IMPLEMENT(m, winograd_weight);
+  TORCHEXT_IMPLEMENT(m, winograd_apply);
+  TORCHEXT_IMPLEMENT(m, winograd_weight_gradient);
 }
 
 }  // namespace torchext

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace torchext::cuda {
+namespace torchext {
 
 // A sum and the first maximum; NaN counts as largest, as in torch.max.
 template <typename A>
@@ -41,4 +41,4 @@ __device__ __forceinline__ Pooled<A> nothing_pooled(int64_t first_channel, int64
           first_channel < channels ? static_cast<int>(first_channel) : INT_MAX};
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

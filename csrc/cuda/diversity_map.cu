@@ -10,24 +10,23 @@
 // Launch: hard, 256 threads per 256 pixels of a row: rings above and below each column that can
 // matter into shared memory, then the least of max(rings aside, rings of that column). Soft, 256
 // threads across the pixels of a channel (contiguous) or the elements of an image (channels last).
+#include "../diversity_map.h"
+
 #include <cmath>
-#include <tuple>
-#include <vector>
 
-#include "tensors.cuh"
+#include "launch.cuh"
 
-namespace torchext::cuda {
+namespace torchext {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMaxSteps = 255;   // a ring is a byte
-constexpr int kMaxWindow = 255;  // so that the rings of a row fit into shared memory
 constexpr int kMapsPerLaunch = 16;
 
 // ---- hard ---------------------------------------------------------------------------------------
 
-struct HardMap {
-  int64_t height, width, offset;  // offset: of the map in the output
+// A HardMap in the launch, its rings in 32 bits.
+struct PlacedMap {
+  int64_t height, width, offset;
   int64_t first_block;
   int steps, radius;
 
@@ -36,19 +35,19 @@ struct HardMap {
   __host__ __device__ int64_t row_blocks() const { return (width + kThreads - 1) / kThreads; }
 };
 
-struct HardMaps {
-  HardMap maps[kMapsPerLaunch];
+struct PlacedMaps {
+  PlacedMap maps[kMapsPerLaunch];
   int count;
 };
 
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    diversity_maps_kernel(HardMaps maps, const uint8_t* labels, int64_t height, int64_t width,
+    diversity_maps_kernel(PlacedMaps maps, const uint8_t* labels, int64_t height, int64_t width,
                           A base, A* out) {
   DYNAMIC_SHARED(uint8_t, rings);  // of the block's columns and `reach` more on each side
   int which = 0;
   while (which + 1 < maps.count && blockIdx.x >= maps.maps[which + 1].first_block) ++which;
-  const HardMap map = maps.maps[which];
+  const PlacedMap map = maps.maps[which];
   const int reach = map.reach();
   const int64_t block = blockIdx.x - map.first_block;
   const int64_t row = block / map.row_blocks();
@@ -90,58 +89,32 @@ __global__ void __launch_bounds__(kThreads)
   store(out + map.offset + row * map.width + x, static_cast<A>(pow(base, static_cast<A>(-best))));
 }
 
-Tensor diversity_maps_cuda(const Tensor& labels, std::vector<int64_t> steps,
-                           std::vector<int64_t> windows, std::vector<int64_t> heights,
-                           std::vector<int64_t> widths, double base, ScalarType dtype) {
-  const DeviceGuard guard(labels);
-  expects(labels.dim() == 4 && labels.size(1) == 1 && labels.size(2) > 0 && labels.size(3) > 0,
-          "labels: expected the shape (N, 1, H, W)");
-  expects_plain(labels, ScalarType::Byte, labels.numel(), "labels: expected contiguous uint8");
-  expects(dtype == ScalarType::Float || dtype == ScalarType::Double,
-          "dtype: expected float32 or float64");
-  const size_t count = steps.size();
-  expects(windows.size() == count && heights.size() == count && widths.size() == count,
-          "steps, windows, heights, widths: expected lists of one length");
-  const int64_t N = labels.size(0);
-  int64_t elements = 0;
-  for (size_t i = 0; i < count; ++i) {
-    expects(steps[i] >= 1 && steps[i] <= kMaxSteps, "steps: expected 1 to 255");
-    expects(windows[i] >= 3 && windows[i] <= kMaxWindow && windows[i] % 2 == 1,
-            "windows: expected odd numbers from 3 to 255");
-    expects(heights[i] > 0 && widths[i] > 0, "heights, widths: expected positive numbers");
-    elements += N * heights[i] * widths[i];
-  }
-  Tensor out = new_tensor(labels, {elements}, dtype);
-  int64_t offset = 0;
-  for (size_t first = 0; first < count; first += kMapsPerLaunch) {
-    HardMaps maps{};
+void compute(const DiversityMaps& call) {
+  const DeviceGuard guard(call.labels);
+  const int64_t N = call.labels.size(0);
+  for (size_t first = 0; first < call.maps.size(); first += kMapsPerLaunch) {
+    PlacedMaps maps{};
     int64_t blocks = 0;
     int reach = 0;
-    for (size_t i = first; i < count && i < first + kMapsPerLaunch; ++i) {
-      HardMap& map = maps.maps[maps.count++];
-      map = {heights[i],
-             widths[i],
-             offset,
+    for (size_t i = first; i < call.maps.size() && i < first + kMapsPerLaunch; ++i) {
+      const HardMap& of = call.maps[i];
+      PlacedMap& map = maps.maps[maps.count++];
+      map = {of.height,
+             of.width,
+             of.offset,
              blocks,
-             static_cast<int>(steps[i]),
-             static_cast<int>(windows[i] / 2)};
+             static_cast<int>(of.steps),
+             static_cast<int>(of.radius)};
       blocks += N * map.height * map.row_blocks();
-      offset += N * map.height * map.width;
       reach = std::max(reach, map.reach());
     }
-    auto run = [&](auto tag) {
+    dispatch_accumulate(call.y.scalar_type(), [&](auto tag) {
       using A = typename decltype(tag)::type;
       launch(diversity_maps_kernel<A>, grid_of(blocks), dim3(kThreads), kThreads + 2 * reach,
-             current_stream(labels), maps, data<const uint8_t>(labels), labels.size(2),
-             labels.size(3), static_cast<A>(base), data<A>(out));
-    };
-    if (dtype == ScalarType::Double) {
-      run(Type<double>{});
-    } else {
-      run(Type<float>{});
-    }
+             current_stream(call.labels), maps, data<const uint8_t>(call.labels),
+             call.labels.size(2), call.labels.size(3), static_cast<A>(call.base), data<A>(call.y));
+    });
   }
-  return out;
 }
 
 // ---- soft ---------------------------------------------------------------------------------------
@@ -220,9 +193,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Calls body(width tag, format tag, view, grid) for a tensor like `x` and its labels.
 template <typename T, typename Body, typename... Pointers>
-void for_elements(const Tensor& x, const Tensor& labels, Body body, const T* first,
-                  const Pointers*... pointers) {
-  const bool channels_last = is_channels_last(x);
+void for_elements(const Tensor& x, const Tensor& labels, bool channels_last, Body body,
+                  const T* first, const Pointers*... pointers) {
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
   const uint8_t* known = data<const uint8_t>(labels);
   bool wide = vector_width(channels_last ? C : P, first, pointers...) ==
@@ -238,64 +210,41 @@ void for_elements(const Tensor& x, const Tensor& labels, Body body, const T* fir
   });
 }
 
-void check_labels(const Tensor& x, const Tensor& labels) {
-  expects(x.dim() == 4 && labels.dim() == 4 && (labels.size(0) == 1 || labels.size(0) == x.size(0)),
-          "labels: expected (N, 1, H, W)");
-  expects_plain(labels, ScalarType::Byte, labels.size(0) * x.size(2) * x.size(3),
-                "labels: expected contiguous uint8");
+void compute(const SoftDiversityMap& call) {
+  const DeviceGuard guard(call.y);
+  dispatch_floating(call.y.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T* in = data<const T>(call.logits);
+    T* out = data<T>(call.y);
+    const auto run = [&](auto width, auto format, const SoftView& view, dim3 grid) {
+      launch(soft_diversity_map_kernel<T, decltype(width)::value, decltype(format)::value>, grid,
+             dim3(kThreads), 0, current_stream(call.y), view, in, data<const uint8_t>(call.labels),
+             out);
+    };
+    for_elements(call.y, call.labels, call.channels_last, run, in, out);
+  });
 }
 
-Tensor soft_diversity_map_cuda(const Tensor& logits, const Tensor& labels) {
-  const DeviceGuard guard(logits);
-  check_labels(logits, labels);
-  Tensor y = torch::stable::empty_like(logits);
-  dispatch_floating(logits.scalar_type(), [&](auto tag) {
+void compute(const SoftDiversityMapBackward& call) {
+  const DeviceGuard guard(call.y);
+  dispatch_floating(call.y.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const T* in = data<const T>(logits);
-    T* out = data<T>(y);
-    for_elements(
-        logits, labels,
-        [&](auto width, auto format, const SoftView& view, dim3 grid) {
-          launch(soft_diversity_map_kernel<T, decltype(width)::value, decltype(format)::value>,
-                 grid, dim3(kThreads), 0, current_stream(logits), view, in,
-                 data<const uint8_t>(labels), out);
-        },
-        in, out);
+    const T* g = data<const T>(call.grad);
+    const T* s = data<const T>(call.y);
+    T* out = data<T>(call.grad_logits);
+    const auto run = [&](auto width, auto format, const SoftView& view, dim3 grid) {
+      launch(soft_diversity_map_backward_kernel<T, decltype(width)::value, decltype(format)::value>,
+             grid, dim3(kThreads), 0, current_stream(call.y), view, g, s,
+             data<const uint8_t>(call.labels), out);
+    };
+    for_elements(call.y, call.labels, call.channels_last, run, g, s, out);
   });
-  return y;
-}
-
-Tensor soft_diversity_map_backward_cuda(const Tensor& grad, const Tensor& y, const Tensor& labels) {
-  const DeviceGuard guard(y);
-  check_labels(y, labels);
-  expects(grad.scalar_type() == y.scalar_type() && grad.numel() == y.numel() &&
-              is_channels_last(grad) == is_channels_last(y),
-          "grad: expected the dtype, shape and memory format of y");
-  Tensor grad_logits = torch::stable::empty_like(y);
-  dispatch_floating(y.scalar_type(), [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const T* g = data<const T>(grad);
-    const T* s = data<const T>(y);
-    T* out = data<T>(grad_logits);
-    for_elements(
-        y, labels,
-        [&](auto width, auto format, const SoftView& view, dim3 grid) {
-          launch(soft_diversity_map_backward_kernel<T, decltype(width)::value,
-                                                    decltype(format)::value>,
-                 grid, dim3(kThreads), 0, current_stream(y), view, g, s,
-                 data<const uint8_t>(labels), out);
-        },
-        g, s, out);
-  });
-  return grad_logits;
 }
 
 }  // namespace
 
 TORCHEXT_LIBRARY_IMPL(m) {
-  m.impl("diversity_maps", TORCH_BOX(&diversity_maps_cuda));
-  m.impl("soft_diversity_map", TORCH_BOX(&soft_diversity_map_cuda));
-  m.impl("soft_diversity_map_backward", TORCH_BOX(&soft_diversity_map_backward_cuda));
+  implement(m);
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

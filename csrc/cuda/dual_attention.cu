@@ -12,384 +12,11 @@
 // can reduce over channels for each pixel, and over its pixels for each channel. 256 threads:
 // contiguous 8 or 32 across pixels and the rest across channels, channels last up to a warp per
 // pixel.
-#include <algorithm>
-#include <climits>
-#include <tuple>
+#include "../dual_attention.h"
+#include "dual_attention.cuh"
 
-#include "channel_pool.cuh"
-#include "reduce.cuh"
-#include "tensors.cuh"
-
-namespace torchext::cuda {
+namespace torchext {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarpSize;
-
-// ---- what is done with an element, and what is gathered for its pixel ---------------------------
-
-template <typename A>
-struct Nothing {
-  __device__ __forceinline__ Nothing(int64_t, int64_t) {}
-  Nothing() = default;
-  __device__ __forceinline__ void add(A, int) {}
-  __device__ __forceinline__ void merge(const Nothing&) {}
-};
-
-template <typename A>
-struct Sum {
-  A sum;
-
-  Sum() = default;
-  __device__ __forceinline__ Sum(int64_t, int64_t) : sum(0) {}
-  __device__ __forceinline__ void add(A value, int) { sum += value; }
-  __device__ __forceinline__ void merge(const Sum& other) { sum += other.sum; }
-};
-
-template <typename A>
-struct MeanMax : Pooled<A> {
-  MeanMax() = default;
-  __device__ __forceinline__ MeanMax(int64_t first_channel, int64_t channels)
-      : Pooled<A>(nothing_pooled<A>(first_channel, channels)) {}
-};
-
-// Where V elements lie: along pixels, or along channels.
-struct Place {
-  int64_t offset;  // in a feature map
-  int64_t row;     // image * C + channel
-  int64_t pixel;   // image * P + pixel
-};
-
-// Reads x, for its channels' sums.
-template <typename T, int V, bool kChannelsLast>
-struct Average {
-  using A = accumulate_t<T>;
-  using Gathered = Nothing<A>;
-  static constexpr bool kSums = true;
-  static constexpr int kUnroll = 4;  // loads in flight
-  using Loaded = Vec<T, V>;
-  const T* x;
-
-  __device__ __forceinline__ Loaded load(const Place& at) const {
-    return cuda::load<V>(x + at.offset);
-  }
-  __device__ __forceinline__ void use(const Loaded& loaded, const Place&, A (&values)[V]) const {
-#pragma unroll
-    for (int j = 0; j < V; ++j) values[j] = to_accumulate(loaded[j]);
-  }
-  __device__ __forceinline__ void finish(const Gathered&, int64_t, int64_t, int64_t) const {}
-};
-
-// The same, with each pixel's mean and maximum over its channels.
-template <typename T, int V, bool kChannelsLast>
-struct Pool : Average<T, V, kChannelsLast> {
-  using A = accumulate_t<T>;
-  using Gathered = MeanMax<A>;
-  A* pooled;
-  int32_t* argmax;
-  int64_t pixels;
-
-  __device__ __forceinline__ void finish(const Gathered& gathered, int64_t image, int64_t pixel,
-                                         int64_t channels) const {
-    store(pooled + 2 * image * pixels + pixel, gathered.sum / static_cast<A>(channels));
-    store(pooled + (2 * image + 1) * pixels + pixel, gathered.maximum);
-    store(argmax + image * pixels + pixel, gathered.channel);
-  }
-};
-
-template <typename T, int V, bool kChannelsLast>
-struct Scale {
-  using A = accumulate_t<T>;
-  const A* gate;
-  const A* attention;
-
-  // gate + attention of V elements
-  __device__ __forceinline__ Vec<A, V> operator()(const Place& at) const {
-    Vec<A, V> scale = load<V>(kChannelsLast ? gate + at.row : attention + at.pixel);
-    const A other = load(kChannelsLast ? attention + at.pixel : gate + at.row);
-#pragma unroll
-    for (int j = 0; j < V; ++j) scale[j] += other;
-    return scale;
-  }
-};
-
-template <typename T, int V, bool kChannelsLast>
-struct Forward {
-  using A = accumulate_t<T>;
-  using Gathered = Nothing<A>;
-  static constexpr bool kSums = false;
-  static constexpr int kUnroll = 4;
-  struct Loaded {
-    Vec<T, V> high, low;
-  };
-  const T* high;
-  const T* low;
-  Scale<T, V, kChannelsLast> scale;
-  T* y;
-  A slope;
-
-  __device__ __forceinline__ Loaded load(const Place& at) const {
-    return {cuda::load<V>(high + at.offset), cuda::load<V>(low + at.offset)};
-  }
-  __device__ __forceinline__ void use(const Loaded& loaded, const Place& at, A (&)[V]) const {
-    const Vec<A, V> scales = scale(at);
-    Vec<T, V> result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const A mixed = to_accumulate(loaded.high[j]) + to_accumulate(loaded.low[j]) * scales[j];
-      result[j] = from_accumulate<T>(mixed > A(0) ? mixed : slope * mixed);
-    }
-    store<V>(y + at.offset, result);
-  }
-  __device__ __forceinline__ void finish(const Gathered&, int64_t, int64_t, int64_t) const {}
-};
-
-template <typename T, int V, bool kChannelsLast>
-struct Backward {
-  using A = accumulate_t<T>;
-  using Gathered = Sum<A>;
-  static constexpr bool kSums = true;
-  static constexpr int kUnroll = 2;  // of three maps each
-  struct Loaded {
-    Vec<T, V> grad, y, low;
-  };
-  const T* grad;
-  const T* y;
-  const T* low;
-  Scale<T, V, kChannelsLast> scale;
-  T* grad_high;
-  T* grad_low;
-  A* grad_attention;
-  int64_t pixels;
-  A slope;
-
-  __device__ __forceinline__ Loaded load(const Place& at) const {
-    return {cuda::load<V>(grad + at.offset), cuda::load<V>(y + at.offset),
-            cuda::load<V>(low + at.offset)};
-  }
-  __device__ __forceinline__ void use(const Loaded& loaded, const Place& at, A (&values)[V]) const {
-    const Vec<A, V> scales = scale(at);
-    Vec<T, V> high, low_result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const A given = to_accumulate(loaded.grad[j]);
-      const A mixed = to_accumulate(loaded.y[j]) > A(0) ? given : slope * given;
-      high[j] = from_accumulate<T>(mixed);
-      low_result[j] = from_accumulate<T>(mixed * scales[j]);
-      values[j] = mixed * to_accumulate(loaded.low[j]);
-    }
-    store<V>(grad_high + at.offset, high);
-    store<V>(grad_low + at.offset, low_result);
-  }
-  __device__ __forceinline__ void finish(const Gathered& gathered, int64_t image, int64_t pixel,
-                                         int64_t) const {
-    store(grad_attention + image * pixels + pixel, gathered.sum);
-  }
-};
-
-// ---- the walk -----------------------------------------------------------------------------------
-
-// Contiguous: `lanes` threads across pixels, V each, and the others across channels. parts
-// (blocks, C) receives each block's sums over its pixels.
-template <typename T, int V, typename Visit>
-__global__ void __launch_bounds__(kThreads, 2)
-    dual_attention_plane_kernel(Visit visit, accumulate_t<T>* parts, int64_t channels,
-                                int64_t pixels, int64_t image_blocks, int lanes) {
-  using A = accumulate_t<T>;
-  using Gathered = typename Visit::Gathered;
-  constexpr int kUnroll = Visit::kUnroll;
-  __shared__ __align__(16) unsigned char shared[V * kThreads * sizeof(Gathered)];
-  Gathered* const gathered_by_all = reinterpret_cast<Gathered*>(shared);
-
-  const int64_t image = blockIdx.x / image_blocks;
-  const int64_t pixel = ((blockIdx.x % image_blocks) * lanes + threadIdx.x % lanes) * V;
-  const int splits = kThreads / lanes;
-  const int split = threadIdx.x / lanes;
-  const bool inside = pixel < pixels;
-  const auto place = [&](int64_t c) -> Place {
-    const int64_t row = image * channels + c;
-    return {row * pixels + pixel, row, image * pixels + pixel};
-  };
-
-  Gathered gathered[V];
-#pragma unroll
-  for (int j = 0; j < V; ++j) gathered[j] = Gathered(split, channels);
-  for (int64_t base = split; base - split < channels; base += kUnroll * splits) {
-    typename Visit::Loaded loaded[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t c = base + u * splits;
-      if (inside && c < channels) loaded[u] = visit.load(place(c));
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t c = base + u * splits;
-      A values[V] = {};
-      if (inside && c < channels) {
-        visit.use(loaded[u], place(c), values);
-#pragma unroll
-        for (int j = 0; j < V; ++j) gathered[j].add(values[j], static_cast<int>(c));
-      }
-      if constexpr (Visit::kSums) {
-        A sum = values[0];
-#pragma unroll
-        for (int j = 1; j < V; ++j) sum += values[j];
-        for (int offset = 1; offset < lanes; offset *= 2) {
-          sum += __shfl_xor_sync(kFullMask, sum, offset);
-        }
-        if (threadIdx.x % lanes == 0 && c < channels) {
-          store(parts + blockIdx.x * channels + c, sum);
-        }
-      }
-    }
-  }
-
-  if constexpr (!std::is_same_v<Gathered, Nothing<A>>) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) gathered_by_all[j * kThreads + threadIdx.x] = gathered[j];
-    for (int half = splits / 2; half > 0; half /= 2) {
-      __syncthreads();
-      if (split >= half) continue;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const int at = j * kThreads + threadIdx.x;
-        gathered[j].merge(gathered_by_all[at + half * lanes]);
-        gathered_by_all[at] = gathered[j];
-      }
-    }
-    // a thread per pixel now, so that neighbours are written together
-    __syncthreads();
-    const int64_t first = (blockIdx.x % image_blocks) * lanes * V;
-    for (int i = threadIdx.x; i < lanes * V && first + i < pixels; i += kThreads) {
-      visit.finish(gathered_by_all[i % V * kThreads + i / V], image, first + i, channels);
-    }
-  }
-}
-
-// Channels last: `lanes` threads of a warp across the channels of a pixel, V each.
-template <typename T, int V, typename Visit>
-__global__ void __launch_bounds__(kThreads, 2)
-    dual_attention_pixel_kernel(Visit visit, accumulate_t<T>* parts, int64_t channels,
-                                int64_t pixels, int64_t image_blocks, int lanes) {
-  using A = accumulate_t<T>;
-  using Gathered = typename Visit::Gathered;
-  constexpr int kUnroll = Visit::kUnroll;
-  __shared__ A sums[kWarps * kWarpSize * V];
-
-  const int lane = threadIdx.x % lanes;
-  const int groups = kThreads / lanes;
-  const int64_t image = blockIdx.x / image_blocks;
-  const int64_t first = (blockIdx.x % image_blocks) * groups * kUnroll + threadIdx.x / lanes;
-  const auto place = [&](int64_t pixel, int64_t c) -> Place {
-    const int64_t of_all = image * pixels + pixel;
-    return {of_all * channels + c, image * channels + c, of_all};
-  };
-
-  Gathered gathered[kUnroll];
-#pragma unroll
-  for (int u = 0; u < kUnroll; ++u) gathered[u] = Gathered(lane * V, channels);
-  for (int64_t base = 0; base < channels; base += lanes * V) {
-    const int64_t c = base + lane * V;
-    typename Visit::Loaded loaded[kUnroll];
-    A by_channel[V] = {};
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t pixel = first + u * groups;
-      if (pixel < pixels && c < channels) loaded[u] = visit.load(place(pixel, c));
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t pixel = first + u * groups;
-      if (pixel >= pixels || c >= channels) continue;
-      A values[V] = {};
-      visit.use(loaded[u], place(pixel, c), values);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        gathered[u].add(values[j], static_cast<int>(c) + j);
-        by_channel[j] += values[j];
-      }
-    }
-    if constexpr (Visit::kSums) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        for (int offset = lanes; offset < kWarpSize; offset *= 2) {
-          by_channel[j] += __shfl_xor_sync(kFullMask, by_channel[j], offset);
-        }
-      }
-      const int width = lanes * V;
-      const int thread = threadIdx.x;
-      if (static_cast<int>(threadIdx.x) % kWarpSize < lanes) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          sums[threadIdx.x / kWarpSize * width + lane * V + j] = by_channel[j];
-        }
-      }
-      __syncthreads();
-      if (thread < width && base + thread < channels) {
-        A sum = 0;
-#pragma unroll
-        for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp * width + thread];
-        store(parts + blockIdx.x * channels + base + thread, sum);
-      }
-      __syncthreads();
-    }
-  }
-
-  if constexpr (!std::is_same_v<Gathered, Nothing<A>>) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      for (int offset = 1; offset < lanes; offset *= 2) {
-        Gathered other;
-        if constexpr (std::is_same_v<Gathered, Sum<A>>) {
-          other.sum = __shfl_xor_sync(kFullMask, gathered[u].sum, offset);
-        } else {
-          other.sum = __shfl_xor_sync(kFullMask, gathered[u].sum, offset);
-          other.maximum = __shfl_xor_sync(kFullMask, gathered[u].maximum, offset);
-          other.channel = __shfl_xor_sync(kFullMask, gathered[u].channel, offset);
-        }
-        gathered[u].merge(other);
-      }
-      const int64_t pixel = first + u * groups;
-      if (lane == 0 && pixel < pixels) visit.finish(gathered[u], image, pixel, channels);
-    }
-  }
-}
-
-// out[image * stride + c] = factor * the sum over an image's blocks, in a fixed order. Launch: a
-// block for 32 channels of an image, whose warps share the parts.
-template <typename A>
-__global__ void __launch_bounds__(kThreads, 2)
-    combine_channel_sums_kernel(const A* parts, int64_t channels, int64_t image_blocks, A factor,
-                                A* out, int64_t stride) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int64_t c0 = static_cast<int64_t>(blockIdx.x) * kWarpSize;
-  const int64_t tiles = (channels + kWarpSize - 1) / kWarpSize;
-  __shared__ A sums[kWarps][kWarpSize];
-  const int64_t image = blockIdx.x / tiles;
-  const int64_t c = c0 - image * tiles * kWarpSize + lane;
-  const int warp = threadIdx.x / kWarpSize;
-  A sum = 0;
-  if (c < channels) {
-    for (int64_t block = warp; block < image_blocks; block += kWarps) {
-      sum += load(parts + (image * image_blocks + block) * channels + c);
-    }
-  }
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0 || c >= channels) return;
-#pragma unroll
-  for (int other = 1; other < kWarps; ++other) sum += sums[other][lane];
-  store(out + image * stride + c, factor * sum);
-}
-
-// ---- launchers ----------------------------------------------------------------------------------
-
-void expects_alike(const Tensor& x, const Tensor& other) {
-  bool same = x.scalar_type() == other.scalar_type() && x.dim() == other.dim();
-  for (int64_t i = 0; same && i < x.dim(); ++i) same = x.size(i) == other.size(i);
-  expects(same && is_channels_last(x) == is_channels_last(other),
-          "expected tensors of one shape, dtype and memory format");
-}
 
 struct Walk {
   bool channels_last;
@@ -399,10 +26,7 @@ struct Walk {
       : channels_last(is_channels_last(x)),
         images(x.size(0)),
         channels(x.size(1)),
-        pixels(x.size(2) * x.size(3)) {
-    expects(channels > 0 && pixels > 0, "expected channels, a height and a width");
-    expects(channels <= INT_MAX / 2, "too many channels");
-  }
+        pixels(x.size(2) * x.size(3)) {}
 
   // The extent along which V elements lie.
   int64_t extent() const { return channels_last ? channels : pixels; }
@@ -443,90 +67,64 @@ struct Walk {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> dual_attention_pools_cuda(const Tensor& high,
-                                                             const Tensor& low) {
-  expects_alike(low, high);
-  const Walk walk(low);
-  const DeviceGuard guard(low);
-  const ScalarType accumulate = accumulate_type(low);
-  const int64_t N = walk.images, C = walk.channels;
-  Tensor averages = new_tensor(low, {N, 2 * C}, accumulate);
-  Tensor pooled = new_tensor(low, {N, 2, low.size(2), low.size(3)}, accumulate);
-  Tensor argmax = new_tensor(low, {N, 1, low.size(2), low.size(3)}, ScalarType::Int);
-  dispatch_floating(low.scalar_type(), [&](auto type) {
+void compute(const DualAttentionPools& call) {
+  const DeviceGuard guard(call.low);
+  const Walk walk(call.low);
+  const int64_t C = walk.channels;
+  dispatch_floating(call.low.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const T* highs = data<const T>(high);
-    const T* lows = data<const T>(low);
-    A* out = data<A>(averages);
+    const T* highs = data<const T>(call.high);
+    const T* lows = data<const T>(call.low);
+    A* out = data<A>(call.averages);
     const bool wide = vector_width(walk.extent(), lows, highs) == kMaxAccessBytes / sizeof(T);
     const double factor = 1.0 / static_cast<double>(walk.pixels);
     dispatch_access<T>(wide, walk.channels_last, [&](auto v, auto format) {
       constexpr int V = decltype(v)::value;
       constexpr bool kLast = decltype(format)::value;
-      walk.run(low, Average<T, V, kLast>{highs}, out, 2 * C, factor);
-      const Pool<T, V, kLast> pool{{lows}, data<A>(pooled), data<int32_t>(argmax), walk.pixels};
-      walk.run(low, pool, out + C, 2 * C, factor);
+      walk.run(call.low, Average<T, V, kLast>{highs}, out, 2 * C, factor);
+      const Pool<T, V, kLast> pool{
+          {lows}, data<A>(call.pooled), data<int32_t>(call.argmax), walk.pixels};
+      walk.run(call.low, pool, out + C, 2 * C, factor);
     });
   });
-  return {averages, pooled, argmax};
 }
 
-void expects_scales(const Tensor& low, const Tensor& gate, const Tensor& attention) {
-  const ScalarType type = accumulate_type(low);
-  expects_plain(gate, type, low.size(0) * low.size(1), "gate: expected contiguous (N, C)");
-  expects_plain(attention, type, low.size(0) * low.size(2) * low.size(3),
-                "attention: expected contiguous (N, 1, H, W)");
-}
-
-Tensor dual_attention_cuda(const Tensor& high, const Tensor& low, const Tensor& gate,
-                           const Tensor& attention, double slope) {
-  expects_alike(low, high);
-  expects_scales(low, gate, attention);
-  const Walk walk(low);
-  const DeviceGuard guard(low);
-  Tensor y = torch::stable::empty_like(low);
-  dispatch_floating(low.scalar_type(), [&](auto type) {
+void compute(const DualAttention& call) {
+  const DeviceGuard guard(call.low);
+  const Walk walk(call.low);
+  dispatch_floating(call.low.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const T* highs = data<const T>(high);
-    const T* lows = data<const T>(low);
-    const A* gates = data<const A>(gate);
-    const A* maps = data<const A>(attention);
-    T* out = data<T>(y);
+    const T* highs = data<const T>(call.high);
+    const T* lows = data<const T>(call.low);
+    const A* gates = data<const A>(call.gate);
+    const A* maps = data<const A>(call.attention);
+    T* out = data<T>(call.y);
     const int width = vector_width(walk.extent(), lows, highs, out, gates, maps);
     dispatch_access<T>(
         width == kMaxAccessBytes / sizeof(T), walk.channels_last, [&](auto v, auto format) {
           constexpr int V = decltype(v)::value;
           constexpr bool kLast = decltype(format)::value;
-          walk.run(low,
-                   Forward<T, V, kLast>{highs, lows, {gates, maps}, out, static_cast<A>(slope)});
+          walk.run(call.low, Forward<T, V, kLast>{
+                                 highs, lows, {gates, maps}, out, static_cast<A>(call.slope)});
         });
   });
-  return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dual_attention_backward_cuda(
-    const Tensor& grad, const Tensor& y, const Tensor& low, const Tensor& gate,
-    const Tensor& attention, double slope) {
-  expects_alike(low, grad);
-  expects_alike(low, y);
-  expects_scales(low, gate, attention);
-  const Walk walk(low);
-  const DeviceGuard guard(low);
-  Tensor grad_high = torch::stable::empty_like(low), grad_low = torch::stable::empty_like(low);
-  Tensor grad_gate = torch::stable::empty_like(gate);
-  Tensor grad_attention = torch::stable::empty_like(attention);
-  dispatch_floating(low.scalar_type(), [&](auto type) {
+void compute(const DualAttentionBackward& call) {
+  const DeviceGuard guard(call.low);
+  const Walk walk(call.low);
+  dispatch_floating(call.low.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const T* grads = data<const T>(grad);
-    const T* ys = data<const T>(y);
-    const T* lows = data<const T>(low);
-    const A* gates = data<const A>(gate);
-    const A* maps = data<const A>(attention);
-    T* highs_out = data<T>(grad_high);
-    T* lows_out = data<T>(grad_low);
+    const T* grads = data<const T>(call.grad);
+    const T* ys = data<const T>(call.y);
+    const T* lows = data<const T>(call.low);
+    const A* gates = data<const A>(call.gate);
+    const A* maps = data<const A>(call.attention);
+    T* highs_out = data<T>(call.grad_high);
+    T* lows_out = data<T>(call.grad_low);
     const int width =
         vector_width(walk.extent(), lows, grads, ys, highs_out, lows_out, gates, maps);
     dispatch_access<T>(width == kMaxAccessBytes / sizeof(T), walk.channels_last,
@@ -539,21 +137,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_attention_backward_cuda(
                                                            {gates, maps},
                                                            highs_out,
                                                            lows_out,
-                                                           data<A>(grad_attention),
+                                                           data<A>(call.grad_attention),
                                                            walk.pixels,
-                                                           static_cast<A>(slope)};
-                         walk.run(low, visit, data<A>(grad_gate), walk.channels);
+                                                           static_cast<A>(call.slope)};
+                         walk.run(call.low, visit, data<A>(call.grad_gate), walk.channels);
                        });
   });
-  return {grad_high, grad_low, grad_gate, grad_attention};
 }
 
 }  // namespace
 
 TORCHEXT_LIBRARY_IMPL(m) {
-  m.impl("dual_attention_pools", TORCH_BOX(&dual_attention_pools_cuda));
-  m.impl("dual_attention", TORCH_BOX(&dual_attention_cuda));
-  m.impl("dual_attention_backward", TORCH_BOX(&dual_attention_backward_cuda));
+  implement(m);
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

@@ -10,38 +10,30 @@
 // Launch: forward 256 threads across the pixels of an image, each for a tile of channels. Backward
 // 256 threads per tap, tile of 32 channels by 32 classes and slice: a thread sums 4 of the tile's
 // numbers over the slice's pixels, 32 of which lie in shared memory at a time.
-#include <algorithm>
+#include "../label_conv2d.h"
+#include "launch.cuh"
 
-#include "tensors.cuh"
-
-namespace torchext::cuda {
+namespace torchext {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMaxKernel = 7;
 constexpr int kChannels = 32;  // of a forward block's tile, and of a backward block's
 constexpr int kClasses = 32;
 constexpr int kPixels = 32;
 constexpr int kOwn = kChannels * kClasses / kThreads;  // sums of a backward thread
 constexpr int64_t kMaxSlices = 32;
 
-struct Problem {
-  int64_t images, height, width, classes, channels;
-
-  __host__ __device__ int64_t pixels() const { return height * width; }
-};
-
 // The label under a tap, or -1 outside the image and for a label that is no class.
-__device__ __forceinline__ int label_at(const Problem& problem, const int32_t* plane, int64_t y,
+__device__ __forceinline__ int label_at(const LabelMaps& maps, const int32_t* plane, int64_t y,
                                         int64_t x) {
-  if (y < 0 || y >= problem.height || x < 0 || x >= problem.width) return -1;
-  const int label = load(plane + y * problem.width + x);
-  return label >= 0 && label < problem.classes ? label : -1;
+  if (y < 0 || y >= maps.height || x < 0 || x >= maps.width) return -1;
+  const int label = load(plane + y * maps.width + x);
+  return label >= 0 && label < maps.classes ? label : -1;
 }
 
 template <typename T, int kKernel>
 __global__ void __launch_bounds__(kThreads, kKernel > 3 ? 2 : 4)
-    label_conv2d_kernel(Problem problem, const int32_t* labels, const accumulate_t<T>* weight,
+    label_conv2d_kernel(LabelMaps maps, const int32_t* labels, const accumulate_t<T>* weight,
                         const accumulate_t<T>* bias, T* out, int64_t pixel_blocks,
                         int64_t channel_tiles) {
   using A = accumulate_t<T>;
@@ -51,28 +43,28 @@ __global__ void __launch_bounds__(kThreads, kKernel > 3 ? 2 : 4)
   const int64_t image = rest / channel_tiles;
   const int64_t first = rest % channel_tiles * kChannels;
   const int64_t pixel = pixel_block * kThreads + threadIdx.x;
-  if (pixel >= problem.pixels()) return;
-  const int64_t y = pixel / problem.width;
-  const int64_t x = pixel - y * problem.width;
+  if (pixel >= maps.pixels()) return;
+  const int64_t y = pixel / maps.width;
+  const int64_t x = pixel - y * maps.width;
 
-  const int32_t* plane = labels + image * problem.pixels();
+  const int32_t* plane = labels + image * maps.pixels();
   int taps[kTaps];  // where each tap's number lies within a channel's, or -1
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap) {
     const int label =
-        label_at(problem, plane, y + tap / kKernel - kKernel / 2, x + tap % kKernel - kKernel / 2);
+        label_at(maps, plane, y + tap / kKernel - kKernel / 2, x + tap % kKernel - kKernel / 2);
     taps[tap] = label < 0 ? -1 : label * kTaps + tap;
   }
-  const int64_t last = min(first + kChannels, problem.channels);
+  const int64_t last = min(first + kChannels, maps.channels);
 #pragma unroll 1  // else the taps' loads of several channels spill
   for (int64_t o = first; o < last; ++o) {
-    const A* table = weight + o * problem.classes * kTaps;
+    const A* table = weight + o * maps.classes * kTaps;
     A sum = bias != nullptr ? load(bias + o) : A(0);
 #pragma unroll
     for (int tap = 0; tap < kTaps; ++tap) {
       if (taps[tap] >= 0) sum += load(table + taps[tap]);
     }
-    store(out + (image * problem.channels + o) * problem.pixels() + pixel, from_accumulate<T>(sum));
+    store(out + (image * maps.channels + o) * maps.pixels() + pixel, from_accumulate<T>(sum));
   }
 }
 
@@ -84,7 +76,7 @@ struct BackwardTiling {
 // partials (slices, O, classes, taps).
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    label_conv2d_backward_kernel(Problem problem, BackwardTiling tiling, const T* grad,
+    label_conv2d_backward_kernel(LabelMaps maps, BackwardTiling tiling, const T* grad,
                                  const int32_t* labels, accumulate_t<T>* partials) {
   using A = accumulate_t<T>;
   __shared__ A gradients[kChannels][kPixels + 1];
@@ -102,24 +94,23 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % kPixels;
   const int row = threadIdx.x / kPixels;
   A sums[kOwn] = {};  // of channel `lane` and classes row, row + 8, ...
-  const int64_t all = problem.images * problem.pixels();
+  const int64_t all = maps.images * maps.pixels();
   const int64_t end = min((slice + 1) * tiling.slice_pixels, all);
   for (int64_t begin = slice * tiling.slice_pixels; begin < end; begin += kPixels) {
     const int64_t index = begin + lane;
-    const int64_t image = index / problem.pixels();
-    const int64_t pixel = index - image * problem.pixels();
+    const int64_t image = index / maps.pixels();
+    const int64_t pixel = index - image * maps.pixels();
     for (int c = row; c < kChannels; c += kThreads / kPixels) {
       const int64_t o = first_channel + c;
       gradients[c][lane] =
-          index < end && o < problem.channels
-              ? to_accumulate(
-                    load(grad + (image * problem.channels + o) * problem.pixels() + pixel))
+          index < end && o < maps.channels
+              ? to_accumulate(load(grad + (image * maps.channels + o) * maps.pixels() + pixel))
               : A(0);
     }
     if (row == 0) {
-      const int64_t y = pixel / problem.width;
-      under[lane] = index < end ? label_at(problem, labels + image * problem.pixels(), y + dy,
-                                           pixel - y * problem.width + dx)
+      const int64_t y = pixel / maps.width;
+      under[lane] = index < end ? label_at(maps, labels + image * maps.pixels(), y + dy,
+                                           pixel - y * maps.width + dx)
                                 : -1;
     }
     __syncthreads();
@@ -134,13 +125,12 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
   }
   const int64_t o = first_channel + lane;
-  if (o >= problem.channels) return;
+  if (o >= maps.channels) return;
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int64_t label = first_class + row + i * (kThreads / kPixels);
-    if (label >= problem.classes) continue;
-    store(partials + ((slice * problem.channels + o) * problem.classes + label) * taps + tap,
-          sums[i]);
+    if (label >= maps.classes) continue;
+    store(partials + ((slice * maps.channels + o) * maps.classes + label) * taps + tap, sums[i]);
   }
 }
 
@@ -155,43 +145,22 @@ __global__ void __launch_bounds__(kThreads)
   store(grad_weight + i, sum);
 }
 
-Problem describe(const Tensor& labels, int64_t classes, int64_t channels, int64_t kernel) {
-  expects(labels.dim() == 3 && labels.size(1) > 0 && labels.size(2) > 0,
-          "labels: expected the shape (N, H, W)");
-  expects_plain(labels, ScalarType::Int, labels.numel(), "labels: expected contiguous int32");
-  expects(kernel % 2 == 1 && kernel >= 1 && kernel <= kMaxKernel,
-          "weight: expected an odd kernel size up to 7");
-  expects(classes > 0 && channels > 0 && classes < (int64_t{1} << 31) / (kMaxKernel * kMaxKernel),
-          "weight: expected at least one class and channel");
-  return {labels.size(0), labels.size(1), labels.size(2), classes, channels};
-}
-
-Tensor label_conv2d_cuda(const Tensor& labels, const Tensor& weight,
-                         const std::optional<Tensor>& bias, ScalarType dtype, bool) {
-  const DeviceGuard guard(labels);
-  expects(weight.dim() == 4 && weight.size(2) == weight.size(3) && weight.is_contiguous(),
-          "weight: expected a contiguous (O, classes, k, k) tensor");
-  const Problem problem = describe(labels, weight.size(1), weight.size(0), weight.size(2));
-  const ScalarType type = weight.scalar_type();
-  expects(type == ScalarType::Float || type == ScalarType::Double,
-          "weight: expected float32 or float64");
-  expects((dtype == ScalarType::Double) == (type == ScalarType::Double),
-          "dtype: expected float64 with a weight of float64 only");
-  expects_plain(bias, type, problem.channels, "bias: expected contiguous (O) like weight");
-  Tensor y =
-      new_tensor(weight, {problem.images, problem.channels, problem.height, problem.width}, dtype);
-  const int64_t pixel_blocks = (problem.pixels() + kThreads - 1) / kThreads;
-  const int64_t channel_tiles = (problem.channels + kChannels - 1) / kChannels;
-  dispatch_floating(dtype, [&](auto tag) {
+void compute(const LabelConv2d& call) {
+  const DeviceGuard guard(call.labels);
+  const LabelMaps& maps = call.maps;
+  const int64_t pixel_blocks = (maps.pixels() + kThreads - 1) / kThreads;
+  const int64_t channel_tiles = (maps.channels + kChannels - 1) / kChannels;
+  dispatch_floating(call.y.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
     auto run = [&](auto kernel) {
       launch(label_conv2d_kernel<T, decltype(kernel)::value>,
-             grid_of(problem.images * channel_tiles * pixel_blocks), dim3(kThreads), 0,
-             current_stream(labels), problem, data<const int32_t>(labels), data<const A>(weight),
-             data<const A>(bias), data<T>(y), pixel_blocks, channel_tiles);
+             grid_of(maps.images * channel_tiles * pixel_blocks), dim3(kThreads), 0,
+             current_stream(call.labels), maps, data<const int32_t>(call.labels),
+             data<const A>(call.weight), data<const A>(call.bias), data<T>(call.y), pixel_blocks,
+             channel_tiles);
     };
-    switch (weight.size(3)) {
+    switch (maps.kernel) {
       case 1:
         return run(std::integral_constant<int, 1>{});
       case 3:
@@ -202,50 +171,40 @@ Tensor label_conv2d_cuda(const Tensor& labels, const Tensor& weight,
         return run(std::integral_constant<int, 7>{});
     }
   });
-  return y;
 }
 
-Tensor label_conv2d_backward_cuda(const Tensor& grad, const Tensor& labels, int64_t classes,
-                                  int64_t kernel) {
-  const DeviceGuard guard(labels);
-  expects(grad.dim() == 4 && grad.is_contiguous(), "grad: expected a contiguous (N, O, H, W)");
-  const Problem problem = describe(labels, classes, grad.size(1), kernel);
-  expects(grad.numel() == problem.images * problem.channels * problem.pixels() &&
-              grad.size(3) == problem.width,
-          "grad: expected the height and width of labels");
-  const int64_t taps = kernel * kernel;
-  const int64_t results = problem.channels * classes * taps;
-  Tensor grad_weight =
-      new_tensor(grad, {problem.channels, classes, kernel, kernel}, accumulate_type(grad));
+void compute(const LabelConv2dBackward& call) {
+  const DeviceGuard guard(call.labels);
+  const LabelMaps& maps = call.maps;
+  const int64_t taps = maps.taps(), results = call.grad_weight.numel();
   BackwardTiling tiling{};
-  tiling.channel_tiles = (problem.channels + kChannels - 1) / kChannels;
-  tiling.class_tiles = (classes + kClasses - 1) / kClasses;
-  tiling.kernel = static_cast<int>(kernel);
-  const int64_t all = problem.images * problem.pixels();
+  tiling.channel_tiles = (maps.channels + kChannels - 1) / kChannels;
+  tiling.class_tiles = (maps.classes + kClasses - 1) / kClasses;
+  tiling.kernel = static_cast<int>(maps.kernel);
+  const int64_t all = maps.images * maps.pixels();
   const int64_t steps = std::max<int64_t>(1, (all + kPixels - 1) / kPixels);
   const int64_t wanted = std::max<int64_t>(1, std::min(kMaxSlices, steps / 16));
   tiling.slice_pixels = (steps + wanted - 1) / wanted * kPixels;
   tiling.slices = std::max<int64_t>(1, (all + tiling.slice_pixels - 1) / tiling.slice_pixels);
-  dispatch_floating(grad.scalar_type(), [&](auto tag) {
+  dispatch_floating(call.grad.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    Tensor partials = new_tensor(grad, {tiling.slices * results}, accumulate_type(grad));
+    Tensor partials =
+        new_tensor(call.grad, {tiling.slices * results}, call.grad_weight.scalar_type());
     launch(label_conv2d_backward_kernel<T>,
            grid_of(taps * tiling.class_tiles * tiling.channel_tiles * tiling.slices),
-           dim3(kThreads), 0, current_stream(labels), problem, tiling, data<const T>(grad),
-           data<const int32_t>(labels), data<A>(partials));
+           dim3(kThreads), 0, current_stream(call.labels), maps, tiling, data<const T>(call.grad),
+           data<const int32_t>(call.labels), data<A>(partials));
     launch(label_conv2d_backward_total_kernel<A>, grid_of((results + kThreads - 1) / kThreads),
-           dim3(kThreads), 0, current_stream(labels), data<const A>(partials), tiling.slices,
-           results, data<A>(grad_weight));
+           dim3(kThreads), 0, current_stream(call.labels), data<const A>(partials), tiling.slices,
+           results, data<A>(call.grad_weight));
   });
-  return grad_weight;
 }
 
 }  // namespace
 
 TORCHEXT_LIBRARY_IMPL(m) {
-  m.impl("label_conv2d", TORCH_BOX(&label_conv2d_cuda));
-  m.impl("label_conv2d_backward", TORCH_BOX(&label_conv2d_backward_cuda));
+  implement(m);
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

@@ -1,22 +1,15 @@
 // What every CUDA op file needs on the host side: launching a kernel, the stream and device of a
-// tensor, pointers, dtype dispatch and registration. The files of this folder compile unchanged
+// tensor, the choice of an instantiation, registration. The files of this folder compile unchanged
 // with nvcc and, with -DTORCHEXT_EMULATED, with g++ against tests/cuda_emulator/include; this
 // header and vec.cuh are the only places that know the difference.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
-// Schemas live in torchext/ops/schema.py; a library only implements. The emulated library has its
+#include "../tensors.h"
+#include "vec.cuh"
+
+// Schemas live in torchext/schema.py; a library only implements. The emulated library has its
 // own namespace and takes CPU tensors.
 #ifdef TORCHEXT_EMULATED
 #define TORCHEXT_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(torchext_emulated, CPU, m)
@@ -34,10 +27,7 @@
   type* name = reinterpret_cast<type*>(torchext_dynamic_shared)
 #endif
 
-namespace torchext::cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+namespace torchext {
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -65,6 +55,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
   config.stream = stream;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
         "kernel launch");
+}
+
+// The one dimension of a grid; more blocks than a launch can have are an error.
+inline dim3 grid_of(int64_t blocks) {
+  expects(blocks < (int64_t{1} << 31), "tensor too large for one launch");
+  return dim3(static_cast<unsigned>(blocks));
 }
 
 // PyTorch's current stream on the tensor's device.
@@ -112,22 +108,6 @@ inline size_t shared_memory_limit() {
   return static_cast<size_t>(bytes) - kStatic;
 }
 
-// const T for inputs, T for outputs; an absent tensor is a null pointer. The element type is the
-// kernel's (__half), not PyTorch's (c10::Half), so the typed data_ptr<T>() does not serve.
-template <typename T>
-T* data(const Tensor& tensor) {
-  if constexpr (std::is_const_v<T>) {
-    return static_cast<T*>(tensor.const_data_ptr());
-  } else {
-    return static_cast<T*>(tensor.mutable_data_ptr());
-  }
-}
-
-template <typename T>
-T* data(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? data<T>(*tensor) : nullptr;
-}
-
 template <typename T>
 struct Type {
   using type = T;
@@ -150,4 +130,30 @@ void dispatch_floating(ScalarType dtype, F&& f) {
   }
 }
 
-}  // namespace torchext::cuda
+// Calls f(Type<A>{}) for float32 or float64.
+template <typename F>
+void dispatch_accumulate(ScalarType dtype, F&& f) {
+  if (dtype == ScalarType::Double) return f(Type<double>{});
+  expects(dtype == ScalarType::Float, "expected a float32 or float64 tensor");
+  f(Type<float>{});
+}
+
+// Calls f(width tag, channels-last tag) with accesses of 128 bits, or of one element.
+template <typename T, typename F>
+void dispatch_access(bool wide, bool channels_last, F&& f) {
+  constexpr int kWidest = kMaxAccessBytes / sizeof(T);
+  auto with_format = [&](auto width) {
+    if (channels_last) {
+      f(width, std::true_type{});
+    } else {
+      f(width, std::false_type{});
+    }
+  };
+  if (wide) {
+    with_format(std::integral_constant<int, kWidest>{});
+  } else {
+    with_format(std::integral_constant<int, 1>{});
+  }
+}
+
+}  // namespace torchext

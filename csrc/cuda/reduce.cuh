@@ -5,7 +5,7 @@
 
 #include <cuda_runtime.h>
 
-namespace torchext::cuda {
+namespace torchext {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
@@ -107,4 +107,4 @@ __device__ __forceinline__ Moments<T> block_merge(Moments<T> moments, Moments<T>
   return moments;
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

@@ -22,12 +22,10 @@
 
 #include "launch.cuh"
 #include "reduce.cuh"
-#include "tensors.cuh"
 #include "vec.cuh"
 
-namespace torchext::cuda {
+namespace torchext {
 
-constexpr int kMaxRegions = 64;
 constexpr int kStatisticsThreads = 256;
 constexpr int kMaxSlices = 64;
 constexpr int kRunLength = 256;
@@ -606,4 +604,4 @@ PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Te
   return buffer;
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

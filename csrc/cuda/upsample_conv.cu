@@ -5,35 +5,13 @@
 // Passes over memory: interleave_phases reads the phases (and the addend) and writes y in 1 launch,
 // 2T (3T), the floor; its backward reads the gradient and writes the phases' in 1 launch, 2T, the
 // floor. Launch: 256 threads, each one element of y, or of the phases.
-#include <algorithm>
-#include <vector>
+#include "../upsample_conv.h"
+#include "launch.cuh"
 
-#include "tensors.cuh"
-
-namespace torchext::cuda {
+namespace torchext {
 namespace {
 
-using Sizes = std::vector<int64_t>;
 constexpr int kThreads = 256;
-
-// Low resolution (h, w) of the phases and high resolution (H, W), C channels each phase.
-struct Phases {
-  int64_t N, C, h, w, H, W;
-  int64_t row_offset[2], column_offset[2];
-
-  Phases(int64_t images, int64_t channels, int64_t height, int64_t width, const Sizes& offsets)
-      : N(images), C(channels), h(height), w(width) {
-    expects(offsets.size() == 4, "offsets: expected four");
-    for (int64_t i = 0; i < 2; ++i) {
-      row_offset[i] = offsets[i];
-      column_offset[i] = offsets[2 + i];
-    }
-    H = 2 * (h - std::max(offsets[0], offsets[1]));
-    W = 2 * (w - std::max(offsets[2], offsets[3]));
-    expects(*std::min_element(offsets.begin(), offsets.end()) >= 0 && H > 0 && W > 0,
-            "offsets: expected 0 to less than the phases' size");
-  }
-};
 
 // An element's place in a tensor of (channels, height, width), in either memory format.
 struct Place {
@@ -87,14 +65,6 @@ __global__ void __launch_bounds__(kThreads)
                            : from_accumulate<T>(accumulate_t<T>(0)));
 }
 
-// A new tensor of these sizes, in channels-last order if wanted.
-Tensor new_image(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W,
-                 bool channels_last) {
-  if (!channels_last) return new_tensor(like, {N, C, H, W}, like.scalar_type());
-  const Tensor image = new_tensor(like, {N, H, W, C}, like.scalar_type());
-  return torch::stable::transpose(torch::stable::transpose(image, 1, 3), 2, 3);
-}
-
 template <typename F>
 void dispatch_format(bool channels_last, F&& f) {
   if (channels_last) {
@@ -104,59 +74,35 @@ void dispatch_format(bool channels_last, F&& f) {
   }
 }
 
-Tensor interleave_phases_cuda(const Tensor& phases, const std::optional<Tensor>& bias,
-                              const std::optional<Tensor>& addend, const Sizes& offsets) {
-  const bool channels_last = is_channels_last(phases);
-  expects(phases.size(1) % 4 == 0, "phases: expected four times the output's channels");
-  const Phases p(phases.size(0), phases.size(1) / 4, phases.size(2), phases.size(3), offsets);
-  expects_plain(bias, accumulate_type(phases), p.C, "bias: expected a number per channel");
-  const DeviceGuard guard(phases);
-  Tensor y = new_image(phases, p.N, p.C, p.H, p.W, channels_last);
-  if (addend.has_value()) {
-    expects(addend->scalar_type() == phases.scalar_type() && addend->dim() == 4 &&
-                addend->size(0) == p.N && addend->size(1) == p.C && addend->size(2) == p.H &&
-                addend->size(3) == p.W,
-            "addend: expected the result's shape and dtype");
-    for (int64_t dim = 0; dim < 4; ++dim)
-      expects(
-          addend->numel() == 0 || addend->size(dim) == 1 || addend->stride(dim) == y.stride(dim),
-          "addend: expected the phases' memory format");
-  }
-  dispatch_floating(phases.scalar_type(), [&](auto tag) {
+void compute(const InterleavePhases& call) {
+  const DeviceGuard guard(call.y);
+  dispatch_floating(call.y.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    dispatch_format(channels_last, [&](auto format) {
+    dispatch_format(call.channels_last, [&](auto format) {
       launch(interleave_phases_kernel<T, decltype(format)::value>,
-             grid_of((p.N * p.C * p.H * p.W + kThreads - 1) / kThreads), dim3(kThreads), 0,
-             current_stream(phases), p, data<const T>(phases), data<const accumulate_t<T>>(bias),
-             data<const T>(addend), data<T>(y));
+             grid_of((call.y.numel() + kThreads - 1) / kThreads), dim3(kThreads), 0,
+             current_stream(call.y), call.shape, data<const T>(call.phases),
+             data<const accumulate_t<T>>(call.bias), data<const T>(call.addend), data<T>(call.y));
     });
   });
-  return y;
 }
 
-Tensor interleave_phases_backward_cuda(const Tensor& grad, const Sizes& offsets, int64_t height,
-                                       int64_t width) {
-  const bool channels_last = is_channels_last(grad);
-  const Phases p(grad.size(0), grad.size(1), height, width, offsets);
-  expects(grad.size(2) == p.H && grad.size(3) == p.W, "grad: expected the result's shape");
-  const DeviceGuard guard(grad);
-  Tensor phases = new_image(grad, p.N, 4 * p.C, height, width, channels_last);
-  dispatch_floating(grad.scalar_type(), [&](auto tag) {
+void compute(const InterleavePhasesBackward& call) {
+  const DeviceGuard guard(call.grad);
+  dispatch_floating(call.grad.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    dispatch_format(channels_last, [&](auto format) {
+    dispatch_format(call.channels_last, [&](auto format) {
       launch(interleave_phases_backward_kernel<T, decltype(format)::value>,
-             grid_of((4 * p.N * p.C * p.h * p.w + kThreads - 1) / kThreads), dim3(kThreads), 0,
-             current_stream(grad), p, data<const T>(grad), data<T>(phases));
+             grid_of((call.phases.numel() + kThreads - 1) / kThreads), dim3(kThreads), 0,
+             current_stream(call.grad), call.shape, data<const T>(call.grad), data<T>(call.phases));
     });
   });
-  return phases;
 }
 
 }  // namespace
 
 TORCHEXT_LIBRARY_IMPL(m) {
-  m.impl("interleave_phases", TORCH_BOX(&interleave_phases_cuda));
-  m.impl("interleave_phases_backward", TORCH_BOX(&interleave_phases_backward_cuda));
+  implement(m);
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace torchext::cuda {
+namespace torchext {
 
 constexpr int kMaxAccessBytes = 16;
 
@@ -183,4 +183,4 @@ void dispatch_width(int width, F&& f) {
   f(std::integral_constant<int, 1>{});
 }
 
-}  // namespace torchext::cuda
+}  // namespace torchext

@@ -196,8 +196,8 @@ def build(
     compiled = (*flags, *_RACES) if races else flags  # not linked: the hooks are race.h's
     headers = sorted(
         path
-        for folder in (_ROOT / "csrc", _INCLUDE)
-        for path in folder.rglob("*")
+        for folder in (_ROOT / "csrc", _ROOT / "csrc" / "cuda", _INCLUDE, _INCLUDE / "emulator")
+        for path in folder.iterdir()
         if path.is_file() and path.suffix in (".h", ".cuh", ".inl", "")
     )
     headers_key = _digest(*(path.read_text() for path in headers))

@@ -101,19 +101,61 @@ def test_every_op_with_kernels_has_a_launcher_with_the_arguments_of_its_schema()
             assert tuple(inspect.signature(launcher).parameters) == op.arguments, name
 
 
-@pytest.mark.parametrize(("folder", "ending"), [("cpu", "cpp"), ("cuda", "cu")])
-def test_every_op_with_kernels_is_registered_in_the_file_of_its_name(folder, ending):
-    found = {
-        name: path.stem
-        for path in (ROOT / "csrc" / folder).glob(f"*.{ending}")
-        for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
-    }
+IMPLEMENTED = re.compile(r'TORCHEXT_IMPLEMENT\(m, (\w+)\)|m\.impl\("(\w+)", TORCH_BOX\(&(\w+)\)\)')
+
+
+CALLS = [path for path in (ROOT / "csrc").glob("*.h") if path.stem in OPS]
+
+
+def implemented(source: str) -> dict[str, str]:
+    """The C++ function of each op that a source registers."""
+    return {op or name: op or function for op, name, function in IMPLEMENTED.findall(source)}
+
+
+def test_every_op_with_kernels_is_registered_in_the_file_of_its_name():
+    both = {name: path.stem for path in CALLS for name in implemented(path.read_text())}
     expected = {name: op.file for name, op in RECORDS.items() if op.compose is None}
-    for name in schema.CPU_ONLY:
-        del expected[name]
-        if folder == "cpu":
-            assert found.pop(name) == FILES_OF_THE_CPU[name]
-    assert found == expected
+    cpu_only = {name: expected.pop(name) and FILES_OF_THE_CPU[name] for name in schema.CPU_ONLY}
+    assert both == expected
+    for file in set(both.values()):
+        for folder, ending in (("cpu", "cpp"), ("cuda", "cu")):
+            assert "  implement(m);" in (ROOT / f"csrc/{folder}/{file}.{ending}").read_text()
+    assert cpu_only == {
+        name: path.stem
+        for path in (ROOT / "csrc/cpu").glob("*.cpp")
+        for name in implemented(path.read_text())
+    }
+
+
+def test_functions_in_cpp_have_the_arguments_of_the_schema():
+    sources = [*CALLS, *(ROOT / "csrc/cpu").glob("*.cpp")]
+    checked = set()
+    for source in (path.read_text() for path in sources):
+        for name, function in implemented(source).items():
+            signature = rf"\b{function}\(\s*((?:const |bool|int64_t|double)[^{{;]*)\) {{"
+            text = re.search(signature, source)
+            arguments = re.findall(r"(\w+)\s*(?:,|$)", re.sub(r"<[^>]*>", "", text[1]))
+            expected = schema.arguments(name)
+            assert tuple(arguments) == expected, name
+            checked.add(name)
+    assert checked == {name for name, op in RECORDS.items() if op.compose is None}
+
+
+def test_limits_in_cpp_are_those_of_python():
+    source = (ROOT / "csrc/definitions.h").read_text()
+    limits = dict(re.findall(r"constexpr int (\w+) = (\d+);", source))
+    ops = {name: importlib.import_module(f"torchext.ops.{name}") for name in [*OPS, *SHARED]}
+    expected = {
+        "kMaxRegions": ops["checks"].MAX_REGIONS,
+        "kMaxMaskChannels": ops["convolution"].MAX_MASK_CHANNELS,
+        "kMaxFilterSize": ops["filter_banks"].MAX_SIZE,
+        "kMaxFilters": ops["filter_banks"].MAX_COUNT,
+        "kMaxSelfAwareKernel": ops["self_aware_affine"].MAX_KERNEL,
+        "kMaxLabelKernel": ops["label_conv2d"].MAX_KERNEL,
+        "kMaxSteps": ops["diversity_map"].MAX_STEPS,
+        "kMaxWindow": ops["diversity_map"].MAX_WINDOW,
+    }
+    assert {name: int(value) for name, value in limits.items()} == expected
 
 
 @pytest.mark.parametrize("name", [name for name in torchext.ops.__all__ if "install" not in name])

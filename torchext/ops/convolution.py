@@ -20,7 +20,7 @@ from .checks import (
 
 Sizes = int | Sequence[int]
 SPATIAL = {2: ("H", "W"), 3: ("D", "H", "W")}
-_MOST_GROUPS = 64  # kMaxMasks of csrc/cuda/partial_conv.cu
+MAX_MASK_CHANNELS = 64  # that stand for several channels of x each
 LARGEST = 2**31 - 1
 
 
@@ -159,7 +159,7 @@ def check_mask(
 
 def expand_groups(mask: Tensor, channels: list[int]) -> tuple[Tensor, list[int]]:
     """More groups than the GPU kernels take as arguments become a mask of all channels."""
-    if len(channels) <= _MOST_GROUPS:
+    if len(channels) <= MAX_MASK_CHANNELS:
         return mask, channels
     planes = zip(mask.split(1, dim=1), channels, strict=True)
     return torch.cat([plane.expand(-1, n, *mask.shape[2:]) for plane, n in planes], dim=1), []

@@ -34,7 +34,7 @@ inline std::string short_name(const char* mangled) {
   char* demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
   std::string name = status == 0 ? demangled : mangled;
   std::free(demangled);
-  for (const char* noise : {"(anonymous namespace)::", "torchext::cuda::"}) {
+  for (const char* noise : {"(anonymous namespace)::", "torchext::"}) {
     for (size_t at; (at = name.find(noise)) != std::string::npos;) {
       name.erase(at, std::string(noise).size());
     }
