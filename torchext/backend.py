@@ -229,6 +229,7 @@ def use(name: str) -> Iterator[None]:
         _forced = before
 
 
+@functools.cache
 def simd_level() -> str:
     """Of the CPU's kernels: "avx512", "avx2", "portable"; "" where there are none."""
     return _load.build_info_of_module().get("simd", "")

@@ -228,6 +228,13 @@ def arguments(name: str) -> tuple[str, ...]:
     )
 
 
+def outputs(name: str) -> tuple[str, ...]:
+    """The names of an op's outputs, in order; "y" where there is one without a name."""
+    return tuple(
+        output.name or "y" for output in torch._C.parse_schema(name + SCHEMAS[name]).returns
+    )
+
+
 # A Library that is collected takes its ops with it.
 _libraries: list[torch.library.Library] = []
 _defined: set[str] = set()

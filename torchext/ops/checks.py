@@ -145,4 +145,6 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
 
 def native(x: torch.Tensor) -> torch.Tensor:
     """`x` itself if it is contiguous or channels last, else a contiguous copy."""
+    if type(x) is torch.Tensor and x.is_contiguous():
+        return x
     return x.contiguous(memory_format=memory_format(x))

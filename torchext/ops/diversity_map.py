@@ -138,10 +138,6 @@ def _fake_maps(
     return labels.new_empty((labels.shape[0] * pixels,), dtype=dtype)
 
 
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {"y": outputs[0], "labels": given.labels}
-
-
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     return {"logits": ops.soft_diversity_map_backward(grad, kept.y, kept.labels)}
 
@@ -150,7 +146,7 @@ DIVERSITY_MAPS = Op(name="diversity_maps", fake=_fake_maps)
 SOFT_DIVERSITY_MAP = Op(
     name="soft_diversity_map",
     fake=lambda logits, labels: torch.empty_like(logits),
-    keep=_keep,
+    keep=("y", "labels"),
     backward=_backward,
     twice="backward",
 )

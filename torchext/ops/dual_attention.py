@@ -124,16 +124,6 @@ def _fake(high: Tensor, low: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(low)
 
 
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {
-        "y": outputs[0],
-        "low": given.low,
-        "gate": given.gate,
-        "attention": given.attention,
-        "slope": given.slope,
-    }
-
-
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     small = (kept.gate, kept.attention, kept.slope)
     found = ops.dual_attention_backward(grad, kept.y, kept.low, *small)
@@ -155,6 +145,10 @@ POOLS = Op(
     twice="backward",
 )
 DUAL_ATTENTION = Op(
-    name="dual_attention", fake=_fake, keep=_keep, backward=_backward, twice="backward"
+    name="dual_attention",
+    fake=_fake,
+    keep=("y", "low", "gate", "attention", "slope"),
+    backward=_backward,
+    twice="backward",
 )
 DUAL_ATTENTION_BACKWARD = Op(name="dual_attention_backward", fake=_fake_backward)

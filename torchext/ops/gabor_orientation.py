@@ -345,11 +345,6 @@ def _fake(image: Tensor, bank: Tensor, absolute: bool) -> tuple[Tensor, Tensor]:
     return response, image.new_empty(image.shape, dtype=torch.int32)
 
 
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    response, index = outputs
-    return {**vars(given), "response": response, "index": index}
-
-
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     if not kept.absolute:  # max(r, 0) passes nothing where it is 0
         grad = grad.masked_fill(kept.response <= 0, 0)
@@ -380,10 +375,6 @@ def _fake_statistics(
         image.new_empty(shape, dtype=accumulate_dtype(image.dtype)) for _ in range(2)
     )
     return strength, confidence, image.new_empty(shape, dtype=torch.int32)
-
-
-def _keep_statistics(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {**vars(given), "index": outputs[2]}
 
 
 def _statistics_backward(
@@ -475,7 +466,7 @@ def _fake_statistics_backward(
 ORIENTED_FILTER_STATISTICS = Op(
     name="oriented_filter_statistics",
     fake=_fake_statistics,
-    keep=_keep_statistics,
+    keep=("image", "bank", "positions", "spread", "eps", "index"),
     backward=_statistics_backward,
     outputs=2,
 )
@@ -485,7 +476,11 @@ ORIENTED_FILTER_STATISTICS_BACKWARD = Op(
     compose=_compose_statistics_backward,
 )
 ORIENTED_FILTER_MAX = Op(
-    name="oriented_filter_max", fake=_fake, keep=_keep, backward=_backward, twice="backward"
+    name="oriented_filter_max",
+    fake=_fake,
+    keep=("image", "bank", "absolute", "response", "index"),
+    backward=_backward,
+    twice="backward",
 )
 ORIENTED_FILTER_MAX_BACKWARD_IMAGE = Op(
     name="oriented_filter_max_backward_image",

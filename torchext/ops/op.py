@@ -32,8 +32,9 @@ class Op:
             namespace; None where each backend has a kernel.
         backward: the gradients by argument, `backward(ops, kept, *gradients of the outputs)`, these
             in the outputs' own memory formats; None for an op without gradients.
-        keep: what the backward needs, by name: `keep(arguments, outputs, needs)` with `needs` the
-            names of the arguments whose gradients are wanted. `kept` holds it, and `needs`.
+        keep: what the backward needs: the names of arguments and outputs, or where it depends on
+            them a dict by name, `keep(arguments, outputs, needs)` with `needs` the names of the
+            arguments whose gradients are wanted. `kept` holds it, and `needs`.
         outputs: how many of the outputs, the first ones, have gradients.
         file: the name of the op's file in every room; that of `fake`'s by default.
         twice: how gradients come about that will be differentiated again. "forward": by autograd
@@ -45,7 +46,7 @@ class Op:
     fake: Callable[..., Any]
     compose: Callable[..., Any] | None = None
     backward: Callable[..., Gradients] | None = None
-    keep: Callable[[SimpleNamespace, tuple[Tensor, ...], set[str]], dict[str, Any]] | None = None
+    keep: tuple[str, ...] | Callable[..., dict[str, Any]] | None = None
     outputs: int = 1
     file: str = ""
     twice: Literal["forward", "backward"] | Callable[..., Gradients] = "forward"
@@ -124,6 +125,15 @@ class _Functions:
 
 
 def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
+    all_names = (*record.arguments, *schema.outputs(record.name))
+    names = record.keep if isinstance(record.keep, tuple) else ()
+    places = [all_names.index(name) for name in names]
+
+    def needs_of(ctx: Any) -> set[str]:
+        # PyTorch may append arguments of its own.
+        marks = zip(record.arguments, ctx.needs_input_grad, strict=False)
+        return {name for name, need in marks if need}
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         if record.keep is None or record.backward is None:
             return
@@ -131,16 +141,15 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
         ctx.mark_non_differentiable(*outputs[record.outputs :])
         if record.outputs == 1:
             ctx.set_materialize_grads(False)
-        # PyTorch may append arguments of its own.
-        marks = zip(record.arguments, ctx.needs_input_grad, strict=False)
-        needs = {name for name, need in marks if need}
-        given = SimpleNamespace(**dict(zip(record.arguments, inputs, strict=True)))
-        kept = record.keep(given, outputs, needs)
-        tensors = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
-        ctx.save_for_backward(*tensors.values())
-        ctx.names = tuple(tensors)
-        ctx.others = {name: value for name, value in kept.items() if name not in tensors}
-        ctx.needs = needs
+        if isinstance(record.keep, tuple):
+            values = (*inputs, *outputs)
+            ctx.names, kept = names, [values[place] for place in places]
+        else:
+            given = SimpleNamespace(**dict(zip(record.arguments, inputs, strict=True)))
+            by_name = record.keep(given, outputs, needs_of(ctx))
+            ctx.names, kept = tuple(by_name), list(by_name.values())
+        ctx.save_for_backward(*[x if isinstance(x, Tensor) else None for x in kept])
+        ctx.others = [None if isinstance(x, Tensor) else x for x in kept]
         ctx.formats = [memory_format(y) for y in outputs[: record.outputs]]
 
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -149,8 +158,9 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
         gradients = gradients[: record.outputs]
         found: Gradients = {}
         if any(gradient is not None for gradient in gradients):
-            tensors = zip(ctx.names, ctx.saved_tensors, strict=True)
-            kept = SimpleNamespace(**dict(tensors), **ctx.others, needs=ctx.needs)
+            kept = SimpleNamespace(needs=needs_of(ctx))
+            for name, tensor, other in zip(ctx.names, ctx.saved_tensors, ctx.others, strict=True):
+                setattr(kept, name, other if tensor is None else tensor)
             twice = torch.is_grad_enabled() or backend.forward_mode()
             if not twice:
                 native = [

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backend
+from .. import backend, schema
 from .checks import (
     accumulate_dtype,
     autocast_dtype,
@@ -51,7 +51,7 @@ from .convolution import (
 from .hole_tiles import convolve_tiles, live_tiles
 from .op import Gradients, Op, gradients_of_reference
 from .upsample_conv import by_phases
-from .winograd_conv import apply, chosen, conv2d, convolution_gradients, convolve
+from .winograd_conv import apply, chosen, conv2d, convolution_gradients, convolve, direct
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
@@ -590,23 +590,30 @@ def _compose(
 ) -> Tensor:
     tail = (bias, norm_weight, norm_bias, negative_slope, mask_output)
     scale, updated = planes_of(scale), planes_of(updated)
-    if x.is_cpu and mask is not None and bool((mask == 1).all()):
+    if mask is not None and _all_known(mask):
         mask = None
-    if mask is None or mask.shape[1] == 1:
-        stride, padding, dilation, groups = geometry
-        if chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups):
-            epilogue = (scale, updated, *tail)  # tiles that are all hole are left out there too
-            return apply(x, weight, padding, dilation, mask=mask, epilogue=epilogue)
-    if x.is_cpu:
-        slots = live_tiles(ops, x, updated)
-        if slots is not None:
-            tiles = convolve_tiles(ops, x, mask, mask_channels, slots, weight, *geometry)
-            return ops.scatter_tiles(tiles, slots, scale, updated, *tail)
+    stride, padding, dilation, groups = geometry
+    winograd = chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups)
+    if winograd and (mask is None or mask.shape[1] == 1):
+        epilogue = (scale, updated, *tail)  # tiles that are all hole are left out there too
+        return apply(x, weight, padding, dilation, mask=mask, epilogue=epilogue)
+    slots = live_tiles(ops, x, updated) if x.is_cpu else None
+    if slots is not None:
+        tiles = convolve_tiles(ops, x, mask, mask_channels, slots, weight, *geometry)
+        return ops.scatter_tiles(tiles, slots, scale, updated, *tail)
     if mask is not None:
         x = _masked(ops, x, mask, mask_channels)
-    raw = dense(convolve(ops, x, weight, *geometry))
+    if winograd:
+        raw = apply(x, weight, padding, dilation)
+    else:
+        raw = dense(direct(x, weight, None, *geometry))
     ops.partial_conv_epilogue_(planes_of(raw), scale, updated, *tail)
     return raw
+
+
+def _all_known(mask: Tensor) -> bool:
+    """Whether the product is known to be for nothing; on the CPU, and where asking costs less."""
+    return mask.is_cpu and mask.numel() > 4096 and bool((mask == 1).all())
 
 
 def _masked(ops: Any, x: Tensor, mask: Tensor, mask_channels: list[int]) -> Tensor:
@@ -616,10 +623,6 @@ def _masked(ops: Any, x: Tensor, mask: Tensor, mask_channels: list[int]) -> Tens
 def _fake(x: Tensor, *rest: Any) -> Tensor:
     weight, geometry = rest[4], rest[10:]
     return torch.empty_like(dense(convolve(None, x, weight, *geometry)))
-
-
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return vars(given)
 
 
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
@@ -662,7 +665,7 @@ def _compose_backward(
     grad_raw, grad_bias = ops.partial_conv_epilogue_backward(
         planes_of(grad.to(x.dtype)), planes_of(scale), planes_of(updated)
     )
-    if x.is_cpu and mask is not None and bool((mask == 1).all()):
+    if mask is not None and _all_known(mask):
         mask = None
     if mask is not None and wanted[1]:  # made again rather than kept
         x = _masked(ops, x, mask, mask_channels)
@@ -708,10 +711,6 @@ def _fake_window(mask: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return mask.new_empty(shape, dtype=dtype), mask.new_empty(shape, dtype=dtype)
 
 
-def _keep_product(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {"mask": given.mask, "mask_channels": given.mask_channels}
-
-
 def _backward_product(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     return {"x": ops.mask_product(grad, kept.mask, kept.mask_channels)}
 
@@ -731,7 +730,13 @@ def _fake_epilogue_backward(grad: Tensor, scale: Tensor, updated: Tensor) -> tup
     return torch.empty_like(grad), scale.new_empty((grad.shape[1],))
 
 
-PARTIAL_CONV = Op(name="partial_conv", fake=_fake, compose=_compose, keep=_keep, backward=_backward)
+PARTIAL_CONV = Op(
+    name="partial_conv",
+    fake=_fake,
+    compose=_compose,
+    keep=schema.arguments("partial_conv"),
+    backward=_backward,
+)
 PARTIAL_CONV_BACKWARD = Op(
     name="partial_conv_backward", fake=_fake_backward, compose=_compose_backward
 )
@@ -739,7 +744,7 @@ MASK_WINDOW = Op(name="mask_window", fake=_fake_window)
 MASK_PRODUCT = Op(
     name="mask_product",
     fake=lambda x, mask, mask_channels: torch.empty_like(x),
-    keep=_keep_product,
+    keep=("mask", "mask_channels"),
     backward=_backward_product,
     twice="backward",
 )

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import backend
+from .. import backend, schema
 from .checks import (
     MAX_REGIONS,
     accumulate_dtype,
@@ -227,8 +227,9 @@ def _affine_gradients(sums: Tensor, weight: Tensor | None) -> tuple[Tensor | Non
     """Gradients of weight and bias (K,C) from the region sums (2,R,K,C)."""
     if weight is None:
         return None, None
-    total = sums[:, 0] if sums.shape[1] == 1 else sums.sum(dim=1)
-    return total[1], total[0]
+    total = sums.squeeze(1) if sums.shape[1] == 1 else sums.sum(dim=1)
+    bias, scale = total.unbind()
+    return scale, bias
 
 
 def _fake_statistics(
@@ -282,11 +283,6 @@ def _fake_backward(
     return torch.empty_like(x), *_fake_sums(grad, x, labels, mean, rstd, spatial_weight)
 
 
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    _, count, mean, rstd = outputs
-    return {**vars(given), "count": count, "mean": mean, "rstd": rstd}
-
-
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     x, sums, spatial_weight, spatial_bias = ops.region_norm_backward(
         grad,
@@ -309,7 +305,12 @@ def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
 
 
 REGION_STATISTICS = Op(name="region_statistics", fake=_fake_statistics)
-REGION_NORM = Op(name="region_norm", fake=_fake, keep=_keep, backward=_backward)
+REGION_NORM = Op(
+    name="region_norm",
+    fake=_fake,
+    keep=(*schema.arguments("region_norm"), "count", "mean", "rstd"),
+    backward=_backward,
+)
 REGION_NORM_APPLY = Op(name="region_norm_apply", fake=lambda x, *_: torch.empty_like(x))
 REGION_NORM_BACKWARD = Op(name="region_norm_backward", fake=_fake_backward)
 REGION_NORM_BACKWARD_SUMS = Op(name="region_norm_backward_sums", fake=_fake_sums)

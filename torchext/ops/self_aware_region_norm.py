@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import schema
 from .checks import check_choice, check_positive, native
 from .op import Gradients, Op
 from .region_norm import EpsForm, Scope
@@ -105,10 +106,6 @@ def _fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {**vars(given), **dict(zip(_FOUND, outputs[1:], strict=True))}
-
-
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     x, *weights = ops.self_aware_region_norm_backward(
         grad,
@@ -176,9 +173,13 @@ def _fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 # The outputs behind y.
-_FOUND = ("pooled", "argmax", "saliency", "gamma", "labels", "count", "mean", "rstd")
+_FOUND = schema.outputs("self_aware_region_norm")[1:]
 SELF_AWARE_REGION_NORM = Op(
-    name="self_aware_region_norm", fake=_fake, compose=_compose, keep=_keep, backward=_backward
+    name="self_aware_region_norm",
+    fake=_fake,
+    compose=_compose,
+    keep=(*schema.arguments("self_aware_region_norm"), *_FOUND),
+    backward=_backward,
 )
 SELF_AWARE_REGION_NORM_BACKWARD = Op(
     name="self_aware_region_norm_backward", fake=_fake_backward, compose=_compose_backward

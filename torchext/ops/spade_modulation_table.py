@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import backend
+from .. import backend, schema
 from .checks import FLOATING, accumulate_dtype, check_device, check_parameter, check_tensor
 from .label_windows import LabelWindows
 from .modulated_norm import sorted_by
@@ -126,10 +126,6 @@ def _fake(
     return table, weight.new_empty((windows.shape[0], weight.shape[0]))
 
 
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {**vars(given), "hidden": outputs[1]}
-
-
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     gradients = ops.spade_modulation_table_backward(
         grad,
@@ -199,7 +195,11 @@ def _fake_backward(
 
 
 SPADE_MODULATION_TABLE = Op(
-    name="spade_modulation_table", fake=_fake, compose=_compose, keep=_keep, backward=_backward
+    name="spade_modulation_table",
+    fake=_fake,
+    compose=_compose,
+    keep=(*schema.arguments("spade_modulation_table"), "hidden"),
+    backward=_backward,
 )
 SPADE_MODULATION_TABLE_BACKWARD = Op(
     name="spade_modulation_table_backward", fake=_fake_backward, compose=_compose_backward

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .. import backend
+from .. import backend, schema
 from .checks import autocast_dtype, check_feature_map, check_parameter, check_tensor
 from .convolution import geometry_of
 from .op import Gradients, Op
@@ -221,14 +221,11 @@ def convolve(
     """The convolution inside of our ops, without a bias, below autograd."""
     if chosen(ops, x, len(weight), weight.shape[2:], stride, padding, dilation, groups):
         return apply(x, weight, padding, dilation)
-    return _direct(x, weight, None, stride, padding, dilation, groups)
+    return direct(x, weight, None, stride, padding, dilation, groups)
 
 
-def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    stride, padding, dilation, groups = geometry
-    return torch.ops.aten.convolution(
-        x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-    )
+def direct(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    return (F.conv3d if x.dim() == 5 else F.conv2d)(x, weight, bias, *geometry)
 
 
 def convolution_gradients(
@@ -372,7 +369,7 @@ def _compose(
             return apply(x, weight, padding, dilation)
         epilogue = (None, None, bias.contiguous(), *NO_EPILOGUE[3:])
         return apply(x, weight, padding, dilation, epilogue=epilogue)
-    return _direct(x, weight, bias, [1, 1], padding, dilation, 1)
+    return direct(x, weight, bias, [1, 1], padding, dilation, 1)
 
 
 def _fake(
@@ -382,11 +379,7 @@ def _fake(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    return torch.empty_like(_direct(x, weight, bias, [1, 1], padding, dilation, 1))
-
-
-def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return vars(given)
+    return torch.empty_like(direct(x, weight, bias, [1, 1], padding, dilation, 1))
 
 
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
@@ -446,7 +439,11 @@ def _fake_apply(x: Tensor, mask: Tensor | None, panels: Tensor, channels: int, *
 
 
 WINOGRAD_CONV2D = Op(
-    name="winograd_conv2d", fake=_fake, compose=_compose, keep=_keep, backward=_backward
+    name="winograd_conv2d",
+    fake=_fake,
+    compose=_compose,
+    keep=schema.arguments("winograd_conv2d"),
+    backward=_backward,
 )
 WINOGRAD_CONV2D_BACKWARD = Op(
     name="winograd_conv2d_backward", fake=_fake_backward, compose=_compose_backward
