@@ -372,21 +372,30 @@ def test_a_sparse_encoder() -> None:
         assert_close("y", fast(x), model(x).double(), length=2000, condition=10)
 
 
-def test_sparse_layers_that_are_left() -> None:
-    class SparseSyncBatchNorm2d(nn.SyncBatchNorm):
-        forward = layers._of_a_list
+class SparseSyncBatchNorm2d(nn.SyncBatchNorm):
+    forward = layers._of_a_list
 
+
+@pytest.mark.parametrize("training", [True, False])
+def test_synchronised_sparse_norms(training: bool) -> None:
+    """In one process; test_variants has two."""
+    layer = SparseSyncBatchNorm2d(5).train(training)
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert report.swapped, str(report)
+    got = _sparse_results(fast, (8, 12))
+    for name, value in _sparse_results(layer, (8, 12)).items():
+        assert_close(name, got[name], value.detach().double(), length=4000, condition=10)
+
+
+def test_sparse_layers_that_are_left() -> None:
     class Doubled(layers.SparseConvNeXtLayerNorm):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
-    model = nn.ModuleList([SparseSyncBatchNorm2d(4), Doubled(4)])
-    _, report = torchext.accelerate(model)
+    _, report = torchext.accelerate(Doubled(4))
     assert not report.swapped
-    assert report.left[0].reason.startswith("its statistics are those of all processes")
-    assert report.left[1].reason.startswith(
-        "a subclass of SparseConvNeXtLayerNorm: output 0 differs by"
-    )
+    subclass = "a subclass of SparseConvNeXtLayerNorm: output 0 differs by"
+    assert report.left[0].reason.startswith(subclass)
 
 
 MAT: dict[str, dict[str, Any]] = {
@@ -531,3 +540,136 @@ def test_a_copy_of_spade_that_does_something_else_is_left() -> None:
     _, report = torchext.accelerate(layer)
     assert not report.swapped
     assert "output 0 differs by" in report.left[0].reason
+
+
+# --- copies of partial convolutions ---------------------------------------------------------------
+
+
+class Known(nn.Module):
+    """A partial convolution as projects write it.
+
+    Args:
+        name: of the convolution.
+        kernel: "mask_conv" of all channels, "mask_conv of one", or the name of a buffer.
+        average: whether the kernel is 1 / k^2.
+        masked: whether x is multiplied by the mask.
+        numerator, eps: of the ratio.
+        bias: whether it stays in holes, or is scaled.
+        updated: of the sums.
+        alone: whether y is returned alone.
+    """
+
+    def __init__(
+        self, name: str, kernel: str, *, average: bool = False, masked: bool = True,
+        numerator: Callable[[int, int], float] = lambda window, C: window, eps: float = 1e-8,
+        bias: str = "known", updated: str = "known", alone: bool = False, has_bias: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.options = (masked, numerator, eps, bias, updated, alone)
+        self.names = (name, kernel.split()[0])
+        one = kernel != "mask_conv"
+        self.add_module(name, nn.Conv2d(4, 6, 3, 2, 1, bias=has_bias))
+        if kernel.startswith("mask_conv"):
+            self.mask_conv = nn.Conv2d(*((1, 1) if one else (4, 6)), 3, 2, 1, bias=False)
+            self.mask_conv.weight.requires_grad_(False).fill_(1 / 9 if average else 1)
+        else:
+            self.register_buffer(kernel, torch.full((1, 1, 3, 3), 1 / 9 if average else 1.0))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        masked, numerator, eps, bias, updated, alone = self.options
+        conv, kernel = (getattr(self, name) for name in self.names)
+        with torch.no_grad():
+            if isinstance(kernel, nn.Conv2d):
+                s = kernel(mask)
+            else:
+                s = nn.functional.conv2d(mask, kernel, stride=2, padding=1)
+            known = (s > 0).to(x.dtype)
+            ratio = numerator(9, 4) / (s + eps)
+            new = {"known": known, "clamped": s.clamp(0, 1), "share": s / 9}[updated]
+        y = conv(x * mask if masked else x)
+        if conv.bias is None:
+            y = y * ratio
+        elif bias == "scaled":
+            y = y * ratio * new
+        else:
+            b = conv.bias.view(1, -1, 1, 1)
+            y = (y - b) * (ratio * known) + b
+            y = y * new if bias == "known" else y
+        return y if alone else (y, new)
+
+
+PARTIAL: dict[str, Callable[[], nn.Module]] = {
+    "conv, mask_conv of all": lambda: Known("conv", "mask_conv", numerator=lambda w, C: C * w),
+    "input_conv, another ratio": lambda: Known("input_conv", "mask_conv", updated="clamped"),
+    "convolution, mask_conv of one": lambda: Known("convolution", "mask_conv of one", eps=1e-6),
+    "average": lambda: Known("conv", "mask_conv of one", average=True, numerator=lambda w, C: 1),
+    "mask_kernel": lambda: Known("conv", "mask_kernel", updated="clamped"),
+    "weight_mask, bias in holes": lambda: Known("conv", "weight_mask", bias="kept"),
+    "wmask, scaled, not masked": lambda: Known("conv", "wmask", bias="scaled", masked=False),
+    "share": lambda: Known("conv", "mask_kernel", bias="kept", updated="share"),
+    "alone": lambda: Known("conv", "mask_conv", alone=True),
+    "without bias": lambda: Known("conv", "mask_conv", has_bias=False),
+}
+
+
+@pytest.mark.parametrize("case", PARTIAL)
+def test_copies_of_partial_convolutions(case: str) -> None:
+    torch.manual_seed(0)
+    layer = PARTIAL[case]()
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert [row.name for row in report.swapped] == [""], str(report)
+    planes = 4 if hasattr(layer, "mask_conv") and layer.mask_conv.in_channels == 4 else 1
+    mask = (image(2, planes, 16, 12, seed=1) > 0.5).float()
+    mask[0, :, :8, :8] = 0
+    found = []
+    for either in (layer, fast):
+        x = image(2, 4, 16, 12).requires_grad_()
+        assert either is layer or fused_arguments(fast, (x, mask), {}) is not None
+        result = either(x, mask)
+        y, updated = (result, None) if isinstance(result, Tensor) else result
+        y.backward(image(*y.shape, seed=2))
+        gradients = {n: p.grad for n, p in either.named_parameters() if p.grad is not None}
+        found.append({"y": y, "x": x.grad, **gradients})
+        found[-1] |= {} if updated is None else {"updated": updated}
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert_close(name, found[1][name], value.detach().double(), length=2000, condition=10)
+
+
+def test_a_frozen_convolution_is_no_mask_kernel() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+            self.first.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    _, report = torchext.accelerate(Pair())
+    assert not report.layers
+
+
+def test_another_formula_is_left() -> None:
+    layer = Known("conv", "mask_conv", numerator=lambda w, C: 2 * w)
+    _, report = torchext.accelerate(layer)
+    assert not report.swapped
+    assert report.left[0].reason.endswith("its formula is none of those known")
+
+
+def test_one_mlp_shared_of_several_norms() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([layers.SPADE(16, 5), layers.SPADE(16, 5), layers.SPADEGroupNorm(32, 5)])
+    for layer in model[1:]:
+        layer.mlp_shared = model[0].mlp_shared
+    fast, report = torchext.accelerate(copy.deepcopy(model))
+    assert len(report.swapped) == 3
+    assert fast[1].mlp_shared is fast[0].mlp_shared
+    condition, gradients = image(2, 5, 16, 20), []
+    for either in (model, fast):
+        features = [image(2, 16, 8, 10), image(2, 16, 4, 5), image(2, 32, 8, 10)]
+        outputs = [layer(x, condition) for layer, x in zip(either, features, strict=True)]
+        sum(y.square().mean() for y in outputs).backward()
+        gradients.append([*outputs, *(p.grad for p in either[0].mlp_shared.parameters())])
+    for expected, got in zip(*gradients, strict=True):
+        assert_close("value", got, expected.detach().double(), length=4000, condition=10)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support import living_layers
 from support.tolerance import assert_close
 from torch import Tensor, nn
 
@@ -705,6 +706,15 @@ def test_pytorchs_synchronised_norm_in_two_processes(tmp_path: Path) -> None:
     for name, value in layer.param_free_norm.state_dict().items():
         for part in parts:
             assert_same(part[name].float(), value.float())
+    sparse, z = living_layers.SparseBatchNorm2d(4), x.detach().clone().requires_grad_()
+    with living_layers.active(shared["sparse_mask"]()):
+        expected = sparse(z)
+    expected.square().mul(z.detach()).sum().backward()
+    assert_same(torch.cat([part["sparse y"] for part in parts]), expected)
+    assert_same(torch.cat([part["sparse x"] for part in parts]), z.grad)
+    for name, value in sparse.named_buffers():
+        for part in parts:
+            assert_same(part[f"sparse {name}"].float(), value.float())
 
 
 # --- what is nearly a published layer ---------------------------------------------------------

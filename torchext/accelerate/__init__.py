@@ -6,6 +6,7 @@ was, of a subclass of its own class whose forward is ours: an optimiser, a state
 handle or a neighbour that knew the layer knows it still.
 """
 
+import contextlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from .family import UnsupportedError
 from .fixed_condition import fixed_condition
 from .layer import accelerated_class, swap_in, swap_out
 from .proof import Prover, one_line, own_environment
-from .recognise import FAMILIES, near_miss, recognised
+from .recognise import FAMILIES, Candidate, copy_of, near_miss, recognised
 from .report import ExampleReport, LayerReport, Report
 
 __all__ = [
@@ -88,7 +89,7 @@ def accelerate(
             try:
                 candidate = recognised(layer, convolutions and id(layer) not in inside)
                 if candidate is not None:
-                    facts = prover.facts(layer, candidate.family, candidate.relation)
+                    candidate, facts = _proved(prover, layer, candidate)
                     accelerated_class(type(layer))  # here, since a class may forbid its subclasses
                     found[id(layer)] = (path, layer, candidate.family, facts)
                     parts = {id(part) for part in layer.modules()}
@@ -143,6 +144,20 @@ def restore(model: nn.Module) -> nn.Module:
     for layer in model.modules():
         swap_out(layer)
     return model
+
+
+def _proved(prover: Prover, layer: nn.Module, candidate: Candidate) -> tuple[Candidate, Any]:
+    """What a layer is in the end, and its facts."""
+    try:
+        return candidate, prover.facts(layer, candidate.family, candidate.relation)
+    except UnsupportedError:
+        other = copy_of(layer, candidate)
+        if other is None:
+            raise
+        with contextlib.suppress(UnsupportedError):
+            FAMILIES[other.family].check(layer)
+            return other, prover.facts(layer, other.family, other.relation)
+        raise
 
 
 def _near_misses(layers: Sequence[tuple[str, nn.Module]], known: set[int]) -> dict[int, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from .convolution import Convolution
+from .copied_partial_conv import AveragingPartialConv, CopiedPartialConv
 from .diversity_map import HardDiversityMap
 from .family import Family, UnsupportedError
 from .modulated_norm import (
@@ -39,6 +40,8 @@ FAMILIES: dict[str, Family] = {
     "U-Net partial convolution": PortPartialConv(),
     "partial convolution with a mask kernel of its own": WeightedPartialConv(),
     "partial convolution that pads by itself": PaddedPartialConv(),
+    "partial convolution of its own form": CopiedPartialConv(),
+    "partial convolution that averages its mask": AveragingPartialConv(),
     "partial convolution behind its activation": ResampledPartialConv(),
     "sparse block": SparseBlock(),
     "sparse convolution": SparseConv(),
@@ -87,6 +90,8 @@ _CLASSES = {
 _OF_WEIGHTS = ("SpectralNorm", "WeightNorm")
 
 
+# Partial convolutions whose formula is found by trial.
+_COPIES = ("partial convolution of its own form", "partial convolution that averages its mask")
 # Families by what a layer holds, where its class has another name, the most special first.
 _STRUCTURES = (
     "attention norm",
@@ -98,6 +103,7 @@ _STRUCTURES = (
     "partial convolution that pads by itself",
     "U-Net partial convolution",
     "partial convolution behind its activation",
+    *_COPIES,
     "sparse block",
     "sparse convolution",
     "sparse batch norm",
@@ -151,6 +157,16 @@ def recognised(module: nn.Module, convolutions: bool = False) -> Candidate | Non
         if candidate.relation:
             raise UnsupportedError(f"{candidate.relation}: {problem}") from problem
         raise
+
+
+def copy_of(module: nn.Module, candidate: Candidate) -> Candidate | None:
+    """What else a module may be that is not what it was taken for; None if nothing."""
+    if candidate.family in _COPIES or "partial convolution" not in candidate.family:
+        return None
+    return next(
+        (Candidate(name, candidate.relation) for name in _COPIES if FAMILIES[name].alike(module)),
+        None,
+    )
 
 
 def _candidate(module: nn.Module, convolutions: bool) -> Candidate | None:

@@ -11,6 +11,7 @@ from ..nn.masked_norm import sparse_batch_norm, sparse_instance_norm, sparse_lay
 from ..nn.sparse_conv import sparse_conv, sparse_convnext_block
 from ..nn.visible import visible_at
 from .family import Draw, Family, attribute, expect
+from .modulated_norm import _process_group
 
 _MASK = "_cur_active"
 _PATCHES = 2  # along each axis of the masks of the comparison
@@ -94,7 +95,7 @@ class SparseConv(_Sparse):
 
 
 class SparseBatchNorm(_Sparse):
-    """`SparseBatchNorm2d`."""
+    """`SparseBatchNorm2d`, `SparseSyncBatchNorm2d`."""
 
     saves = "statistics and affine of what is visible are two passes, without gathered lists"
     live = frozenset({"eps", "momentum", "track_running_stats"})
@@ -102,15 +103,9 @@ class SparseBatchNorm(_Sparse):
     def known(self, layer: nn.Module) -> bool:
         return isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
-    def check(self, layer: nn.Module) -> None:
-        super().check(layer)
-        expect(
-            not isinstance(layer, nn.SyncBatchNorm),
-            "its statistics are those of all processes (torchext.nn.to_sparse has that layer)",
-        )
-
     def forward(self, layer: Any, facts: None, x: Tensor) -> Tensor:
-        return sparse_batch_norm(layer, x, self._mask(layer, x, x.shape[2:]))
+        mask = self._mask(layer, x, x.shape[2:])
+        return sparse_batch_norm(layer, x, mask, _process_group(layer))
 
     def calls(self, layer: Any, facts: None, draw: Draw) -> list[tuple[Any, ...]]:
         C = layer.num_features

@@ -1,6 +1,7 @@
 """Small copies of a layer, and what of a layer decides how it behaves."""
 
 import copy
+import functools
 import math
 import types
 from collections import OrderedDict
@@ -54,10 +55,26 @@ def small_copy(layer: nn.Module, family: Family, *, narrow: bool) -> nn.Module:
                 part.__dict__[name] = widths.number(value)
         # A copy must not wait for other processes, nor for the threads of `DataParallel`.
         if isinstance(part, nn.SyncBatchNorm):
-            part.__class__ = nn.BatchNorm2d
+            part.__class__ = _of_one_process(type(part))
         if "_is_parallel" in vars(part):
             part._is_parallel = False
     return new
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Takes features of any rank, as `SyncBatchNorm` does."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+@functools.cache
+def _of_one_process(kind: type[nn.Module]) -> type[nn.Module]:
+    """What a synchronised batch norm is without other processes; with its own forward, if any."""
+    if "forward" not in vars(kind) or kind is nn.SyncBatchNorm:
+        return nn.BatchNorm2d
+    members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, (_BatchNorm,), members)
 
 
 def _tensors(layer: nn.Module) -> Iterator[Tensor]:
