@@ -16,6 +16,16 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def in_dtype(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`x.to(dtype)`, whose call costs as much as a small kernel where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def parameter_in(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`x` contiguous, in a dtype."""
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
+
+
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     """What autocast makes of a convolution's inputs on x's device; None where it is off."""
     device = x.device.type

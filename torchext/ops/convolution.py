@@ -14,6 +14,7 @@ from .checks import (
     check_integer,
     check_mask_values,
     check_tensor,
+    in_dtype,
     memory_format,
     native,
 )
@@ -151,7 +152,7 @@ def check_mask(
     if not channels and C > 1 and mask.shape[1] == C and mask.stride(1) == 0:
         mask, channels = mask[:, :1], [C]
     check_mask_values(name, mask)
-    mask = mask.to(x.dtype)
+    mask = in_dtype(mask, x.dtype)
     if channels == [1] * C:
         channels = []
     return expand_groups(mask, channels)

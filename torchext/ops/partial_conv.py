@@ -29,7 +29,9 @@ from .checks import (
     check_positive,
     check_slope,
     check_tensor,
+    in_dtype,
     native,
+    parameter_in,
     refuse_tracing,
 )
 from .convolution import (
@@ -333,9 +335,7 @@ class _Tail(NamedTuple):
     def of(self, dtype: torch.dtype) -> tuple[Any, ...]:
         """Ready for a feature map of a dtype."""
         accumulate = accumulate_dtype(dtype)
-        tensors = (
-            None if value is None else value.to(accumulate).contiguous() for value in self[:3]
-        )
+        tensors = (None if value is None else parameter_in(value, accumulate) for value in self[:3])
         return *tensors, *self[3:]
 
 
@@ -414,8 +414,8 @@ def _partial_conv(
             x,
             masks,
             [1] if masks is None else written_out(channels, masks),
-            scale.to(accumulate),
-            updated.to(accumulate),
+            in_dtype(scale, accumulate),
+            in_dtype(updated, accumulate),
             weight,
             *tail.of(x.dtype),
             geometry.stride,
@@ -428,7 +428,7 @@ def _partial_conv(
         raw = _convolve(masked, weight, geometry, groups, padding_mode)
         y = _epilogue(raw, scale, updated, tail)
     # What is kept is not handed out.
-    return y, updated.to(mask_dtype, copy=mask is None)
+    return y, updated.to(mask_dtype, copy=True) if mask is None else in_dtype(updated, mask_dtype)
 
 
 def _plain(

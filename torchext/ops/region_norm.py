@@ -17,6 +17,7 @@ from .checks import (
     check_positive,
     memory_format,
     native,
+    parameter_in,
 )
 from .labels import check_mask, region_labels
 from .op import Gradients, Op
@@ -98,7 +99,7 @@ def region_norm(
 
     accumulate = accumulate_dtype(x.dtype)
     affine = [
-        None if value is None else value.to(accumulate).contiguous()
+        None if value is None else parameter_in(value, accumulate)
         for value in (weight, bias, spatial_weight, spatial_bias)
     ]
     labels = region_labels(x, mask, num_regions)
