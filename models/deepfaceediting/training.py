@@ -1,8 +1,9 @@
 """All stages of the training. None of it was published.
 
-The paper names stages and terms; weights, rates and the discriminators are those of a later
-implementation by others; the sketch decoder's layers, the swapped photo's geometry loss, the first
-bias of the appearance and the stages of extractor and coarse sketches are ours.
+Reconstructed: the paper names stages and terms; weights, rates and the discriminators are those of
+a later implementation by others; instance norms in these (others have batch norms), the sketch
+decoder's layers, the swapped photo's geometry loss, the first bias of the appearance and the stages
+of extractor and coarse sketches are ours.
 
 Each part trains by itself, with optimisers of its own, one after the other in each iteration; the
 losses that are shown are sums over the parts.

@@ -114,9 +114,7 @@ def fit(
     devices = [device] if device.type == "cuda" else []
     losses: dict[str, float] = {}
     with torch.enable_grad(), torch.random.fork_rng(devices):
-        # Contiguous by construction, weights and maps alike: the backward of PyTorch's own
-        # convolution was seen to write out of bounds where very narrow networks (few channels, as
-        # in the last layers here) are trained in channels_last on the CPU.
+        # Contiguous, weights and maps alike: on the CPU the form of Winograd's convolutions.
         recipe.to(memory_format=torch.contiguous_format)
         loop = Loop(recipe, seed=seed, device=device, channels_last=False)
         recipe.networks.train()  # what else it holds, such as a frozen generator, stays as it is

@@ -539,6 +539,28 @@ def lower_outputs(sizes: Sequence[int]) -> nn.ModuleDict:
 # --- encoder --------------------------------------------------------------------------------------
 
 
+class PointwiseConv2d(Conv2d):
+    """A 1x1 convolution with a stride, as one without it of the pixels that it sees.
+
+    PyTorch's own (2.14, oneDNN 3.12 with AVX-512) writes out of bounds in the weight's gradient if
+    the input is channels_last with 2 to 15 channels, as in narrow encoders.
+
+    Args:
+        in_channels, out_channels, stride, bias: of the convolution.
+
+    Shape: (N,C_in,H,W) -> (N,C_out,H/stride,W/stride), rounded up.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+        self.step = stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input[:, :, :: self.step, :: self.step])
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norms, and a shortcut (He et al., 2016).
 
@@ -554,7 +576,7 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                PointwiseConv2d(in_channels, out_channels, stride, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
 
@@ -627,7 +649,7 @@ class LayerNormEncoder(nn.Module):
         self.bn1 = nn.BatchNorm2d(chan_out)
         self.conv2 = Conv2d(chan_out, chan_out, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(chan_out)
-        self.conv3 = None if skip_conv3 else Conv2d(chan_out, chan_out, 1, stride)
+        self.conv3 = None if skip_conv3 else PointwiseConv2d(chan_out, chan_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.bn1(self.conv1(self.norm(x))), SLOPE)

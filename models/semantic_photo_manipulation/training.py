@@ -56,21 +56,9 @@ def preparation(config: Config) -> Preparation:
     return Preparation(config.network.resolution, "crop", random_crop=False)
 
 
-class _Contiguous(Recipe):
-    """What the stages share: pictures of the folder, and the memory format."""
-
-    def to(self, *args: Any, **kwargs: Any) -> "_Contiguous":
-        """As of every module, but contiguous whatever memory format is asked for.
-
-        The backward of PyTorch's own convolution was seen to write out of bounds where very narrow
-        networks (few channels) are trained in channels_last on the CPU.
-        """
-        kwargs.pop("memory_format", None)
-        return super().to(*args, **kwargs)
-
-    def photo(self, batch: Batch) -> Tensor:
-        """The folder's photos in [-1,1]."""
-        return batch["image"].contiguous() * 2 - 1
+def photo(batch: Batch) -> Tensor:
+    """The folder's photos in [-1,1]."""
+    return batch["image"] * 2 - 1
 
 
 # --- generator ------------------------------------------------------------------------------------
@@ -98,7 +86,7 @@ def growth(iteration: int, phase: int, resolution: int) -> Growth:
     return Growth(side, place / phase if number % 2 else 1.0)
 
 
-class GeneratorTraining(_Contiguous, AdversarialRecipe):
+class GeneratorTraining(AdversarialRecipe):
     """Stage generator: progressive growing with WGAN-GP (Karras et al., 2018).
 
     Reconstructed from that paper, as the published generators came without their training: phases
@@ -159,12 +147,12 @@ class GeneratorTraining(_Contiguous, AdversarialRecipe):
 
     def real(self, batch: Batch) -> Tensor:
         """The photos as the generator is to make them now, (N,3,S,S)."""
-        photo = self.photo(batch)
         side, alpha = self.grown
-        photo = F.avg_pool2d(photo, photo.shape[-1] // side)
+        image = photo(batch)
+        image = F.avg_pool2d(image, image.shape[-1] // side)
         if alpha == 1:
-            return photo
-        return torch.lerp(F.interpolate(F.avg_pool2d(photo, 2), scale_factor=2.0), photo, alpha)
+            return image
+        return torch.lerp(F.interpolate(F.avg_pool2d(image, 2), scale_factor=2.0), image, alpha)
 
     def _score(self, image: Tensor) -> Tensor:
         return self.networks["discriminator"](image, self.grown.alpha)
@@ -199,7 +187,7 @@ class GeneratorTraining(_Contiguous, AdversarialRecipe):
 # --- encoder --------------------------------------------------------------------------------------
 
 
-class EncoderTraining(_Contiguous):
+class EncoderTraining(Recipe):
     """What the stages share: generated images and the generator's layers behind them.
 
     Args:
@@ -241,8 +229,8 @@ class EncoderTraining(_Contiguous):
 
     def samples(self, batch: Batch) -> list[Tensor]:
         _, image = self.codes(batch)
-        photo = self.photo(batch)
-        rows = [photo, self.rebuilt(photo), image, self.rebuilt(image)]
+        given = photo(batch)
+        rows = [given, self.rebuilt(given), image, self.rebuilt(image)]
         return [(row + 1) / 2 for row in rows]
 
     def epoch(self, iteration: int) -> int:
@@ -339,6 +327,6 @@ class JointTraining(EncoderTraining):
             "image": F.mse_loss(self.generator.run(r4, CODE_LAYER + 1), image),
         }
         if weight := self.config.loss.photo_weight:
-            photo = self.photo(batch)
-            terms["photo"] = weight * F.mse_loss(self.rebuilt(photo), photo)
+            given = photo(batch)
+            terms["photo"] = weight * F.mse_loss(self.rebuilt(given), given)
         return terms
