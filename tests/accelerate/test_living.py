@@ -636,6 +636,14 @@ def test_copies_of_partial_convolutions(case: str) -> None:
         assert_close(name, found[1][name], value.detach().double(), length=2000, condition=10)
 
 
+def test_copies_of_partial_convolutions_frozen_for_inference() -> None:
+    layer = PARTIAL["conv, mask_conv of all"]().requires_grad_(False)
+    fast, report = torchext.accelerate(copy.deepcopy(layer))
+    assert report.swapped, str(report)
+    x, mask = image(2, 4, 16, 12), (image(2, 4, 16, 12, seed=1) > 0.5).float()
+    assert_close("y", fast(x, mask)[0], layer(x, mask)[0].double(), length=200, condition=10)
+
+
 def test_a_frozen_convolution_is_no_mask_kernel() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

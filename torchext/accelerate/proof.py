@@ -75,8 +75,6 @@ class Prover:
         family = FAMILIES[name]
         try:
             small, facts = self._discovered(layer, family, narrow=True)
-        except UnsupportedError:
-            raise
         except Exception:  # where its own code needs its own width
             small, facts = self._discovered(layer, family, narrow=False)
         if self.verify or relation:
