@@ -543,7 +543,7 @@ class PointwiseConv2d(Conv2d):
     """A 1x1 convolution with a stride, as one without it of the pixels that it sees.
 
     PyTorch's own (2.14, oneDNN 3.12 with AVX-512) writes out of bounds in the weight's gradient if
-    the input is channels_last with 2 to 15 channels, as in narrow encoders.
+    the input is channels_last with 3 to 15 channels, as in narrow encoders.
 
     Args:
         in_channels, out_channels, stride, bias: of the convolution.
