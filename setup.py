@@ -11,8 +11,11 @@ Environment:
                            may be a command with words in front, as in "ccache g++"
     MAX_JOBS               compilations that run at once
     TORCHEXT_COVERAGE      1: count executed lines of the C++ sources, for gcov
+    TORCHEXT_OBJECTS       a folder of compiled objects, for checks that build the same sources
+                           several times
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -158,13 +161,18 @@ class NinjaFile:
         self.cxx = cxx
         self.torch_library_folder = Path(torch.__file__).parent / "lib"
         self.include_folders = cpp_extension.include_paths()
-        python_folders = [sysconfig.get_paths()["include"], pybind11.get_include()]
-        self.python_includes = self.including(python_folders)
+        self.python_folders = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        self.python_includes = self.including(self.python_folders)
         self.includes = self.including(self.include_folders)
         warnings = accepted(cxx, WARNINGS)
         hidden = accepted(cxx, "-fvisibility=hidden")
         self.host_flags = f"-std=c++17 -O2 -fPIC {hidden} {warnings} {STABLE_ABI}"
         self.coverage = "--coverage" if os.environ.get("TORCHEXT_COVERAGE") == "1" else ""
+        self.store = (
+            Path(os.environ["TORCHEXT_OBJECTS"]) if "TORCHEXT_OBJECTS" in os.environ else None
+        )
+        self.compiled: dict[Path, Path] = {}  # objects and where they are to be stored
+        self.compilers = {"cxx": subprocess.getoutput(f"{shlex.join(cxx)} --version")}
         command = " ".join(map(in_command, cxx))
         self.lines = [
             "ninja_required_version = 1.3",
@@ -172,6 +180,8 @@ class NinjaFile:
             f"  command = {command} -MMD -MF $out.d {self.coverage} $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            "rule copy",
+            "  command = cp $in $out",
             "rule link",
             f"  command = {command} -shared {self.coverage} $in -o $out $flags",
         ]
@@ -181,9 +191,37 @@ class NinjaFile:
         return " ".join(f"{option}{in_command(folder)}" for folder in folders)
 
     def objects(self, rule: str, source: Path, name: str, flags: str) -> str:
-        out = in_build(self.build / "objects" / f"{name}.o")
+        target = self.build / "objects" / f"{name}.o"
+        out = in_build(target)
+        stored = Path(self.store, f"{source.stem}-{self.key(rule, source, flags)}.o")
+        if self.store and stored.exists():
+            self.lines += [f"build {out}: copy {in_build(stored)}"]
+            return out
+        if self.store:
+            self.compiled[target] = stored
         self.lines += [f"build {out}: {rule} {in_build(source)}", f"  flags = {flags}"]
         return out
+
+    def key(self, rule: str, source: Path, flags: str) -> str:
+        """Of all that an object depends on, wherever the sources and torch lie."""
+        import torch
+
+        for folder in (*self.include_folders, *self.python_folders):
+            flags = flags.replace(in_command(folder), "")
+        headers = sorted(path for path in (ROOT / "csrc").rglob("*.*h"))
+        texts = (path.read_text() for path in (source, *headers))
+        compiler = self.compilers[rule]
+        version = subprocess.getoutput(f"{compiler} --version")
+        parts = (compiler, version, self.coverage, flags, torch.__version__, sys.version)
+        return hashlib.sha256("\0".join((*parts, *texts)).encode()).hexdigest()[:32]
+
+    def keep_objects(self) -> None:
+        for target, stored in self.compiled.items():
+            if target.exists():
+                stored.parent.mkdir(parents=True, exist_ok=True)
+                partial = stored.with_suffix(f".{os.getpid()}")
+                shutil.copyfile(target, partial)
+                partial.replace(stored)
 
     def link(self, target: Path, objects: list[str], flags: str) -> None:
         self.lines += [f"build {in_build(target)}: link {' '.join(objects)}", f"  flags = {flags}"]
@@ -191,6 +229,7 @@ class NinjaFile:
     def add_nvcc(self, nvcc: str) -> None:
         # nvcc calls the compiler itself, not what stands in front of it.
         host = in_command(shutil.which(self.cxx[-1]))
+        self.compilers["nvcc"] = nvcc
         self.lines += [
             "rule nvcc",
             f"  command = {in_command(nvcc)} -ccbin {host} -MMD -MF $out.d $flags -c $in -o $out",
@@ -274,6 +313,7 @@ class BuildNative(build_ext):
                     raise
                 target.unlink(missing_ok=True)
                 left_out[part] = f"it does not compile: {error}"
+        ninja.keep_objects()
         return left_out, built
 
     def usable_levels(self, cxx: list[str], left_out: dict[str, str]) -> dict[str, str]:

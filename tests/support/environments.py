@@ -47,9 +47,13 @@ print(json.dumps({
 
 
 def clean_variables(**extra: str) -> dict[str, str]:
-    """The process environment without what steers this test run."""
+    """The process environment without what steers this test run; compiled objects are shared."""
     ours = ("TORCHEXT_", "TORCH_CUDA_", "TRITON_", "PYTEST_", "COV_", "MAKE", "PYTHONPATH", "NVCC")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(ours) or key == "TORCHEXT_OBJECTS"
+    }
     return {**kept, **extra}
 
 
