@@ -64,7 +64,7 @@ def new_networks(path: Path, settings: dict[str, object]) -> None:
     paper = papers.find(PAPER)
     config = papers.configure(paper.config, settings)
     torch.manual_seed(0)
-    networks = paper.networks(config)
+    networks = paper.networks(config, ("generator", "encoder"))
     for name, parameter in networks["generator"].named_parameters():
         if name.endswith("wscale.b"):
             torch.nn.init.zeros_(parameter)
