@@ -18,55 +18,6 @@
 namespace torchext {
 namespace {
 
-struct Walk {
-  bool channels_last;
-  int64_t images, channels, pixels;
-
-  explicit Walk(const Tensor& x)
-      : channels_last(is_channels_last(x)),
-        images(x.size(0)),
-        channels(x.size(1)),
-        pixels(x.size(2) * x.size(3)) {}
-
-  // The extent along which V elements lie.
-  int64_t extent() const { return channels_last ? channels : pixels; }
-
-  // Runs the walk; the blocks' sums, if there are any, are added up into out[image * stride + c].
-  template <typename T, int V, bool kChannelsLast, template <typename, int, bool> class Visitor>
-  void run(const Tensor& x, const Visitor<T, V, kChannelsLast>& visit,
-           accumulate_t<T>* out = nullptr, int64_t stride = 0, double factor = 1) const {
-    using A = accumulate_t<T>;
-    using Visit = Visitor<T, V, kChannelsLast>;
-    int lanes = 1;
-    int64_t block_pixels;
-    if (kChannelsLast) {
-      while (lanes < kWarpSize && lanes * V < channels) lanes *= 2;
-      block_pixels = kThreads / lanes * Visit::kUnroll;
-    } else {
-      // fewer pixels per block, more threads along channels, where there are few pixels
-      lanes = images * pixels < 256 * kWarpSize * V ? 8 : kWarpSize;
-      block_pixels = lanes * V;
-    }
-    const int64_t image_blocks = (pixels + block_pixels - 1) / block_pixels;
-    const ScalarType type = accumulate_type(x);
-    Tensor parts = new_tensor(x, {Visit::kSums ? images * image_blocks : 0, channels}, type);
-    void (*kernel)(Visit, A*, int64_t, int64_t, int64_t, int);
-    if constexpr (kChannelsLast) {
-      kernel = dual_attention_pixel_kernel<T, V, Visit>;
-    } else {
-      kernel = dual_attention_plane_kernel<T, V, Visit>;
-    }
-    launch(kernel, grid_of(images * image_blocks), dim3(kThreads), 0, current_stream(x), visit,
-           data<A>(parts), channels, pixels, image_blocks, lanes);
-    if constexpr (Visit::kSums) {
-      const int64_t tiles = (channels + kWarpSize - 1) / kWarpSize;
-      launch(combine_channel_sums_kernel<A>, grid_of(images * tiles), dim3(kThreads), 0,
-             current_stream(x), data<const A>(parts), channels, image_blocks,
-             static_cast<A>(factor), out, stride);
-    }
-  }
-};
-
 void compute(const DualAttentionPools& call) {
   const DeviceGuard guard(call.low);
   const Walk walk(call.low);
@@ -83,7 +34,7 @@ void compute(const DualAttentionPools& call) {
       constexpr int V = decltype(v)::value;
       constexpr bool kLast = decltype(format)::value;
       walk.run(call.low, Average<T, V, kLast>{highs}, out, 2 * C, factor);
-      const Pool<T, V, kLast> pool{
+      const AverageAndPool<T, V, kLast> pool{
           {lows}, data<A>(call.pooled), data<int32_t>(call.argmax), walk.pixels};
       walk.run(call.low, pool, out + C, 2 * C, factor);
     });

@@ -10,46 +10,27 @@
 //   self_aware_maps_backward   the maps once in 2: gradients of the maps and a block's share of the
 //                              weights' gradients; then the shares added up in a fixed order.
 //
-// Launch: channel_mean_max 256 threads, contiguous 8 or 32 across pixels and the rest across
-// channels, channels last up to a warp per pixel; the maps 128 threads per 16 x 8 tile, a thread
+// Launch: channel_mean_max as channel_walk.cuh; the maps 128 threads per 16 x 8 tile, a thread
 // convolving strips of 4 pixels down a column (each value read from shared memory serves 4 taps).
 #include "../self_aware_affine.h"
+#include "channel_walk.cuh"
 #include "self_aware_affine.cuh"
 
 namespace torchext {
 namespace {
 
 void compute(const ChannelMeanMax& call) {
-  const Tensor& x = call.x;
-  const bool channels_last = call.channels_last;
-  const int64_t images = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
-  const DeviceGuard guard(x);
-  dispatch_floating(x.scalar_type(), [&](auto type) {
+  const DeviceGuard guard(call.x);
+  const Walk walk(call.x);
+  dispatch_floating(call.x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
-    const T* source = data<const T>(x);
-    A* maps = data<A>(call.pooled);
-    int32_t* index = data<int32_t>(call.argmax);
-    const int width = vector_width(channels_last ? channels : pixels, source);
-    dispatch_access<T>(
-        width == kMaxAccessBytes / sizeof(T), channels_last, [&](auto v, auto format) {
-          constexpr int V = decltype(v)::value;
-          if constexpr (decltype(format)::value) {
-            int lanes = 1;
-            while (lanes < kWarpSize && lanes * V < channels) lanes *= 2;
-            const int64_t block_pixels = kPoolThreads / lanes * kPixelsPerGroup;
-            launch(pixel_mean_max_kernel<T, V>,
-                   grid_of((images * pixels + block_pixels - 1) / block_pixels), dim3(kPoolThreads),
-                   0, current_stream(x), source, maps, index, images, channels, pixels, lanes);
-          } else {
-            // fewer pixels per block, more threads along channels, where there are few pixels
-            const int lanes = images * pixels < 256 * kWarpSize * V ? 8 : kWarpSize;
-            const int64_t image_blocks = (pixels + lanes * V - 1) / (lanes * V);
-            launch(plane_mean_max_kernel<T, V>, grid_of(images * image_blocks), dim3(kPoolThreads),
-                   0, current_stream(x), source, maps, index, channels, pixels, image_blocks,
-                   lanes);
-          }
-        });
+    const T* x = data<const T>(call.x);
+    const bool wide = vector_width(walk.extent(), x) == kMaxAccessBytes / sizeof(T);
+    dispatch_access<T>(wide, walk.channels_last, [&](auto v, auto format) {
+      walk.run(call.x, Pool<T, decltype(v)::value, decltype(format)::value>{
+                           {{x}, data<A>(call.pooled), data<int32_t>(call.argmax), walk.pixels}});
+    });
   });
 }
 
