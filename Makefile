@@ -63,6 +63,11 @@ build/.native: .venv/.installed $(NATIVE_SOURCES)
 	$(BIN)/python setup.py build_ext --inplace
 	touch $@
 
+# Networks of others, whose layers `torchext.accelerate` is tried on.
+.venv/.networks: .venv/.installed
+	$(BIN)/python -m pip install 'monai>=1.5' 'einops>=0.7'
+	touch $@
+
 venv: .venv/.installed
 
 build: build/.native
@@ -72,7 +77,7 @@ build: build/.native
 test: lint build
 	$(PYTEST) -m '$(QUICK)' $(ARGUMENTS)
 
-test-full: build wheel
+test-full: build wheel .venv/.networks
 	$(BIN)/pytest -m 'memory and not gpu' tests/ops
 	$(PYTEST) -m '$(REST)' $(ARGUMENTS)
 	$(MAKE) test-sanitize

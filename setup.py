@@ -168,11 +168,9 @@ class NinjaFile:
         hidden = accepted(cxx, "-fvisibility=hidden")
         self.host_flags = f"-std=c++17 -O2 -fPIC {hidden} {warnings} {STABLE_ABI}"
         self.coverage = "--coverage" if os.environ.get("TORCHEXT_COVERAGE") == "1" else ""
-        self.store = (
-            Path(os.environ["TORCHEXT_OBJECTS"]) if "TORCHEXT_OBJECTS" in os.environ else None
-        )
+        self.store = os.environ.get("TORCHEXT_OBJECTS", "")
         self.compiled: dict[Path, Path] = {}  # objects and where they are to be stored
-        self.compilers = {"cxx": subprocess.getoutput(f"{shlex.join(cxx)} --version")}
+        self.compilers = {"cxx": shlex.join(cxx)}
         command = " ".join(map(in_command, cxx))
         self.lines = [
             "ninja_required_version = 1.3",
@@ -193,11 +191,11 @@ class NinjaFile:
     def objects(self, rule: str, source: Path, name: str, flags: str) -> str:
         target = self.build / "objects" / f"{name}.o"
         out = in_build(target)
-        stored = Path(self.store, f"{source.stem}-{self.key(rule, source, flags)}.o")
-        if self.store and stored.exists():
-            self.lines += [f"build {out}: copy {in_build(stored)}"]
-            return out
         if self.store:
+            stored = Path(self.store, f"{source.stem}-{self.key(rule, source, flags)}.o").resolve()
+            if stored.exists():
+                self.lines += [f"build {out}: copy {in_build(stored)}"]
+                return out
             self.compiled[target] = stored
         self.lines += [f"build {out}: {rule} {in_build(source)}", f"  flags = {flags}"]
         return out
