@@ -215,3 +215,34 @@ def lab(image: Tensor) -> Tensor:
     x, y, z = root.unbind(1)
     lightness = torch.where(bright[:, 1], 116 * y - 16, 903.3 * xyz[:, 1])
     return torch.stack((lightness, 500 * (x - y), 200 * (y - z)), dim=1)
+
+
+def gradient_penalty(
+    score: Callable[[Tensor], Tensor], real: Tensor, other: Tensor, alpha: Tensor
+) -> Tensor:
+    """How far a score's gradients are from the length 1, squared, averaged over images (WGAN-GP).
+
+    Its own gradient runs through the score twice. Where a gradient is 0, so is that of its length.
+
+    Args:
+        score: (N,1) of images.
+        real, other: (N,C,H,W), between which the gradient is taken: photos and fakes, or photos and
+            `scattered` ones.
+        alpha: (N,1,1,1) in [0,1), the place between them.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_images("real", real)
+    if other.shape != real.shape:
+        raise ValueError(f"other: expected the shape {tuple(real.shape)}, got {tuple(other.shape)}")
+    if alpha.shape != (len(real), 1, 1, 1):
+        raise ValueError(
+            f"alpha: expected the shape ({len(real)}, 1, 1, 1), got {tuple(alpha.shape)}"
+        )
+    x = torch.lerp(real, other, alpha)
+    if not x.requires_grad:
+        x.requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(score(x).sum(), x, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

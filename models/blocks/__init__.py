@@ -2,9 +2,12 @@
 
 from .initialise import initialise
 from .residual import ResidualBlock, instance_norm
+from .resnet import BasicBlock, PointwiseConv2d
 from .spectral import folded, is_spectral, iterated, spectral
 
 __all__ = [
+    "BasicBlock",
+    "PointwiseConv2d",
     "ResidualBlock",
     "folded",
     "initialise",

@@ -1,5 +1,6 @@
 """MagGAN: Face Attribute Editing with Mask-Guided Generative Adversarial Network (ACCV 2020)."""
 
+from ..losses import gradient_penalty
 from ..paper import Paper, Stage
 from . import data, editing
 from .attributes import ATTRIBUTES, CELEBA, difference, labels_of, read_attributes, slide, target_of
@@ -9,7 +10,6 @@ from .config import STGAN, Config
 from .discriminators import MultiLevelPatchDiscriminator, PatchDiscriminator, STGANDiscriminator
 from .editing import AttributeEditor, Edit, classify
 from .losses import (
-    gradient_penalty,
     hard_example_cross_entropy,
     mask_guided_reconstruction,
     scattered,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchext.nn import Conv2d
 
+from ..blocks import BasicBlock
 from ..checks import check_images
 from ..face_labels import BISENET_NAMES
 from ..label_maps import check_labels
@@ -44,30 +45,6 @@ class ConvBNReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
-
-
-class BasicBlock(nn.Module):
-    """A ResNet's block of two 3x3 convolutions. (N,in_chan,H,W) -> (N,out_chan,H/stride,W/stride).
-
-    The shortcut is a 1x1 convolution where channels or size change.
-    """
-
-    def __init__(self, in_chan: int, out_chan: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = Conv2d(in_chan, out_chan, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_chan)
-        self.conv2 = Conv2d(out_chan, out_chan, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_chan)
-        self.downsample: nn.Module | None = None
-        if in_chan != out_chan or stride != 1:
-            self.downsample = nn.Sequential(
-                Conv2d(in_chan, out_chan, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_chan),
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
 class AttentionRefinementModule(nn.Module):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
+from ..losses import gradient_penalty
 from ..recipe import Batch, Passed, Phase, Recipe, Terms
 from ..schedules import exponential, polynomial
 from .attributes import as_seen
@@ -15,7 +16,6 @@ from .config import Config
 from .losses import (
     discriminator_terms,
     generator_terms,
-    gradient_penalty,
     hard_example_cross_entropy,
     mask_guided_reconstruction,
     scattered,

@@ -20,7 +20,7 @@ from torch.optim import Adam
 from ..blocks import initialise as fill_weights
 from ..data import MaskedImages
 from ..geometry import Preparation
-from ..losses import AdversarialLoss
+from ..losses import AdversarialLoss, gradient_penalty
 from ..paper import Stage
 from ..recipe import AdversarialRecipe, Batch, Passed, Phase, Recipe, Terms
 from ..schedules import steps as stepwise
@@ -166,10 +166,7 @@ class GeneratorTraining(AdversarialRecipe):
         place = torch.rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device)
         # In full precision, as it is a difference of nearly equal numbers.
         with torch.autocast(real.device.type, enabled=False):
-            between = torch.lerp(real, fakes.to(real), place).requires_grad_()
-            score = self._score(between).sum()
-            (gradient,) = torch.autograd.grad(score, between, create_graph=True)
-            penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+            penalty = gradient_penalty(self._score, real, fakes.to(real), place)
         return {
             "discriminator_real": self.adversarial.real(scores),
             "discriminator_fake": self.adversarial.fake(self._score(fakes)),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchext.models import papers
+from torchext.models.blocks import PointwiseConv2d
 from torchext.models.semantic_photo_manipulation import (
     PAPER,
     Config,
@@ -34,7 +35,6 @@ from torchext.models.semantic_photo_manipulation.networks import (
     NormConvBlock,
     NormUpscaleConvBlock,
     OutputConvBlock,
-    PointwiseConv2d,
     folded,
     perturbed,
 )
@@ -254,7 +254,7 @@ def test_a_strided_1x1_convolution_is_that_of_every_second_pixel(size):
 # gradient of the weight is written past its scratch memory.
 STRIDED = """
 import torch
-from torchext.models.semantic_photo_manipulation.networks import PointwiseConv2d
+from torchext.models.blocks import PointwiseConv2d
 
 layer = {layer}
 x = torch.randn(1, 8, 64, 64).contiguous(memory_format=torch.channels_last)

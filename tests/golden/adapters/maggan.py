@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from golden.recipe import Golden
 from torchext.models import checkpoint
-from torchext.models.losses import AdversarialLoss
+from torchext.models.blocks import BasicBlock
+from torchext.models.losses import AdversarialLoss, gradient_penalty
 from torchext.models.maggan import losses, parser
 from torchext.models.maggan.attributes import ATTRIBUTES, CELEBA, difference
 from torchext.models.maggan.checkpoint import convert_tensorflow_checkpoint
@@ -144,7 +145,7 @@ class PenaltyAdapter(NetworkAdapter):
         else:
             other = inputs["fake"]
         score = lambda x: module.score(0, x)  # noqa: E731
-        return {"gp": losses.gradient_penalty(score, real, other, inputs["alpha"])[None]}
+        return {"gp": gradient_penalty(score, real, other, inputs["alpha"])[None]}
 
 
 class EditAdapter(NetworkAdapter):
@@ -325,7 +326,9 @@ ADAPTERS: dict[str, Adapter] = {
     "MultiLevelPatchDiscriminator": LevelsAdapter(MultiLevelPatchDiscriminator),
     "AttributeClassifier": NetworkAdapter(AttributeClassifier),
     "ConvBNReLU": NetworkAdapter(parser.ConvBNReLU),
-    "BasicBlock": NetworkAdapter(parser.BasicBlock),
+    "BasicBlock": NetworkAdapter(
+        lambda in_chan, out_chan, stride=1: BasicBlock(in_chan, out_chan, stride)
+    ),
     "AttentionRefinementModule": NetworkAdapter(parser.AttentionRefinementModule),
     "FeatureFusionModule": NetworkAdapter(parser.FeatureFusionModule),
     "BiSeNetOutput": NetworkAdapter(parser.BiSeNetOutput),
