@@ -118,10 +118,10 @@ bench-full: build
 	$(BIN)/python -m benchmarks --all --device $(DEVICE) $(ARGUMENTS)
 
 demo: build
-	$(BIN)/python -m benchmarks.demo $(ARGUMENTS)
+	$(BIN)/python -m examples.inpaint_one_photo $(ARGUMENTS)
 
 layer-demo: build
-	$(BIN)/python -m benchmarks.layer_demo $(ARGUMENTS)
+	$(BIN)/python -m examples.region_norm_layer $(ARGUMENTS)
 
 gallery: build
 	$(BIN)/python -m examples.gallery $(ARGUMENTS)

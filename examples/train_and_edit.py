@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.demo import measured
+from examples.inpaint_one_photo import measured
 from torchext.models import pictures
 from torchext.models.masks import irregular_hole
 

@@ -11,7 +11,7 @@ pytest.importorskip("PIL")
 
 from PIL import Image
 
-from benchmarks import layer_demo as demo
+from examples import region_norm_layer as demo
 
 
 @pytest.fixture(scope="module")

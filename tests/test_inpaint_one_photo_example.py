@@ -17,7 +17,7 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
-from benchmarks import demo
+from examples import inpaint_one_photo as demo
 
 
 @pytest.fixture(scope="module")

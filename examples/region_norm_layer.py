@@ -1,4 +1,4 @@
-"""Region normalisation on a real photo: `python -m benchmarks.layer_demo` writes a picture sheet.
+"""Region normalisation on a real photo: `python -m examples.region_norm_layer` draws a sheet.
 
 A photo with an irregular hole goes through the encoder block of "Region Normalization for Image
 Inpainting" (AAAI 2020), with the published layers and with ours, on the same weights. The sheet
@@ -6,7 +6,7 @@ shows what plain batch norm does to a feature map behind a hole, what region nor
 that both forms agree.
 """
 
-from .environment import restart_with_settled_heap
+from benchmarks.environment import restart_with_settled_heap
 
 if __name__ == "__main__":
     restart_with_settled_heap()
@@ -28,11 +28,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import torchext
+from benchmarks.baselines import region_norm as published
+from benchmarks.harness import cores
 from torchext.models import pictures
 from torchext.models.masks import irregular_hole
-
-from .baselines import region_norm as published
-from .harness import cores
 
 LONGEST_SIDE = 512  # larger pictures are scaled down: memory grows with the pixels
 SHORTEST_SIDE = 12  # of the network
@@ -321,7 +320,7 @@ def draw(result: Result, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.layer_demo",
+        prog="python -m examples.region_norm_layer",
         description="Send a photo with a hole through the encoder, published layers and ours.",
     )
     parser.add_argument("--image", type=Path, help="a picture (default: scikit-image's astronaut)")

@@ -1,4 +1,4 @@
-"""Fill a hole in a photo from the photo itself: `python -m benchmarks.demo` writes a picture sheet.
+"""Fill a hole in a photo from the photo itself: `python -m examples.inpaint_one_photo` draws it.
 
 Two networks, a U-Net of partial convolutions and a generator with region normalisation, start from
 random weights and learn from the known pixels of this one photo ("internal learning"): further
@@ -10,7 +10,7 @@ with the published layers.
 Everything keeps to a budget of seconds: a slower machine learns fewer steps.
 """
 
-from .environment import restart_with_settled_heap
+from benchmarks.environment import restart_with_settled_heap
 
 if __name__ == "__main__":
     restart_with_settled_heap()
@@ -32,12 +32,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.baselines import networks as published
 from torchext.models import pictures
 from torchext.models.masks import irregular_hole, known_from
 from torchext.models.partial_convolutions import PConvUNet
 from torchext.models.region_normalization import G_Net
-
-from .baselines import networks as published
 
 SIZE = 256
 SECONDS = 150.0
@@ -481,7 +480,7 @@ def load(photo: Path | None, mask: Path | None, size: int) -> tuple[Tensor, Tens
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo",
+        prog="python -m examples.inpaint_one_photo",
         description="Learn to fill a hole in a photo from the photo alone.",
     )
     parser.add_argument("--image", type=Path, help="a picture (default: scikit-image's coffee)")

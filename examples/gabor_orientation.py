@@ -1,4 +1,4 @@
-"""Hair orientation of a real photo: `python -m benchmarks.orientation_demo [OUTPUT]` draws it.
+"""Hair orientation of a real photo: `python -m examples.gabor_orientation [OUTPUT]` draws it.
 
 scikit-image's astronaut; the head as it is, its angle map in colours, and the direction of the
 strands as short lines over the photo.
