@@ -144,6 +144,7 @@ def test_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) 
     for name in torchext.ops.__all__:  # every public function of tensors
         pure = (
             "LabelWindows",
+            "explain_convolution",
             "install",
             "gabor_bank",
             "gabor_kernel_bank",

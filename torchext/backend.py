@@ -229,9 +229,13 @@ def use(name: str) -> Iterator[None]:
         _forced = before
 
 
-@functools.cache
 def simd_level() -> str:
     """Of the CPU's kernels: "avx512", "avx2", "portable"; "" where there are none."""
+    return _simd_level(os.environ.get("TORCHEXT_SIMD"))
+
+
+@functools.cache
+def _simd_level(_wanted: str | None) -> str:  # which the module reads at every call
     return _load.build_info_of_module().get("simd", "")
 
 

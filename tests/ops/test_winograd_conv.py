@@ -284,6 +284,25 @@ def test_a_model_of_the_cost_grows_with_the_channels(monkeypatch: pytest.MonkeyP
     assert winograd_conv.gain(torch.empty(1, 256, 64, 64), 256, (64, 64), (1, 1)) == 0
 
 
+def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "simd_level", lambda: "avx512")
+    x, explain = torch.empty(1, 64, 64, 64), torchext.explain_convolution
+    weight, few = torch.empty(64, 64, 3, 3), torch.empty(4, 64, 3, 3)
+    assert explain(x, weight, padding=1).startswith("winograd: expected to be 2.")
+    assert explain(x, few, padding="same").startswith("direct: Winograd's is expected to be")
+    assert explain(x, weight, stride=2).startswith("direct: takes kernels of 3x3 and 2x2")
+    assert explain(x.double(), weight.double()) == "direct: takes images in float32 on the CPU"
+    assert explain(x.double(), weight).startswith("direct: takes x and weight in float32")
+    with backend.convolution("direct"):
+        assert explain(x, weight) == "direct: torchext.backend.convolution says so"
+    with backend.use("reference"):
+        assert explain(x, weight) == "direct: the CPU's kernels do not run"
+    with pytest.raises(ValueError, match=r"weight: expected the shape \(Co, 64 / groups, kh, kw\)"):
+        explain(x, weight[:, :3])
+    with pytest.raises(ValueError, match="groups: expected 1 to"):
+        explain(x, weight, groups=0)
+
+
 # --- the weight's panels --------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from .self_aware_affine import self_aware_affine
 from .self_aware_region_norm import self_aware_region_norm
 from .spade_modulation_table import spade_modulation_table
 from .upsample_conv import upsample_conv2d
-from .winograd_conv import winograd_conv2d
+from .winograd_conv import explain_convolution, winograd_conv2d
 
 __all__ = [
     "LabelWindows",
@@ -34,6 +34,7 @@ __all__ = [
     "diversity_map",
     "dual_attention",
     "dual_attention_pools",
+    "explain_convolution",
     "gabor_bank",
     "gabor_kernel_bank",
     "gabor_orientation",

@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import backend, schema
-from .checks import autocast_dtype, check_feature_map, check_parameter, check_tensor
-from .convolution import geometry_of
+from .checks import (
+    autocast_dtype,
+    check_feature_map,
+    check_integer,
+    check_parameter,
+    check_tensor,
+)
+from .convolution import LARGEST, Sizes, geometry_of
 from .op import Gradients, Op
 
 _KERNELS = ((3, 3), (2, 2))
@@ -46,6 +52,7 @@ _TILES = {"avx512": 32, "avx2": 16}  # that are computed together
 _PANEL = 8  # output channels that are computed together
 _MOST_KEPT = 1 << 24  # numbers that are made of a weight, 64 MiB
 _GAIN = 1.1  # by which it must be ahead
+_REASON = "Winograd's is expected to be {:.1f} times as fast"
 
 
 def winograd_conv2d(
@@ -149,7 +156,12 @@ def gain(
     return direct / ours * (1 if kernel == 3 else (4 / 9) / (25 / 36))
 
 
-def chosen(
+def chosen(ops: Any, *convolution: Any) -> bool:
+    """Whether a convolution is to be one of Winograd's; the arguments of `why_direct`."""
+    return not why_direct(ops, *convolution)
+
+
+def why_direct(
     ops: Any,
     x: Tensor,
     channels: int,
@@ -159,22 +171,71 @@ def chosen(
     dilation: Sequence[int],
     groups: int,
     cost: _Cost = _CONVOLUTION,
-) -> bool:
-    """Whether a convolution is to be one of Winograd's, by `torchext.backend.convolution`.
+) -> str:
+    """Why a convolution is not to be one of Winograd's, by `torchext.backend.convolution`; or "".
 
     Args:
         ops: of the backend that runs; only the CPU's has it.
         cost: of the convolution, or of its weight's gradient.
     """
     wanted = backend.chosen_convolution()
-    if wanted == "direct" or not backend.has_tiles(ops):
-        return False
-    if problem(x, channels, stride, kernel, groups):
-        return False
+    if wanted == "direct":
+        return "torchext.backend.convolution says so"
+    if not backend.has_tiles(ops):
+        return "the CPU's kernels do not run"
+    reason = problem(x, channels, stride, kernel, groups)
+    if reason or wanted == "winograd":
+        return reason
     output = _output_size(x, kernel[0], padding, dilation)
-    if min(output) < 1:
-        return False
-    return wanted == "winograd" or gain(x, channels, output, dilation, cost, kernel[0]) > _GAIN
+    expected = gain(x, channels, output, dilation, cost, kernel[0]) if min(output) > 0 else 0.0
+    return "" if expected > _GAIN else _REASON.format(expected)
+
+
+def explain_convolution(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+) -> str:
+    """Which convolution our layers take for an image, and why.
+
+    Args:
+        x: (N,Ci,H,W), floating point.
+        weight: (Co,Ci/groups,kh,kw).
+        stride, padding, dilation, groups: as for `torch.nn.functional.conv2d`.
+
+    Returns:
+        "winograd: ..." with how many times as fast as a direct convolution it is expected to be, or
+        "direct: ..." with the reason. In code that is compiled it is always direct.
+
+    Raises:
+        TypeError: an argument is of the wrong kind or dtype.
+        ValueError: a shape does not fit.
+    """
+    check_feature_map("x", x)
+    groups = check_integer("groups", groups, 1, LARGEST)
+    check_tensor("weight", weight)
+    if weight.dim() != 4 or weight.shape[1] * groups != x.shape[1]:
+        raise ValueError(
+            f"weight: expected the shape (Co, {x.shape[1]} / groups, kh, kw), got"
+            f" {tuple(weight.shape)}"
+        )
+    kernel = weight.shape[2:]
+    geometry = geometry_of(x.shape[2:], kernel, stride, padding, dilation)
+    if not geometry.symmetric:
+        return "direct: takes the same padding on both sides"
+    if autocast_dtype(x) is not None or weight.dtype != x.dtype:
+        return "direct: takes x and weight in float32, without autocast"
+    sizes = (geometry.stride, geometry.padding, geometry.dilation)
+    ops = backend.choose("winograd_conv2d", x).ops
+    reason = why_direct(ops, x, len(weight), kernel, *sizes, groups)
+    if reason:
+        return f"direct: {reason}"
+    output = _output_size(x, kernel[0], geometry.padding, geometry.dilation)
+    expected = gain(x, len(weight), output, geometry.dilation, kernel=kernel[0])
+    return f"winograd: expected to be {expected:.1f} times as fast as a direct convolution"
 
 
 def _output_size(
