@@ -242,6 +242,7 @@ def _partial_conv_cases() -> dict[str, tuple[Callable[[], Any], int]]:
     bias = torch.randn(C, generator=generator)
     window = (mask, [], [3, 3], [1, 1], [1, 1], [1, 1], [H, W], True, True, 1e-8)
     scale, updated = ops.mask_window(*window)
+    result, raw = torch.randn(2, N, C, H, W, generator=generator)
     phases = torch.randn(N, 4 * C, H // 2 + 1, W // 2 + 1, generator=generator)
     maps, T = mask.nbytes, x.nbytes
     return {
@@ -254,8 +255,16 @@ def _partial_conv_cases() -> dict[str, tuple[Callable[[], Any], int]]:
             2 * T + 2 * maps,
         ),
         "partial_conv_epilogue backward": (
-            lambda: ops.partial_conv_epilogue_backward(x, scale, updated),
+            lambda: ops.partial_conv_epilogue_backward(
+                x, None, None, scale, updated, None, 1.0, False
+            ),
             2 * T + 2 * maps,
+        ),
+        "partial_conv_epilogue backward of norm and activation": (
+            lambda: ops.partial_conv_epilogue_backward(
+                x, result, raw, scale, updated, bias.exp(), 0.2, False
+            ),
+            4 * T + 2 * maps,
         ),
         "interleave_phases forward": (
             lambda: ops.interleave_phases(phases, bias, None, [0, 1, 0, 1]),

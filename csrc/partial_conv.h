@@ -148,11 +148,17 @@ struct Epilogue {
 
 struct EpilogueBackward {
   const Tensor& grad;
+  const MaybeTensor& y;    // whose sign tells the side of the activation; not needed without one
+  const MaybeTensor& raw;  // for the third sum
   const Tensor& scale;
   const Tensor& updated;
+  const MaybeTensor& norm_weight;
+  double negative_slope;
+  bool mask_output;
   OutputMaps maps;
-  Tensor grad_raw, grad_bias;
+  Tensor grad_raw, sums;  // (3, C), see torchext/reference/partial_conv.py
 };
+constexpr int64_t kSums = 3;
 
 // By the device's file.
 void compute(const MaskWindow& call);
@@ -219,13 +225,24 @@ void partial_conv_epilogue_in_place(const Tensor& raw, const Tensor& scale, cons
   finish(raw, scale, updated, {bias, norm_weight, norm_bias, negative_slope, mask_output}, raw);
 }
 
-std::tuple<Tensor, Tensor> partial_conv_epilogue_backward(const Tensor& grad, const Tensor& scale,
-                                                          const Tensor& updated) {
+std::tuple<Tensor, Tensor> partial_conv_epilogue_backward(const Tensor& grad, const MaybeTensor& y,
+                                                          const MaybeTensor& raw,
+                                                          const Tensor& scale,
+                                                          const Tensor& updated,
+                                                          const MaybeTensor& norm_weight,
+                                                          double negative_slope, bool mask_output) {
   const OutputMaps maps(grad, scale, updated);
+  const ScalarType type = accumulate_type(grad);
+  expects(y.has_value() || negative_slope == 1, "y: expected the result of the activation");
+  if (y.has_value()) expects_like(*y, grad, "y: expected the gradient's dtype, shape and format");
+  if (raw.has_value())
+    expects_like(*raw, grad, "raw: expected the gradient's dtype, shape and format");
+  expects_plain(norm_weight, type, maps.channels, "norm_weight: expected a number per channel");
   Tensor grad_raw = torch::stable::empty_like(grad);
-  Tensor grad_bias = new_tensor(grad, {maps.channels}, accumulate_type(grad));
-  compute(EpilogueBackward{grad, scale, updated, maps, grad_raw, grad_bias});
-  return {grad_raw, grad_bias};
+  Tensor sums = new_tensor(grad, {kSums, maps.channels}, type);
+  compute(EpilogueBackward{grad, y, raw, scale, updated, norm_weight, negative_slope, mask_output,
+                           maps, grad_raw, sums});
+  return {grad_raw, sums};
 }
 
 template <class Library>

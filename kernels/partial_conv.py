@@ -5,8 +5,9 @@ updated from the mask's window sums.
 
 Passes over memory (T = the feature map, maps of one channel not counted): mask_product reads T and
 writes T; partial_conv_epilogue reads the raw output and writes the result (2T, the floor); its
-backward reads the gradient and writes the raw output's (2T, the floor), and leaves partial sums of
-the bias's gradient. mask_window reads a mask of many channels once for each row of the kernel, from
+backward reads the gradient and writes the raw output's (2T, the floor; it also reads y after an
+activation, and raw for a norm weight's gradient), and leaves partial sums of what the parameters'
+gradients need. mask_window reads a mask of many channels once for each row of the kernel, from
 the cache but for the first. Launches: mask_window 2 (rows and channels, then columns), product 1,
 epilogue 1, backward 2. Grid: one program per tile of BLOCK_C channels by BLOCK_P pixels; in the
 backward per (image, channels, split of the pixels).
@@ -166,43 +167,61 @@ def partial_conv_epilogue_kernel(
 
 @triton.jit(do_not_specialize=("splits", "tiles", "tiles_per_split", "image_step"))
 def partial_conv_epilogue_backward_kernel(
-    grad, scale, updated, grad_raw, parts, C, P, splits, tiles, tiles_per_split, image_step,
+    grad, y, raw, scale, updated, norm_weight, grad_raw, parts, C, P, splits, tiles,
+    tiles_per_split, image_step, SLOPE: tl.constexpr, MASK_OUTPUT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """grad_raw, and parts (N*splits,C) of the bias's gradient."""
+    """grad_raw, and parts (N*splits,3,C) of the sums; y and raw may be None."""
     image, c, _ = _tile(tl.program_id(0), C, P, splits, BLOCK_C, BLOCK_P)
     split = tl.program_id(0) % splits
-    total = tl.zeros((BLOCK_C, BLOCK_P), parts.dtype.element_ty)
+    known_sum = tl.zeros((BLOCK_C, BLOCK_P), parts.dtype.element_ty)
+    plain_sum = tl.zeros((BLOCK_C, BLOCK_P), parts.dtype.element_ty)
+    raw_sum = tl.zeros((BLOCK_C, BLOCK_P), parts.dtype.element_ty)
     for t in range(split * tiles_per_split, tl.minimum((split + 1) * tiles_per_split, tiles)):
         p = t * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
         valid = (c < C) & (p < P)
         offsets = element_offsets(image, c, p, C, P, CHANNELS_LAST)
         pixel = image * image_step * P + p
+        known = tl.load(updated + pixel, mask=p < P, other=0.0)
         g = accumulated(tl.load(grad + offsets, mask=valid, other=0.0))
-        total += _masked(g, tl.load(updated + pixel, mask=p < P, other=0.0))
-        out = _masked(g, tl.load(scale + pixel, mask=p < P, other=0.0))
+        if MASK_OUTPUT:
+            g = _masked(g, known)
+        if SLOPE != 1.0:
+            result = accumulated(tl.load(y + offsets, mask=valid, other=0.0))
+            g = tl.where(result > 0, g, g * SLOPE)
+        known_sum += _masked(g, known)
+        plain_sum += g
+        factor = tl.load(scale + pixel, mask=p < P, other=0.0)
+        out = tl.where(known == 0, 0.0, g * factor)
+        if raw is not None:
+            value = accumulated(tl.load(raw + offsets, mask=valid, other=0.0))
+            raw_sum += tl.where(known == 0, 0.0, out * value)
+        if norm_weight is not None:
+            out *= tl.load(norm_weight + c, mask=c < C, other=0.0)
         tl.store(grad_raw + offsets, out.to(grad_raw.dtype.element_ty), mask=valid)
-    place = (image * splits + split) * C + c
-    tl.store(parts + place, tl.sum(total, axis=1, keep_dims=True), mask=c < C)
+    place = (image * splits + split) * 3 * C + c
+    tl.store(parts + place, tl.sum(known_sum, axis=1, keep_dims=True), mask=c < C)
+    tl.store(parts + place + C, tl.sum(plain_sum, axis=1, keep_dims=True), mask=c < C)
+    tl.store(parts + place + 2 * C, tl.sum(raw_sum, axis=1, keep_dims=True), mask=c < C)
 
 
 @triton.jit(do_not_specialize=("count",))
 def partial_conv_epilogue_backward_merge_kernel(
-    parts, grad_bias, count, C, BLOCK_C: tl.constexpr, BLOCK_PARTS: tl.constexpr,
+    parts, sums, count, C, BLOCK_C: tl.constexpr, BLOCK_PARTS: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     rows = tl.arange(0, BLOCK_PARTS)[:, None]
-    total = tl.zeros((BLOCK_PARTS, BLOCK_C), grad_bias.dtype.element_ty)
+    total = tl.zeros((BLOCK_PARTS, BLOCK_C), sums.dtype.element_ty)
     for start in range(0, count, BLOCK_PARTS):
         part = (start + rows).to(tl.int64)
         valid = (part < count) & (c < C)
         total += tl.load(parts + part * C + c, mask=valid, other=0.0)
-    tl.store(grad_bias + c, tl.sum(total, axis=0, keep_dims=True), mask=c < C)
+    tl.store(sums + c, tl.sum(total, axis=0, keep_dims=True), mask=c < C)
 
 
-def _tile_of(x) -> tuple[int, int]:
+def _tile_of(x, elements=2048) -> tuple[int, int]:
     """Channels and pixels of a tile."""
-    elements = 65536 if INTERPRETED else 2048
+    elements = 65536 if INTERPRETED else elements
     if not is_channels_last(x):
         return 1, elements
     block_c = min(triton.next_power_of_2(x.shape[1]), 64)
@@ -311,27 +330,30 @@ def partial_conv_epilogue_(
     _epilogue_into(raw, scale, updated, *tail, raw)
 
 
-def partial_conv_epilogue_backward(grad, scale, updated):
-    """Gradients of the raw output and of the bias."""
+def partial_conv_epilogue_backward(
+    grad, y, raw, scale, updated, norm_weight, negative_slope, mask_output
+):  # fmt: skip
+    """The raw output's gradient, and the sums (3,C) that those of the parameters are made of."""
     N, C, H, W = grad.shape
     grad_raw = torch.empty_like(grad)
-    grad_bias = torch.empty(C, dtype=scale.dtype, device=grad.device)
-    block_c, block_p = _tile_of(grad)
+    sums = torch.empty((3, C), dtype=scale.dtype, device=grad.device)
+    block_c, block_p = _tile_of(grad, 1024)  # of three sums; larger ones spill in float64
     tiles, programs = triton.cdiv(H * W, block_p), N * triton.cdiv(C, block_c)
     wanted = max(1, min(tiles, triton.cdiv(WANTED_PROGRAMS, max(1, programs))))
     tiles_per_split = triton.cdiv(tiles, wanted)
     splits = triton.cdiv(tiles, tiles_per_split)
-    parts = torch.empty((N * splits, C), dtype=scale.dtype, device=grad.device)
+    parts = torch.empty((N * splits, 3, C), dtype=scale.dtype, device=grad.device)
     launch(
-        partial_conv_epilogue_backward_kernel, programs * splits, grad, scale, updated, grad_raw,
-        parts, C, H * W, splits, tiles, tiles_per_split, int(scale.shape[0] > 1),
+        partial_conv_epilogue_backward_kernel, programs * splits, grad, y, raw, scale, updated,
+        norm_weight, grad_raw, parts, C, H * W, splits, tiles, tiles_per_split,
+        int(scale.shape[0] > 1), SLOPE=negative_slope, MASK_OUTPUT=mask_output,
         CHANNELS_LAST=is_channels_last(grad), BLOCK_C=block_c, BLOCK_P=block_p,
     )  # fmt: skip
     launch(
-        partial_conv_epilogue_backward_merge_kernel, triton.cdiv(C, 32), parts, grad_bias,
-        N * splits, C, BLOCK_C=32, BLOCK_PARTS=32,
+        partial_conv_epilogue_backward_merge_kernel, triton.cdiv(3 * C, 32), parts, sums,
+        N * splits, 3 * C, BLOCK_C=32, BLOCK_PARTS=32,
     )  # fmt: skip
-    return grad_raw, grad_bias
+    return grad_raw, sums
 
 
 def ahead_of_time_variants():
@@ -360,4 +382,8 @@ def _all_launches(x) -> None:
     for terms in ((bias, None, None, 1.0), (None, bias, bias, 0.0), (bias, bias, bias, 0.2)):
         partial_conv_epilogue(x, scale, updated, *terms, False)
     partial_conv_epilogue(x, scale, updated, None, None, None, 1.0, True)
-    partial_conv_epilogue_backward(x, scale, updated)
+    for y, raw, norm_weight, slope, mask_output in (
+        (None, None, None, 1.0, False), (x, None, None, 0.0, False), (x, None, bias, 0.2, True),
+        (None, x, bias, 1.0, False), (x, x, bias, 0.0, True),
+    ):  # fmt: skip
+        partial_conv_epilogue_backward(x, y, raw, scale, updated, norm_weight, slope, mask_output)

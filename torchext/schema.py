@@ -104,12 +104,15 @@ SCHEMAS = {
         " SymInt[] dilation, SymInt groups) -> Tensor"
     ),
     "partial_conv_backward": (
-        "(Tensor grad, Tensor x, Tensor? mask, int[] mask_channels, Tensor scale, Tensor updated,"
-        " Tensor weight, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups,"
-        " bool[3] wanted) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)"
+        "(Tensor grad, Tensor? y, Tensor x, Tensor? mask, int[] mask_channels, Tensor scale,"
+        " Tensor updated, Tensor weight, Tensor? bias, Tensor? norm_weight, float negative_slope,"
+        " bool mask_output, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups,"
+        " bool[3] wanted) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias,"
+        " Tensor grad_norm_weight, Tensor grad_norm_bias)"
     ),
     "partial_conv_epilogue_backward": (
-        "(Tensor grad, Tensor scale, Tensor updated) -> (Tensor grad_raw, Tensor grad_bias)"
+        "(Tensor grad, Tensor? y, Tensor? raw, Tensor scale, Tensor updated, Tensor? norm_weight,"
+        " float negative_slope, bool mask_output) -> (Tensor grad_raw, Tensor sums)"
     ),
     "modulated_norm": (
         "(Tensor x, Tensor? gamma, Tensor? beta, Tensor? weight, Tensor? mean, Tensor? rstd,"

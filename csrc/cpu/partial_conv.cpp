@@ -6,8 +6,10 @@
 //   mask_window                     a mask of one channel: none. Of all channels: reads it once.
 //   mask_product                    reads T, writes T (the floor of an unfused product).
 //   partial_conv_epilogue           reads the raw output, writes the result: 2T, the floor.
-//   partial_conv_epilogue_backward  reads the gradient, writes the raw output's: 2T, the floor; the
-//                                   bias's gradient is summed up on the way.
+//   partial_conv_epilogue_backward  reads the gradient, writes the raw output's: 2T, the floor;
+//   also
+//                                   reads y after an activation, raw for a norm weight's gradient;
+//                                   what the parameters' gradients need is summed up on the way.
 //
 // The window sum is a sum over rows into one row of column sums, then over columns: k additions
 // each per output pixel.
@@ -229,14 +231,19 @@ void compute(const EpilogueBackward& call) {
   dispatch_floating(call.grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = accumulate_t<T>;
-    const T* in = data<const T>(call.grad);
-    const A* scales = data<const A>(call.scale);
-    const A* masks = data<const A>(call.updated);
+    const EpilogueGradient<T> of{data<const T>(call.grad),
+                                 data<const T>(call.y),
+                                 data<const T>(call.raw),
+                                 data<const A>(call.scale),
+                                 data<const A>(call.updated),
+                                 data<const A>(call.norm_weight),
+                                 static_cast<A>(call.negative_slope),
+                                 call.mask_output};
     T* out = data<T>(call.grad_raw);
     // Sums over parts of a fixed size, then over the parts in order.
     const int64_t length = maps.channels_last ? std::max<int64_t>(64, (N * P + 255) / 256) : kUnit;
     const int64_t parts = maps.channels_last ? (N * P + length - 1) / length : N * units_of(P);
-    std::vector<A> partial(parts * C);
+    std::vector<A> partial(parts * kSums * C);
     if (maps.channels_last) {
       parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; ++part) {
@@ -245,9 +252,9 @@ void compute(const EpilogueBackward& call) {
           while (first < last) {
             const int64_t stop = std::min(last, (first / P + 1) * P);
             const int64_t at = maps.shared ? first % P : first;
-            TORCHEXT_AT_SIMD_LEVEL(epilogue_backward_pixels<T>)(
-                in + first * C, scales + at, masks + at, stop - first, C, out + first * C,
-                partial.data() + part * C);
+            TORCHEXT_AT_SIMD_LEVEL(epilogue_backward_pixels<T>)(of.from(first * C, at),
+                                                                stop - first, C, out + first * C,
+                                                                partial.data() + part * kSums * C);
             first = stop;
           }
         }
@@ -256,18 +263,20 @@ void compute(const EpilogueBackward& call) {
       const int64_t units = units_of(P);
       parallel_for(0, N * C * units, 2, [&](int64_t begin, int64_t end) {
         for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t plane = unit / units, first = unit % units * kUnit;
+          const int64_t plane = unit / units, c = plane % C, first = unit % units * kUnit;
           const int64_t at = (maps.shared ? 0 : plane / C * P) + first;
-          partial[(plane / C * units + unit % units) * C + plane % C] = TORCHEXT_AT_SIMD_LEVEL(
-              epilogue_backward_plane<T>)(in + plane * P + first, scales + at, masks + at,
-                                          std::min(kUnit, P - first), out + plane * P + first);
+          const int64_t part = plane / C * units + unit % units;
+          TORCHEXT_AT_SIMD_LEVEL(epilogue_backward_plane<T>)(
+              of.from(plane * P + first, at), std::min(kUnit, P - first), c,
+              out + plane * P + first, partial.data() + part * kSums * C + c, C);
         }
       });
     }
-    std::vector<double> sums(C);
+    std::vector<double> sums(kSums * C);
     for (int64_t part = 0; part < parts; ++part)
-      for (int64_t c = 0; c < C; ++c) sums[c] += static_cast<double>(partial[part * C + c]);
-    std::transform(sums.begin(), sums.end(), data<A>(call.grad_bias),
+      for (int64_t i = 0; i < kSums * C; ++i)
+        sums[i] += static_cast<double>(partial[part * kSums * C + i]);
+    std::transform(sums.begin(), sums.end(), data<A>(call.sums),
                    [](double sum) { return static_cast<A>(sum); });
   });
 }

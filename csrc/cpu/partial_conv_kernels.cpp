@@ -30,6 +30,19 @@ inline A masked(A value, A mask) {
   return mask == A(0) ? A(0) : value * mask;
 }
 
+// 0 in a hole, whatever the value is.
+template <class A>
+inline A outside_holes(A value, A mask) {
+  return mask == A(0) ? A(0) : value;
+}
+
+// The gradient before mask_output and activation; y is the result, of whatever sign with slope 1.
+template <class A>
+inline A pulled_back(A grad, A y, A updated, A slope, bool remask) {
+  const A value = masked(grad, remask ? updated : A(1));
+  return y > A(0) ? value : value * slope;
+}
+
 // Loops of a fixed length, for the elements that are accumulated in their own type.
 template <class A>
 inline void multiply_lanes(const A* __restrict x, const A* __restrict mask, A* __restrict y) {
@@ -320,56 +333,101 @@ void scatter_row(const T* tiles, const int32_t* slots, int64_t count, int64_t pi
 }
 
 template <class T>
-accumulate_t<T> epilogue_backward_plane(const T* grad, const accumulate_t<T>* scale,
-                                        const accumulate_t<T>* updated, int64_t count,
-                                        T* grad_raw) {
+void epilogue_backward_plane(const EpilogueGradient<T>& of, int64_t count, int64_t c, T* grad_raw,
+                             accumulate_t<T>* sums, int64_t stride) {
   using A = accumulate_t<T>;
-  InputTile<T> input;
+  InputTile<T> input, y_input, raw_input;
   OutputTile<T> output;
-  A lanes[kLanes] = {};
+  const A weight = of.norm_weight ? of.norm_weight[c] : A(1);
+  const A slope = of.negative_slope;
+  const bool remask = of.mask_output;
+  const A span = remask ? A(1) : A(0), least = A(1) - span;  // of the mask over the output
+  A of_bias[kLanes] = {}, of_shift[kLanes] = {}, of_weight[kLanes] = {};
   for (int64_t first = 0; first < count; first += kTile) {
     const int64_t n = smaller(kTile, count - first);
-    const int64_t whole = n / kLanes * kLanes;
-    const A* __restrict g = input(grad + first, n);
-    const A* __restrict k = scale + first;
-    const A* __restrict u = updated + first;
+    const A* __restrict g = input(of.grad + first, n);
+    const A* y = of.y ? y_input(of.y + first, n) : g;
+    const A* __restrict k = of.scale + first;
+    const A* __restrict u = of.updated + first;
     A* __restrict out = output(grad_raw + first);
-    for (int64_t i = 0; i < whole; i += kLanes)
+    const int64_t whole = n / kLanes * kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      // A loop for each, or the compiler joins their conditions to branches.
+      A a[kLanes];
 #pragma omp simd
-      for (int64_t l = 0; l < kLanes; ++l) {
-        lanes[l] += masked(g[i + l], u[i + l]);
-        out[i + l] = masked(g[i + l], k[i + l]);
-      }
-    for (int64_t i = whole; i < n; ++i) {
-      lanes[i - whole] += masked(g[i], u[i]);
-      out[i] = masked(g[i], k[i]);
+      for (int64_t l = 0; l < kLanes; ++l) a[l] = masked(g[i + l], least + span * u[i + l]);
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) a[l] = y[i + l] > A(0) ? a[l] : a[l] * slope;
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) of_bias[l] += masked(a[l], u[i + l]);
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) of_shift[l] += a[l];
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) out[i + l] = outside_holes(a[l] * k[i + l], u[i + l]);
     }
+    for (int64_t i = whole; i < n; ++i) {
+      const A a = pulled_back(g[i], y[i], u[i], slope, remask);
+      of_bias[i - whole] += masked(a, u[i]);
+      of_shift[i - whole] += a;
+      out[i] = outside_holes(a * k[i], u[i]);
+    }
+    if (of.raw) {
+      const A* __restrict raw = raw_input(of.raw + first, n);
+      for (int64_t i = 0; i < whole; i += kLanes)
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l)
+          of_weight[l] += outside_holes(out[i + l] * raw[i + l], u[i + l]);
+      for (int64_t i = whole; i < n; ++i)
+        of_weight[i - whole] += outside_holes(out[i] * raw[i], u[i]);
+    }
+    if (of.norm_weight)
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] *= weight;
     output.commit(grad_raw + first, n);
   }
-  A sum = 0;
-  for (int64_t l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
+  const A* const lanes[] = {of_bias, of_shift, of_weight};
+  for (int64_t s = 0; s < 3; ++s) {
+    A sum = 0;
+    for (int64_t l = 0; l < kLanes; ++l) sum += lanes[s][l];
+    sums[s * stride] = sum;
+  }
 }
 
 template <class T>
-void epilogue_backward_pixels(const T* grad, const accumulate_t<T>* scale,
-                              const accumulate_t<T>* updated, int64_t pixels, int64_t channels,
+void epilogue_backward_pixels(const EpilogueGradient<T>& of, int64_t pixels, int64_t channels,
                               T* grad_raw, accumulate_t<T>* sums) {
   using A = accumulate_t<T>;
-  InputTile<T> input;
+  InputTile<T> input, y_input, raw_input;
   OutputTile<T> output;
+  const A slope = of.negative_slope;
+  const bool remask = of.mask_output;
   for (int64_t p = 0; p < pixels; ++p) {
-    const A k = scale[p], u = updated[p];
+    const A u = of.updated[p], k = of.scale[p];
     for (int64_t first = 0; first < channels; first += kTile) {
       const int64_t n = smaller(kTile, channels - first);
       const int64_t at = p * channels + first;
-      const A* __restrict g = input(grad + at, n);
+      const A* __restrict g = input(of.grad + at, n);
+      const A* y = of.y ? y_input(of.y + at, n) : g;
       A* __restrict out = output(grad_raw + at);
-      A* __restrict sum = sums + first;
+      A* __restrict of_bias = sums + first;
+      A* __restrict of_shift = sums + channels + first;
 #pragma omp simd
       for (int64_t c = 0; c < n; ++c) {
-        sum[c] += masked(g[c], u);
-        out[c] = masked(g[c], k);
+        const A a = pulled_back(g[c], y[c], u, slope, remask);
+        of_bias[c] += masked(a, u);
+        of_shift[c] += a;
+        out[c] = u == A(0) ? A(0) : a * k;
+      }
+      if (of.raw && u != A(0)) {
+        const A* __restrict raw = raw_input(of.raw + at, n);
+        A* __restrict of_weight = sums + 2 * channels + first;
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) of_weight[c] += out[c] * raw[c];
+      }
+      if (of.norm_weight) {
+        const A* __restrict weight = of.norm_weight + first;
+#pragma omp simd
+        for (int64_t c = 0; c < n; ++c) out[c] *= weight[c];
       }
       output.commit(grad_raw + at, n);
     }
@@ -391,10 +449,9 @@ void epilogue_backward_pixels(const T* grad, const accumulate_t<T>* scale,
   template void scatter_row<T>(const T*, const int32_t*, int64_t, int64_t, const accumulate_t<T>*, \
                                const accumulate_t<T>*, int64_t, int64_t, int64_t,                  \
                                const ChannelEpilogue<accumulate_t<T>>&, T*);                       \
-  template accumulate_t<T> epilogue_backward_plane<T>(const T*, const accumulate_t<T>*,            \
-                                                      const accumulate_t<T>*, int64_t, T*);        \
-  template void epilogue_backward_pixels<T>(const T*, const accumulate_t<T>*,                      \
-                                            const accumulate_t<T>*, int64_t, int64_t, T*,          \
+  template void epilogue_backward_plane<T>(const EpilogueGradient<T>&, int64_t, int64_t, T*,       \
+                                           accumulate_t<T>*, int64_t);                             \
+  template void epilogue_backward_pixels<T>(const EpilogueGradient<T>&, int64_t, int64_t, T*,      \
                                             accumulate_t<T>*);
 TORCHEXT_INSTANTIATE(float)
 TORCHEXT_INSTANTIATE(double)

@@ -22,6 +22,30 @@ struct ChannelEpilogue {
   bool mask_output;
 };
 
+// What the epilogue did, for its gradient; y and raw may be null, the first where the slope is 1.
+template <class T>
+struct EpilogueGradient {
+  const T* grad;
+  const T* y;
+  const T* raw;
+  const accumulate_t<T>* scale;
+  const accumulate_t<T>* updated;
+  const accumulate_t<T>* norm_weight;
+  accumulate_t<T> negative_slope;
+  bool mask_output;
+
+  // From an element and its pixel's place in the maps on.
+  EpilogueGradient from(int64_t element, int64_t pixel) const {
+    EpilogueGradient there = *this;
+    there.grad += element;
+    if (y) there.y += element;
+    if (raw) there.raw += element;
+    there.scale += pixel;
+    there.updated += pixel;
+    return there;
+  }
+};
+
 // Output pixels of a tile in each direction: small, so that many tiles are all hole (8 x 8 leaves a
 // seventh less to convolve than 16 x 16 where half is in holes), while a convolution of 8 x 8 tiles
 // takes but 2 to 5 % longer than one of large ones.
@@ -72,14 +96,13 @@ struct PlaneWindows {
                    const accumulate_t<T>* scale, const accumulate_t<T>* updated, int64_t rows,     \
                    int64_t width, int64_t c, const ChannelEpilogue<accumulate_t<T>>& epilogue,     \
                    T* plane);                                                                      \
-  /* grad_raw = grad * scale, and the sum of grad * updated. */                                    \
+  /* The raw output's gradient, of `count` pixels of channel c or of all channels of `pixels` */   \
+  /* pixels; the channel's three sums to sums[0], sums[stride], ..., or added to (3, channels). */ \
   template <class T>                                                                               \
-  accumulate_t<T> epilogue_backward_plane(const T* grad, const accumulate_t<T>* scale,             \
-                                          const accumulate_t<T>* updated, int64_t count,           \
-                                          T* grad_raw);                                            \
+  void epilogue_backward_plane(const EpilogueGradient<T>& of, int64_t count, int64_t c,            \
+                               T* grad_raw, accumulate_t<T>* sums, int64_t stride);                \
   template <class T>                                                                               \
-  void epilogue_backward_pixels(const T* grad, const accumulate_t<T>* scale,                       \
-                                const accumulate_t<T>* updated, int64_t pixels, int64_t channels,  \
+  void epilogue_backward_pixels(const EpilogueGradient<T>& of, int64_t pixels, int64_t channels,   \
                                 T* grad_raw, accumulate_t<T>* sums);
 
 TORCHEXT_DECLARE_FOR_SIMD_LEVELS(TORCHEXT_PARTIAL_CONV_KERNELS)

@@ -6,8 +6,10 @@
 //   mask_window                     a mask of one channel: none, in 1. Of more: read once, in 2.
 //   mask_product                    reads T, writes T in 1 (the floor of an unfused product).
 //   partial_conv_epilogue           reads the raw output, writes the result, in 1: 2T, the floor.
-//   partial_conv_epilogue_backward  reads the gradient, writes the raw output's: 2T, the floor; the
-//                                   bias's gradient on the way, its parts added up in a 2nd.
+//   partial_conv_epilogue_backward  reads the gradient, writes the raw output's: 2T, the floor;
+//   also
+//                                   reads y after an activation, raw for a norm weight's gradient;
+//                                   sums for the parameters' on the way, parts added up in a 2nd.
 //
 // Launch: 256 threads. Elementwise kernels: a thread takes accesses of 128 bits of a plane
 // (contiguous) or of an image (channels last). mask_window: a block takes a piece of an output row,
@@ -133,12 +135,18 @@ void compute(const EpilogueBackward& call) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
     constexpr int kWidest = kMaxAccessBytes / sizeof(T);
-    const T* in = data<const T>(call.grad);
-    const A* scales = data<const A>(call.scale);
-    const A* masks = data<const A>(call.updated);
+    const EpilogueGradient<T> of{data<const T>(call.grad),
+                                 data<const T>(call.y),
+                                 data<const T>(call.raw),
+                                 data<const A>(call.scale),
+                                 data<const A>(call.updated),
+                                 data<const A>(call.norm_weight),
+                                 static_cast<A>(call.negative_slope),
+                                 call.mask_output};
     T* out = data<T>(call.grad_raw);
-    const int width =
-        maps.channels_last ? vector_width(C, in, out) : vector_width(P, in, scales, masks, out);
+    const int width = maps.channels_last
+                          ? vector_width(C, of.grad, of.y, of.raw, out)
+                          : vector_width(P, of.grad, of.y, of.raw, of.scale, of.updated, out);
     dispatch_access<T>(width == kWidest, maps.channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
       // Enough blocks for a large device, few enough that their parts are a small tensor.
@@ -153,22 +161,21 @@ void compute(const EpilogueBackward& call) {
         const int64_t rows = kThreads / lanes;
         count = std::max<int64_t>(
             1, std::min((N * P + rows - 1) / rows, std::max<int64_t>(1, kBlocks / groups)));
-        parts = new_tensor(call.grad, {count, C}, call.grad_bias.scalar_type());
+        parts = new_tensor(call.grad, {count, kSums, C}, call.sums.scalar_type());
         launch(pixel_epilogue_backward_kernel<T, V>, grid_of(groups * count), dim3(kThreads), 0,
-               current_stream(call.grad), view, N * P, count, lanes, in, scales, masks, out,
-               data<A>(parts));
+               current_stream(call.grad), view, N * P, count, lanes, of, out, data<A>(parts));
       } else {
         const int64_t shares = (P + kThreads * V - 1) / (kThreads * V);
         const int64_t wanted = std::max<int64_t>(1, kBlocks / std::max<int64_t>(1, N * C));
         const int64_t splits = std::max<int64_t>(1, std::min(shares, wanted));
         count = N * splits;
-        parts = new_tensor(call.grad, {count, C}, call.grad_bias.scalar_type());
+        parts = new_tensor(call.grad, {count, kSums, C}, call.sums.scalar_type());
         launch(plane_epilogue_backward_kernel<T, V>, grid_of(N * C * splits), dim3(kThreads), 0,
-               current_stream(call.grad), view, splits, in, scales, masks, out, data<A>(parts));
+               current_stream(call.grad), view, splits, of, out, data<A>(parts));
       }
-      launch(combine_bias_gradient_kernel<A>, grid_of((C + kWarpSize - 1) / kWarpSize),
-             dim3(kThreads), 0, current_stream(call.grad), data<const A>(parts), count, C,
-             data<A>(call.grad_bias));
+      launch(combine_epilogue_sums_kernel<A>, grid_of((kSums * C + kWarpSize - 1) / kWarpSize),
+             dim3(kThreads), 0, current_stream(call.grad), data<const A>(parts), count, kSums * C,
+             data<A>(call.sums));
     });
   });
 }

@@ -283,45 +283,97 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Contiguous: a block takes `steps` whole shares of a plane, and leaves one part of the bias's sum.
+// What the epilogue did, for its gradient; y and raw may be null, the first where the slope is 1.
+template <typename T>
+struct EpilogueGradient {
+  using A = accumulate_t<T>;
+  const T* grad;
+  const T* y;
+  const T* raw;
+  const A* scale;
+  const A* updated;
+  const A* norm_weight;
+  A negative_slope;
+  bool mask_output;
+
+  __device__ A weight_of(int64_t c) const {
+    return norm_weight != nullptr ? load(norm_weight + c) : A(1);
+  }
+  // The raw output's gradients of V elements from `at` on, with their scale, updated mask and
+  // channel's weight; each element's terms are added to its sums.
+  template <int V>
+  __device__ __forceinline__ Vec<T, V> pull_back(int64_t at, const Vec<A, V>& k,
+                                                 const Vec<A, V>& known, const Vec<A, V>& weight,
+                                                 A (&sums)[kSums][V]) const {
+    const Vec<T, V> g = load<V>(grad + at);
+    Vec<T, V> result = g, raws = g, out;  // without an activation the slope is 1 on either side
+    if (y != nullptr) result = load<V>(y + at);
+    if (raw != nullptr) raws = load<V>(raw + at);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      A a = to_accumulate(g[j]);
+      if (mask_output) a = masked(a, known[j]);
+      a = to_accumulate(result[j]) > A(0) ? a : a * negative_slope;
+      const A scaled = known[j] == A(0) ? A(0) : a * k[j];
+      sums[0][j] += masked(a, known[j]);
+      sums[1][j] += a;
+      if (raw != nullptr && known[j] != A(0)) sums[2][j] += scaled * to_accumulate(raws[j]);
+      out[j] = from_accumulate<T>(scaled * weight[j]);
+    }
+    return out;
+  }
+};
+
+template <int V, typename A>
+__device__ __forceinline__ Vec<A, V> repeated(A value) {
+  Vec<A, V> result;
+#pragma unroll
+  for (int j = 0; j < V; ++j) result[j] = value;
+  return result;
+}
+
+// Contiguous: a block takes every splits-th share of a plane, and leaves one part of its sums:
+// parts (images * splits, 3, channels).
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
-    plane_epilogue_backward_kernel(OutputView view, int64_t splits, const T* grad,
-                                   const accumulate_t<T>* scale, const accumulate_t<T>* updated,
+    plane_epilogue_backward_kernel(OutputView view, int64_t splits, EpilogueGradient<T> gradient,
                                    T* grad_raw, accumulate_t<T>* parts) {
   using A = accumulate_t<T>;
-  __shared__ A scratch[kThreads / kWarpSize];
+  __shared__ A scratch[kSums * (kThreads / kWarpSize)];
   const int64_t plane = blockIdx.x / splits;
   const int64_t split = blockIdx.x % splits;
   const int64_t image = plane / view.channels;
+  const int64_t c = plane - image * view.channels;
   const int64_t map = view.shared ? 0 : image * view.pixels;
-  A sum = 0;
+  const Vec<A, V> weight = repeated<V>(gradient.weight_of(c));
+  A sums[kSums][V] = {};
   for (int64_t i = (split * kThreads + threadIdx.x) * V; i < view.pixels;
        i += splits * kThreads * V) {
-    const Vec<T, V> g = load<V>(grad + plane * view.pixels + i);
-    const Vec<A, V> k = load<V>(scale + map + i);
-    const Vec<A, V> known = load<V>(updated + map + i);
-    Vec<T, V> result;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const A value = to_accumulate(g[j]);
-      sum += masked(value, known[j]);
-      result[j] = from_accumulate<T>(masked(value, k[j]));
-    }
-    store<V>(grad_raw + plane * view.pixels + i, result);
+    const int64_t at = plane * view.pixels + i;
+    const Vec<A, V> k = load<V>(gradient.scale + map + i);
+    const Vec<A, V> known = load<V>(gradient.updated + map + i);
+    store<V>(grad_raw + at, gradient.template pull_back<V>(at, k, known, weight, sums));
   }
-  sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) {
-    store(parts + (image * splits + split) * view.channels + plane % view.channels, sum);
+  A totals[kSums] = {};
+#pragma unroll
+  for (int s = 0; s < kSums; ++s) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) totals[s] += sums[s][j];
+  }
+  block_sum(totals, scratch);
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int s = 0; s < kSums; ++s) {
+    store(parts + ((image * splits + split) * kSums + s) * view.channels + c, totals[s]);
   }
 }
 
 // Channels last: `lanes` threads across a pixel's channels, V each, the others across pixels.
+// parts (splits, 3, channels).
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     pixel_epilogue_backward_kernel(OutputView view, int64_t all_pixels, int64_t splits, int lanes,
-                                   const T* grad, const accumulate_t<T>* scale,
-                                   const accumulate_t<T>* updated, T* grad_raw,
+                                   EpilogueGradient<T> gradient, T* grad_raw,
                                    accumulate_t<T>* parts) {
   using A = accumulate_t<T>;
   __shared__ A shared[kThreads * V];
@@ -330,52 +382,54 @@ __global__ void __launch_bounds__(kThreads)
   const int row = threadIdx.x / lanes;
   const int64_t split = blockIdx.x % splits;
   const int64_t c = (static_cast<int64_t>(blockIdx.x / splits) * lanes + lane) * V;
-  A sums[V] = {};
+  A sums[kSums][V] = {};
   if (c < view.channels) {
+    Vec<A, V> weight;
+#pragma unroll
+    for (int j = 0; j < V; ++j) weight[j] = gradient.weight_of(c + j);
     for (int64_t pixel = split * rows + row; pixel < all_pixels; pixel += splits * rows) {
       const int64_t at = view.shared ? pixel - quotient(pixel, view.pixels) * view.pixels : pixel;
-      const A k = load(scale + at), known = load(updated + at);
-      const Vec<T, V> g = load<V>(grad + pixel * view.channels + c);
-      Vec<T, V> result;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const A value = to_accumulate(g[j]);
-        sums[j] += masked(value, known);
-        result[j] = from_accumulate<T>(masked(value, k));
-      }
-      store<V>(grad_raw + pixel * view.channels + c, result);
+      const int64_t element = pixel * view.channels + c;
+      const Vec<A, V> k = repeated<V>(load(gradient.scale + at));
+      const Vec<A, V> known = repeated<V>(load(gradient.updated + at));
+      store<V>(grad_raw + element, gradient.template pull_back<V>(element, k, known, weight, sums));
     }
   }
 #pragma unroll
-  for (int j = 0; j < V; ++j) shared[j * kThreads + threadIdx.x] = sums[j];
-  __syncthreads();
-  if (row != 0 || c >= view.channels) return;
+  for (int s = 0; s < kSums; ++s) {
+    if (s > 0) __syncthreads();
 #pragma unroll
-  for (int j = 0; j < V; ++j) {
-    A sum = 0;
-    for (int r = 0; r < rows; ++r) sum += shared[j * kThreads + r * lanes + lane];
-    store(parts + split * view.channels + c + j, sum);
+    for (int j = 0; j < V; ++j) shared[j * kThreads + threadIdx.x] = sums[s][j];
+    __syncthreads();
+    if (row == 0 && c < view.channels) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        A sum = 0;
+        for (int r = 0; r < rows; ++r) sum += shared[j * kThreads + r * lanes + lane];
+        store(parts + (split * kSums + s) * view.channels + c + j, sum);
+      }
+    }
   }
 }
 
-// grad_bias[c] = the sum over parts of parts[part][c], in order.
+// totals[i] = the sum over parts of parts[part][i], in order.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    combine_bias_gradient_kernel(const A* parts, int64_t count, int64_t channels, A* grad_bias) {
+    combine_epilogue_sums_kernel(const A* parts, int64_t count, int64_t length, A* totals) {
   __shared__ A shared[kThreads];
   const int lane = threadIdx.x % kWarpSize;
   const int row = threadIdx.x / kWarpSize;
   constexpr int kRows = kThreads / kWarpSize;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarpSize + lane;
   A sum = 0;
-  if (c < channels) {
-    for (int64_t part = row; part < count; part += kRows) sum += load(parts + part * channels + c);
+  if (i < length) {
+    for (int64_t part = row; part < count; part += kRows) sum += load(parts + part * length + i);
   }
   shared[threadIdx.x] = sum;
   __syncthreads();
-  if (row != 0 || c >= channels) return;
+  if (row != 0 || i >= length) return;
   for (int r = 1; r < kRows; ++r) sum += shared[r * kWarpSize + lane];
-  store(grad_bias + c, sum);
+  store(totals + i, sum);
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ def test_traffic_and_launches(ledger: tuple) -> None:
             assert row["launches"] <= launches, row
             assert row["bytes"] <= 1.1 * row["floor_bytes"], row
     of_partial_conv = {op: row for op, row in rows.items() if op.split()[0] in PARTIAL_CONV}
-    assert len(of_partial_conv) == 6
+    assert len(of_partial_conv) == 7
     for row in of_partial_conv.values():
         assert row["launches"] <= 2, row
         assert row["bytes"] <= 1.1 * row["floor_bytes"], row

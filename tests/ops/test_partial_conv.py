@@ -300,6 +300,74 @@ def test_fused_epilogue(options: dict, dtype: torch.dtype, last: bool, name: str
             assert_close(key, value, gradient, length=3000)
 
 
+@pytest.mark.parametrize("name", parameters(*RAW_OPS))
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(3, 6, 17, 13), (2, 8, 40, 36), (1, 40, 3, 3), (0, 4, 5, 5)])
+def test_epilogue_backward(size: tuple, dtype: torch.dtype, last: bool, name: str) -> None:
+    """Every combination of its parts, with garbage in what holes hide."""
+    if name == "triton-interpreted" and (size[0] != 3 or dtype not in DTYPES[::3]):
+        pytest.skip("the interpreter runs one size in two dtypes")
+    N, C, H, W = size
+    generator = torch.Generator().manual_seed(C)
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    form = torch.channels_last if last else torch.contiguous_format
+    grad, y, raw = (
+        torch.randn(size, generator=generator).to(dtype).contiguous(memory_format=form)
+        for _ in range(3)
+    )
+    for images in (N, 1):
+        maps = mask_of("fractional", 2 * images, 1, (H, W)).to(accumulate)
+        scale, updated = 3 * maps[:images], maps[:images]
+        raw = torch.where(updated == 0, float("nan"), raw)
+        weight = torch.randn(C, generator=generator).to(accumulate)
+        for values, norm, slope, remask in (
+            (None, None, 1.0, False),
+            (None, weight, 1.0, True),
+            (None, None, 0.0, False),
+            (raw, weight, 0.2, True),
+            (raw, None, 0.0, False),
+        ):
+            sides = None if slope == 1 else y
+            given = (grad, sides, values, scale, updated, norm, slope, remask)
+            with running(name) as device:
+                moved = [v.to(device) if isinstance(v, torch.Tensor) else v for v in given]
+                got = partial_conv_ops.PARTIAL_CONV_EPILOGUE_BACKWARD(*moved)
+            exact = [v.double() if isinstance(v, torch.Tensor) else v for v in given]
+            wanted = reference.partial_conv_epilogue_backward(*exact)
+            assert got[0].dtype == dtype
+            assert got[1].shape == (3, C)
+            assert_close("grad_raw", got[0], wanted[0], length=4)
+            pixels = max(1, N * H * W)
+            assert_close("sums", got[1], wanted[1], length=pixels, scale=3 * pixels**0.5)
+
+
+@pytest.mark.parametrize("name", parameters(*RAW_OPS))
+@pytest.mark.parametrize("frozen", [False, True], ids=["learned", "frozen"])
+@pytest.mark.parametrize("slope, remask", [(1.0, False), (0.0, True), (0.2, False)])
+def test_epilogue_gradients(slope: float, remask: bool, frozen: bool, name: str) -> None:
+    """Of the op that compilers see, which is given the raw output."""
+    generator = torch.Generator().manual_seed(1)
+    raw = torch.randn(2, 5, 12, 9, generator=generator, dtype=torch.float64)
+    updated = mask_of("fractional", 2, 1, (12, 9))
+    scale = updated * 2
+    parameters_of = list(torch.randn(3, 5, generator=generator, dtype=torch.float64))
+
+    def gradients(backend_name: str) -> tuple:
+        with running(backend_name) as device:
+            leaves = [t.clone().to(device).requires_grad_() for t in (raw, *parameters_of)]
+            if frozen:
+                leaves[2].requires_grad_(False)
+            y = partial_conv_ops.PARTIAL_CONV_EPILOGUE(
+                leaves[0], scale.to(device), updated.to(device), *leaves[1:], slope, remask
+            )
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            return torch.autograd.grad(y, wanted, cotangent(y).to(device))
+
+    for key, got, wanted in zip("abcd", gradients(name), gradients("reference"), strict=False):
+        assert_close(key, got, wanted, length=300)
+
+
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_mode_is_of_x_alone(mode: str) -> None:
     """The mask stays zero padded."""
@@ -393,12 +461,13 @@ def test_gradcheck(case: Case, name: str) -> None:
         if name == "cpu":
             assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
-            def fused(*leaves: torch.Tensor) -> torch.Tensor:
-                tensors_of = Tensors(leaves[0], tensors.mask, *leaves[1:])
-                norm = {"norm_weight": leaves[2] + 1, "norm_bias": leaves[2] * 0.5}
-                return partial_conv(case, tensors_of, **norm, negative_slope=0.2)[0]
+        def fused(*leaves: torch.Tensor) -> torch.Tensor:
+            tensors_of = Tensors(leaves[0], tensors.mask, *leaves[1:])
+            norm = {"norm_weight": leaves[2] + 1, "norm_bias": leaves[2] * 0.5}
+            return partial_conv(case, tensors_of, **norm, negative_slope=0.2, mask_output=True)[0]
 
-            assert torch.autograd.gradcheck(fused, leaves, fast_mode=True)
+        assert torch.autograd.gradcheck(fused, leaves, fast_mode=True)
+        if name == "cpu":
             assert torch.autograd.gradgradcheck(fused, leaves, fast_mode=True)
 
 
@@ -424,7 +493,14 @@ def test_opcheck(last: bool) -> None:
         leaf = raw.clone().requires_grad_()
         torch.library.opcheck(ops.partial_conv_epilogue, (leaf, scale, updated, *more))
         torch.library.opcheck(ops.partial_conv_epilogue_, (raw.clone(), scale, updated, *more))
-    torch.library.opcheck(ops.partial_conv_epilogue_backward, (raw, scale, updated))
+        norm_weight, slope, mask_output = more[1], *more[3:]
+        for y, value in ((raw.sign(), raw), (raw.sign(), None)):
+            arguments = (raw, y, value, scale, updated, norm_weight, slope, mask_output)
+            torch.library.opcheck(ops.partial_conv_epilogue_backward, arguments)
+    linear = (raw, None, None, scale, updated, None, 1.0, False)
+    torch.library.opcheck(ops.partial_conv_epilogue_backward, linear)
+    with pytest.raises(ValueError, match="y: expected the result of the activation"):
+        ops.partial_conv_epilogue_backward(*linear[:6], 0.5, False)
 
 
 def test_opcheck_of_the_one_op() -> None:
@@ -447,12 +523,13 @@ def test_opcheck_of_the_one_op() -> None:
             torch.library.opcheck(
                 ops.partial_conv, (*first, leaves[2], norm, norm, slope, False, *geometry, 1)
             )
-        grad = torch.randn(case.x[0], case.out, *size)
-        torch.library.opcheck(
-            ops.partial_conv_backward,
-            (grad, *(t.detach() if isinstance(t, torch.Tensor) else t for t in first),
-             *geometry, 1, [True, True, True]),
-        )  # fmt: skip
+        grad, y = torch.randn(2, case.x[0], case.out, *size)
+        first = [t.detach() if isinstance(t, torch.Tensor) else t for t in first]
+        bias = leaves[2].detach()
+        for tail in ((bias, bias, 0.2, True), (bias, bias, 1.0, False), (None, None, 1.0, False)):
+            wanted = [True, True, tail[1] is not None]
+            given = (grad, None if tail[2] == 1 else y, *first, *tail, *geometry, 1, wanted)
+            torch.library.opcheck(ops.partial_conv_backward, given)
 
 
 BLOB = torch.zeros(2, 1, 75, 83)
@@ -531,6 +608,9 @@ def test_thread_order(case: Case, last: bool, name: str) -> None:
                 leaves = [leaf.requires_grad_() for leaf in tensors.leaves().values()]
                 y, updated = partial_conv(case, tensors)
                 results.append([y, updated, *torch.autograd.grad(y.square().sum(), leaves)])
+                norm = {key: leaves[2] + 1 for key in ("norm_weight", "norm_bias")}
+                y, _ = partial_conv(case, tensors, **norm, negative_slope=0.2, mask_output=True)
+                results[-1] += [y, *torch.autograd.grad(y.square().sum(), leaves)]
     for values in zip(*results, strict=True):
         assert all(torch.equal(values[0], other) for other in values[1:])
 
@@ -565,7 +645,7 @@ def test_window_of_any_geometry(data: st.DataObject) -> None:
 
 
 def test_saved_for_backward_is_little() -> None:
-    """x, the weight and maps of one channel."""
+    """x, the weight and maps of one channel; the result, too, after an activation."""
     saved = {}
     x, weight = torch.randn(1, 32, 40, 40, requires_grad=True), torch.randn(32, 32, 3, 3)
     weight.requires_grad_()
@@ -577,7 +657,15 @@ def test_saved_for_backward_is_little() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         torchext.partial_conv2d(x, mask, weight, torch.randn(32), padding=1)
-    assert sum(saved.values()) <= x.nbytes + weight.nbytes + 3 * mask.nbytes + 4 * 32
+    few = x.nbytes + weight.nbytes + 3 * mask.nbytes + 4 * 32
+    assert sum(saved.values()) <= few
+    saved.clear()
+    norm = {key: torch.ones(32, requires_grad=True) for key in ("norm_weight", "norm_bias")}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y, _ = torchext.partial_conv2d(
+            x, mask, weight, torch.randn(32), padding=1, **norm, negative_slope=0.0
+        )
+    assert sum(saved.values()) <= few + y.nbytes + 2 * 4 * 32
 
 
 def test_which_says_the_backend() -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import backend, schema
+from .. import backend
 from .checks import (
     accumulate_dtype,
     autocast_dtype,
@@ -51,7 +51,7 @@ from .convolution import (
     written_out,
 )
 from .hole_tiles import convolve_tiles, live_tiles
-from .op import Gradients, Op, gradients_of_reference
+from .op import Gradients, Op
 from .upsample_conv import by_phases
 from .winograd_conv import apply, chosen, conv2d, convolution_gradients, convolve, direct
 
@@ -124,9 +124,11 @@ def partial_conv2d(
         updated: (N or 1,1,Ho,Wo), x's dtype, of the mask's batch size (1 without a mask). No
             gradient passes the mask.
 
-    Extra memory, beside the result: x's size for the product (kept for the backward, as x would
-    be), the result's size for the convolution's raw output (not kept, unless there is a norm, an
-    activation or mask_output), and maps of one channel.
+    Extra memory, beside the result: x's size for the product, the result's size for the
+    convolution's raw output, and maps of one channel. For the backward x is kept, the maps, and
+    after an activation the result, of which the sign is needed; neither the product nor the raw
+    output. Under `torch.compile` the product is kept too, and the raw output for a norm_weight that
+    has a gradient.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
@@ -568,11 +570,6 @@ def _convolve(
 # --- ops ----------------------------------------------------------------------------------------
 
 
-def _linear(kept: Any) -> bool:
-    """Whether the epilogue is linear: neither raw output nor bias is needed for its gradient."""
-    return kept.norm_weight is None and kept.negative_slope == 1 and not kept.mask_output
-
-
 def _compose(
     ops: Any,
     x: Tensor,
@@ -625,82 +622,131 @@ def _fake(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(dense(convolve(None, x, weight, *geometry)))
 
 
+_GRADIENTS = ("x", "weight", "bias", "norm_weight", "norm_bias")
+
+
+def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
+    # The sign of what the activation was given is the result's.
+    return {**vars(given), "y": None if given.negative_slope == 1 else outputs[0]}
+
+
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
-    if not _linear(kept):
-        return gradients_of_reference(PARTIAL_CONV, kept, grad)
-    wanted = [name in kept.needs for name in ("x", "weight", "bias")]
+    wanted = [name in kept.needs for name in ("x", "weight", "norm_weight")]
     gradients = ops.partial_conv_backward(
         grad,
+        kept.y,
         kept.x,
         kept.mask,
         kept.mask_channels,
         kept.scale,
         kept.updated,
         kept.weight,
+        kept.bias,
+        kept.norm_weight,
+        kept.negative_slope,
+        kept.mask_output,
         kept.stride,
         kept.padding,
         kept.dilation,
         kept.groups,
         wanted,
     )
-    found = zip(("x", "weight", "bias"), gradients, strict=True)
+    found = zip(_GRADIENTS, gradients, strict=True)
     return {name: gradient for name, gradient in found if name in kept.needs}
 
 
 def _compose_backward(
     ops: Any,
     grad: Tensor,
+    y: Tensor | None,
     x: Tensor,
     mask: Tensor | None,
     mask_channels: list[int],
     scale: Tensor,
     updated: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    negative_slope: float,
+    mask_output: bool,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     groups: int,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_raw, grad_bias = ops.partial_conv_epilogue_backward(
-        planes_of(grad.to(x.dtype)), planes_of(scale), planes_of(updated)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    of_x, of_weight, of_norm = wanted
+    # The norm's weight is as well one of the convolution's. With the gradient before it, the
+    # weight's is what the norm's is made of too: the sum of grad * raw is that of grad_weight *
+    # weight, and no raw output is needed.
+    factor = norm_weight if of_norm else None
+    grad_raw, sums = ops.partial_conv_epilogue_backward(
+        planes_of(grad.to(x.dtype)),
+        None if y is None else planes_of(y),
+        None,
+        planes_of(scale),
+        planes_of(updated),
+        None if of_norm else norm_weight,
+        negative_slope,
+        mask_output,
     )
     if mask is not None and _all_known(mask):
         mask = None
-    if mask is not None and wanted[1]:  # made again rather than kept
+    if mask is not None and (of_weight or of_norm):  # made again rather than kept
         x = _masked(ops, x, mask, mask_channels)
+    per_channel = [-1, *[1] * (x.dim() - 1)]
+    behind = weight if factor is None else (weight * factor.view(per_channel)).to(weight.dtype)
     grad_x, grad_weight = convolution_gradients(
-        ops, volume_of(grad_raw, grad), x, weight, stride, padding, dilation, groups, wanted
-    )
-    if wanted[0]:
+        ops, volume_of(grad_raw, grad), x, behind, stride, padding, dilation, groups,
+        [of_x, of_weight or of_norm],
+    )  # fmt: skip
+    if of_x:
         grad_x = dense(grad_x)
         if mask is not None:
             ops.mask_product_(*planes_with_mask(grad_x, mask), mask_channels)
-    grad_x = x.new_empty(0) if grad_x is None else grad_x
-    grad_weight = x.new_empty(0) if grad_weight is None else grad_weight
-    return grad_x, grad_weight.contiguous(), grad_bias
+    grad_bias = sums[0] if norm_weight is None else sums[0] * norm_weight
+    grad_norm_weight = x.new_empty(0)
+    if factor is not None:
+        grad_norm_weight = (grad_weight.to(sums.dtype) * weight).flatten(1).sum(dim=1)
+        if bias is not None:
+            grad_norm_weight += bias * sums[0]
+        grad_weight = (grad_weight * factor.view(per_channel)).to(weight.dtype)
+    return (
+        x.new_empty(0) if grad_x is None else grad_x,
+        x.new_empty(0) if not of_weight else grad_weight.contiguous(),
+        grad_bias.clone() if norm_weight is None else grad_bias,
+        grad_norm_weight,
+        sums[1].clone(),
+    )
 
 
 def _fake_backward(
     grad: Tensor,
+    y: Tensor | None,
     x: Tensor,
     mask: Tensor | None,
     mask_channels: list[int],
     scale: Tensor,
     updated: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    negative_slope: float,
+    mask_output: bool,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     groups: int,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_x, _ = convolution_gradients(
         None, dense(grad.to(x.dtype)), x, weight, stride, padding, dilation, groups, wanted
     )
     return (
         torch.empty_like(dense(grad_x)) if wanted[0] else x.new_empty(0),
         weight.new_empty(weight.shape) if wanted[1] else x.new_empty(0),
+        scale.new_empty((grad.shape[1],)),
+        scale.new_empty((grad.shape[1],)) if wanted[2] else x.new_empty(0),
         scale.new_empty((grad.shape[1],)),
     )
 
@@ -716,25 +762,36 @@ def _backward_product(ops: Any, kept: Any, grad: Tensor) -> Gradients:
 
 
 def _keep_epilogue(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
-    return {**vars(given), "raw": None, "bias": None} if _linear(given) else vars(given)
+    kept = _keep(given, outputs, needs)
+    return kept if "norm_weight" in needs else {**kept, "raw": None, "bias": None}
 
 
 def _backward_epilogue(ops: Any, kept: Any, grad: Tensor) -> Gradients:
-    if not _linear(kept):
-        return gradients_of_reference(PARTIAL_CONV_EPILOGUE, kept, grad)
-    raw, bias = ops.partial_conv_epilogue_backward(grad, kept.scale, kept.updated)
-    return {"raw": raw, "bias": bias if "bias" in kept.needs else None}
+    norm_weight = kept.norm_weight
+    raw, sums = ops.partial_conv_epilogue_backward(
+        *(grad, kept.y, kept.raw, kept.scale, kept.updated, norm_weight),
+        *(kept.negative_slope, kept.mask_output),
+    )
+    of_bias, of_norm_bias, of_norm_weight = sums.unbind()
+    gradients: Gradients = {"raw": raw, "norm_bias": of_norm_bias}
+    if "norm_weight" in kept.needs:
+        of_norm = of_norm_weight if kept.bias is None else of_norm_weight + kept.bias * of_bias
+        gradients["norm_weight"] = of_norm
+    gradients["bias"] = of_bias if norm_weight is None else of_bias * norm_weight
+    return {name: gradient for name, gradient in gradients.items() if name in kept.needs}
 
 
-def _fake_epilogue_backward(grad: Tensor, scale: Tensor, updated: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(grad), scale.new_empty((grad.shape[1],))
+def _fake_epilogue_backward(
+    grad: Tensor, y: Tensor | None, raw: Tensor | None, scale: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), scale.new_empty((3, grad.shape[1]))
 
 
 PARTIAL_CONV = Op(
     name="partial_conv",
     fake=_fake,
     compose=_compose,
-    keep=schema.arguments("partial_conv"),
+    keep=_keep,
     backward=_backward,
 )
 PARTIAL_CONV_BACKWARD = Op(

@@ -88,12 +88,37 @@ def partial_conv_epilogue(
 
 
 def partial_conv_epilogue_backward(
-    grad: Tensor, scale: Tensor, updated: Tensor
+    grad: Tensor,
+    y: Tensor | None,
+    raw: Tensor | None,
+    scale: Tensor,
+    updated: Tensor,
+    norm_weight: Tensor | None,
+    negative_slope: float,
+    mask_output: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the raw output and of the bias, of an epilogue without norm and activation."""
-    grad_raw = torch.where(scale == 0, 0, grad.to(scale.dtype) * scale).to(grad.dtype)
-    known = mask_product(grad.to(scale.dtype), updated, [])
-    return grad_raw, known.transpose(0, 1).flatten(1).sum(dim=1)
+    """The gradient of the raw output, and three sums (3,C) over all but the channels.
+
+    With g the gradient before mask_output and activation, those of g * updated, g and
+    g * scale * raw (0 without raw): the gradients of the bias (times norm_weight), of norm_bias,
+    and together of norm_weight (bias times the first, and the third). The sign of y is that of what
+    the activation was given; without one y is not needed.
+    """
+    value = grad.to(scale.dtype)
+    if mask_output:
+        value = mask_product(value, updated, [])
+    if y is not None:
+        value = torch.where(y > 0, value, value * negative_slope)
+    grad_raw = torch.where(updated == 0, 0, value * scale)
+    terms = [mask_product(value, updated, []), value]
+    if raw is not None:
+        terms.append(torch.where(updated == 0, 0, grad_raw * raw))
+    sums = [term.transpose(0, 1).flatten(1).sum(dim=1) for term in terms]
+    if raw is None:
+        sums.append(torch.zeros_like(sums[0]))
+    if norm_weight is not None:
+        grad_raw = grad_raw * norm_weight.view(1, -1, *[1] * (grad.dim() - 2))
+    return grad_raw.to(grad.dtype), torch.stack(sums)
 
 
 def partial_conv(
