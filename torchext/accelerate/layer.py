@@ -31,6 +31,7 @@ class Swap:
         constants: attributes that the facts depend on, and their values.
         children: the classes of the modules inside.
         kernels: the frozen kernels as they were last read: place -> (id, version).
+        decided: what its family has decided for calls of one kind, to be asked once.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Swap:
     constants: tuple[tuple[str, Any], ...]
     children: tuple[tuple[str, type], ...]
     kernels: dict[int, tuple[int, int]] = field(default_factory=dict)
+    decided: dict[Any, bool] = field(default_factory=dict)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """What the fused form is called with; None where that is not all of the call."""

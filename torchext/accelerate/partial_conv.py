@@ -14,7 +14,7 @@ from .. import backend
 from ..nn.partial_conv import _grouped
 from ..ops.convolution import check_mask
 from ..ops.partial_conv import EPS, _product, mask_window, partial_conv2d, partial_conv3d
-from ..ops.winograd_conv import conv2d
+from ..ops.winograd_conv import conv2d, why_direct
 from .family import Draw, Family, attribute, convolution, expect, small_constant, touched
 from .structure import plain_copy
 
@@ -134,7 +134,8 @@ class PublishedPartialConv(Family):
         if mask is None and self._kept(layer, facts, x):
             # With a mask of all channels the kept one may differ between them by now.
             batch = getattr(layer, facts.updated).shape[0]
-            return not layer.multi_channel and batch in (1, x.shape[0])
+            fits = not layer.multi_channel and batch in (1, x.shape[0])
+            return fits and not self._is_as_fast(layer, x)
         if mask is None:
             return True
         return not _learned(mask) and mask.dim() > 1 and mask.shape[1] == self._planes(layer)
@@ -206,6 +207,26 @@ class PublishedPartialConv(Family):
         """Whether a call without mask takes the window of the last call."""
         keeps = facts.size and facts.ratio and facts.updated
         return bool(keeps) and getattr(layer, facts.size) == facts.key(x)
+
+    def _is_as_fast(self, layer: Any, x: Tensor) -> bool:
+        """Whether the published code is: without a mask it is a convolution and a product.
+
+        On the CPU ours gains where it convolves in Winograd's form.
+        """
+        swap = getattr(layer, "_torchext_swap", None)  # none while it is being proved
+        if swap is None or not backend.readable(x):
+            return False
+        kind = (x.shape, x.dtype, x.is_contiguous(), backend.chosen_convolution())
+        if kind not in swap.decided:
+            if len(swap.decided) > 100:
+                swap.decided.clear()
+            sizes = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            ops = backend.choose("partial_conv", x).ops
+            plain = isinstance(layer.padding, str) or layer.padding_mode != "zeros"
+            swap.decided[kind] = plain or bool(
+                why_direct(ops, x, layer.out_channels, layer.kernel_size, *sizes)
+            )
+        return swap.decided[kind]
 
     def _whole(self, layer: Any, ratio: Tensor, updated: Tensor) -> bool:
         """Whether all windows are known and none is padded: nothing is to be corrected."""

@@ -80,8 +80,7 @@ class Op:
                 for argument in arguments:
                     if isinstance(argument, Tensor) and argument.requires_grad:
                         return functions.eager.apply(*arguments)
-            with torch._C._AutoDispatchBelowAutograd():  # its Python part costs as much as a kernel
-                return functions.op(*arguments)
+            return functions.run(*arguments)
         except RuntimeError:  # what torch from 2.15 on makes of C++'s std::invalid_argument
             if "check_values" in self.arguments:  # the reference names the wrong value
                 getattr(reference, self.name)(*arguments)
@@ -111,13 +110,13 @@ class _Functions:
     """An op of one namespace.
 
     Attributes:
-        op: PyTorch's.
+        run: PyTorch's op below autograd, whose Python part costs as much as a kernel.
         eager: the op with its backward as a plain function, which costs least.
         transformed: the same for torch.func.
         setup_context, backward: as `torch.library.register_autograd` takes them.
     """
 
-    op: Callable[..., Any]
+    run: Callable[..., Any]
     eager: type[torch.autograd.Function]
     transformed: type[torch.autograd.Function]
     setup_context: Callable[..., None]
@@ -179,6 +178,8 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
 
     def run(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
+            if record.compose is not None and _plain(arguments):  # PyTorch would only call it
+                return record.compose(ops, *arguments)
             return op(*arguments)
 
     class Eager(torch.autograd.Function):
@@ -198,7 +199,17 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
     Transformed.setup_context = staticmethod(setup_context)
     Transformed.backward = staticmethod(backward)
     Transformed.vmap = staticmethod(_loop(Transformed.apply))
-    return _Functions(op, Eager, Transformed, setup_context, backward)
+    return _Functions(run, Eager, Transformed, setup_context, backward)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether nobody wants to see the op: no subclass of a tensor, and no mode."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
 
 
 def gradients_of_reference(op: Op, kept: SimpleNamespace, *gradients: Tensor) -> Gradients:
