@@ -312,6 +312,10 @@ def _modulated_norm_cases() -> dict[str, tuple[Callable[[], Any], int]]:
             lambda: ops.label_conv2d(labels, taps, None, torch.float32, False),
             T + labels.nbytes + taps.nbytes,
         ),
+        "label_conv2d backward": (
+            lambda: ops.label_conv2d_backward(x, labels, 35, 3),
+            T + labels.nbytes + taps.nbytes,
+        ),
     }
 
 

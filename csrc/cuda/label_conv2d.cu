@@ -4,24 +4,26 @@
 //
 // Passes over memory and launches: forward writes y once (the floor) in 1; labels and the weights,
 // of which a channel takes classes * k^2 numbers, come from the cache. Backward reads the gradient
-// once per tap and tile of classes (from the cache, while a slice fits) in 2: partial sums per
-// slice of pixels, then the slices added up in order.
+// once (as often as taps and classes need several blocks' shared memory: 9 taps of up to 160
+// classes fit on a device with 227 KiB) in 2: sums per slice of pixels, then the slices added up in
+// order.
 //
 // Launch: forward 256 threads across the pixels of an image, each for a tile of channels. Backward
-// 256 threads per tap, tile of 32 channels by 32 classes and slice: a thread sums 4 of the tile's
-// numbers over the slice's pixels, 32 of which lie in shared memory at a time.
+// a warp for each tap, a block for 32 channels and a slice: a lane adds its channel's gradients,
+// which the block's warps bring to shared memory by 32 pixels each, to the table of its warp, row
+// by label.
 #include "../label_conv2d.h"
 #include "launch.cuh"
+#include "reduce.cuh"
 
 namespace torchext {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 32;  // of a forward block's tile, and of a backward block's
-constexpr int kClasses = 32;
-constexpr int kPixels = 32;
-constexpr int kOwn = kChannels * kClasses / kThreads;  // sums of a backward thread
-constexpr int64_t kMaxSlices = 32;
+constexpr int kChannels = 32;         // of a forward block's tile
+constexpr int kMaxWarps = 12;         // of a backward block
+constexpr int64_t kBlocks = 256;      // of the backward, for each group of taps
+constexpr int64_t kLeastChunks = 16;  // of a slice
 
 // The label under a tap, or -1 outside the image and for a label that is no class.
 __device__ __forceinline__ int label_at(const LabelMaps& maps, const int32_t* plane, int64_t y,
@@ -68,81 +70,142 @@ __global__ void __launch_bounds__(kThreads, kKernel > 3 ? 2 : 4)
   }
 }
 
+// How the backward is cut: blocks of `warps` taps, `tile` classes and 32 channels, over a slice of
+// an image's chunks of 32 pixels.
 struct BackwardTiling {
-  int64_t channel_tiles, class_tiles, slices, slice_pixels;
-  int kernel;
+  int warps, tap_groups, taps, tile, class_tiles;
+  int64_t channel_tiles, slices;  // of each image
+  int chunks, slice_chunks;       // of an image, of a slice
 };
 
-// partials (slices, O, classes, taps).
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
+// Numbers of a channel's row in shared memory: one access more than a chunk, so that the rows of
+// several lanes lie in different banks.
+template <typename A>
+constexpr int kPitch = kWarpSize + kMaxAccessBytes / sizeof(A);
+
+// A warp's numbers in shared memory: its chunk of the gradient, and its tap's sums.
+template <typename A>
+int64_t backward_shared(int64_t classes) {
+  return kWarpSize * (kPitch<A> + classes);
+}
+
+// partials (images * slices, taps, classes, O). Each warp has a tap, and for it a table of sums by
+// class, a lane for each channel: no two threads add to the same number, and pixels come in order.
+template <typename T, int V>
+__global__ void __launch_bounds__(kMaxWarps* kWarpSize)
     label_conv2d_backward_kernel(LabelMaps maps, BackwardTiling tiling, const T* grad,
                                  const int32_t* labels, accumulate_t<T>* partials) {
   using A = accumulate_t<T>;
-  __shared__ A gradients[kChannels][kPixels + 1];
-  __shared__ int under[kPixels];
-  const int taps = tiling.kernel * tiling.kernel;
-  const int tap = blockIdx.x % taps;
-  int64_t rest = blockIdx.x / taps;
-  const int64_t first_class = rest % tiling.class_tiles * kClasses;
+  constexpr int kAccess = kMaxAccessBytes / sizeof(A);
+  using Access = Vec<A, kAccess>;
+  constexpr int kLoads = kWarpSize / V;  // of a channel's chunk, and of a lane for all channels
+  constexpr int kChunk = kWarpSize * kPitch<A>;
+  DYNAMIC_SHARED(A, shared);
+  const int lane = threadIdx.x % kWarpSize;
+  const int warp = threadIdx.x / kWarpSize;
+  const int tap = static_cast<int>(blockIdx.x % tiling.tap_groups) * tiling.warps + warp;
+  int64_t rest = blockIdx.x / tiling.tap_groups;
+  const int first_class = static_cast<int>(rest % tiling.class_tiles) * tiling.tile;
   rest /= tiling.class_tiles;
-  const int64_t first_channel = rest % tiling.channel_tiles * kChannels;
+  const int64_t first_channel = rest % tiling.channel_tiles * kWarpSize;
   const int64_t slice = rest / tiling.channel_tiles;
-  const int dy = tap / tiling.kernel - tiling.kernel / 2;
-  const int dx = tap % tiling.kernel - tiling.kernel / 2;
+  const int64_t image = slice / tiling.slices;
+  const int kernel = static_cast<int>(maps.kernel);
+  const int dy = tap / kernel - kernel / 2, dx = tap % kernel - kernel / 2;
+  const int pixels = static_cast<int>(maps.pixels()), width = static_cast<int>(maps.width);
+  const int classes = min(tiling.tile, static_cast<int>(maps.classes) - first_class);
+  A* const table = shared + tiling.warps * kChunk + warp * tiling.tile * kWarpSize + lane;
+  for (int label = 0; label < classes; ++label) table[label * kWarpSize] = A(0);
 
-  const int lane = threadIdx.x % kPixels;
-  const int row = threadIdx.x / kPixels;
-  A sums[kOwn] = {};  // of channel `lane` and classes row, row + 8, ...
-  const int64_t all = maps.images * maps.pixels();
-  const int64_t end = min((slice + 1) * tiling.slice_pixels, all);
-  for (int64_t begin = slice * tiling.slice_pixels; begin < end; begin += kPixels) {
-    const int64_t index = begin + lane;
-    const int64_t image = index / maps.pixels();
-    const int64_t pixel = index - image * maps.pixels();
-    for (int c = row; c < kChannels; c += kThreads / kPixels) {
-      const int64_t o = first_channel + c;
-      gradients[c][lane] =
-          index < end && o < maps.channels
-              ? to_accumulate(load(grad + (image * maps.channels + o) * maps.pixels() + pixel))
-              : A(0);
+  const T* const planes = grad + (image * maps.channels + first_channel) * maps.pixels();
+  const int32_t* const plane = labels + image * maps.pixels();
+  const int channels = static_cast<int>(min(maps.channels - first_channel, int64_t{kWarpSize}));
+  const int begin = static_cast<int>(slice % tiling.slices) * tiling.slice_chunks;
+  const int end = min(begin + tiling.slice_chunks, tiling.chunks);
+  Vec<T, V> next[kLoads];
+  const auto fetch = [&](int chunk) {
+    const int pixel = chunk * kWarpSize + lane % kLoads * V;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int c = i * V + lane / kLoads;
+      next[i] = Vec<T, V>{};
+      if (c < channels && pixel < pixels && chunk < end)
+        next[i] = load<V>(planes + c * maps.pixels() + pixel);
     }
-    if (row == 0) {
-      const int64_t y = pixel / maps.width;
-      under[lane] = index < end ? label_at(maps, labels + image * maps.pixels(), y + dy,
-                                           pixel - y * maps.width + dx)
-                                : -1;
+  };
+
+  // Several loads ahead only where they are few registers.
+  constexpr bool kAhead = V > 1;
+  if (kAhead) fetch(begin + warp);
+  for (int first = begin; first < end; first += tiling.warps) {
+    if (!kAhead) fetch(first + warp);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      A* const to =
+          shared + warp * kChunk + (i * V + lane / kLoads) * kPitch<A> + lane % kLoads * V;
+      Vec<A, V> values;
+#pragma unroll
+      for (int j = 0; j < V; ++j) values[j] = to_accumulate(next[i][j]);
+      *reinterpret_cast<Vec<A, V>*>(to) = values;
     }
     __syncthreads();
-    for (int p = 0; p < kPixels; ++p) {
-      const A value = gradients[lane][p];
-      const int64_t label = under[p] - first_class;
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        if (label == row + i * (kThreads / kPixels)) sums[i] += value;
+    if (kAhead) fetch(first + tiling.warps + warp);  // while this one is added up
+    if (tap >= tiling.taps) continue;
+    const int count = min(tiling.warps, end - first);
+    for (int chunk = 0; chunk < count; ++chunk) {
+      const int pixel = (first + chunk) * kWarpSize + lane;
+      int label = -1;
+      if (pixel < pixels) {
+        const int y = static_cast<int>(static_cast<unsigned>(pixel) / static_cast<unsigned>(width));
+        label = label_at(maps, plane, y + dy, pixel - y * width + dx) - first_class;
+        if (label < 0 || label >= classes) label = -1;
       }
-    }
-    __syncthreads();
-  }
-  const int64_t o = first_channel + lane;
-  if (o >= maps.channels) return;
+      // Where labels change; neighbours of one label are added up in a register.
+      const int before = __shfl_up_sync(kFullMask, label, 1);
+      const unsigned changes = __ballot_sync(kFullMask, lane > 0 && label != before);
+      int current = __shfl_sync(kFullMask, label, 0);
+      if (changes == 0 && current < 0) continue;
+      const A* const row = shared + chunk * kChunk + lane * kPitch<A>;
+      A sum = 0;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int64_t label = first_class + row + i * (kThreads / kPixels);
-    if (label >= maps.classes) continue;
-    store(partials + ((slice * maps.channels + o) * maps.classes + label) * taps + tap, sums[i]);
+      for (int p = 0; p < kWarpSize; p += kAccess) {
+        const Access values = *reinterpret_cast<const Access*>(row + p);
+#pragma unroll
+        for (int j = 0; j < kAccess; ++j) {
+          if (changes >> (p + j) & 1) {
+            if (current >= 0) table[current * kWarpSize] += sum;
+            current = __shfl_sync(kFullMask, label, p + j);
+            sum = A(0);
+          }
+          sum += values[j];
+        }
+      }
+      if (current >= 0) table[current * kWarpSize] += sum;
+    }
+  }
+  if (tap >= tiling.taps || lane >= channels) return;
+  A* const out = partials +
+                 ((slice * tiling.taps + tap) * maps.classes + first_class) * maps.channels +
+                 first_channel + lane;
+  for (int label = 0; label < classes; ++label) {
+    store(out + label * maps.channels, table[label * kWarpSize]);
   }
 }
 
+// grad_weight (O, classes, taps) from partials (slices, taps, classes, O), slices in order.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    label_conv2d_backward_total_kernel(const A* partials, int64_t slices, int64_t results,
-                                       A* grad_weight) {
+    label_conv2d_backward_total_kernel(const A* partials, int64_t slices, int64_t classes,
+                                       int64_t channels, int taps, A* grad_weight) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t results = taps * classes * channels;
   if (i >= results) return;
   A sum = 0;
   for (int64_t slice = 0; slice < slices; ++slice) sum += load(partials + slice * results + i);
-  store(grad_weight + i, sum);
+  const int64_t place = i / channels, o = i - place * channels;
+  const int64_t tap = place / classes;
+  store(grad_weight + (o * classes + place - tap * classes) * taps + tap, sum);
 }
 
 void compute(const LabelConv2d& call) {
@@ -176,28 +239,59 @@ void compute(const LabelConv2d& call) {
 void compute(const LabelConv2dBackward& call) {
   const DeviceGuard guard(call.labels);
   const LabelMaps& maps = call.maps;
-  const int64_t taps = maps.taps(), results = call.grad_weight.numel();
-  BackwardTiling tiling{};
-  tiling.channel_tiles = (maps.channels + kChannels - 1) / kChannels;
-  tiling.class_tiles = (maps.classes + kClasses - 1) / kClasses;
-  tiling.kernel = static_cast<int>(maps.kernel);
-  const int64_t all = maps.images * maps.pixels();
-  const int64_t steps = std::max<int64_t>(1, (all + kPixels - 1) / kPixels);
-  const int64_t wanted = std::max<int64_t>(1, std::min(kMaxSlices, steps / 16));
-  tiling.slice_pixels = (steps + wanted - 1) / wanted * kPixels;
-  tiling.slices = std::max<int64_t>(1, (all + tiling.slice_pixels - 1) / tiling.slice_pixels);
+  expects(maps.pixels() < int64_t{1} << 31, "labels: expected fewer than 2^31 pixels an image");
   dispatch_floating(call.grad.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
+    constexpr int kWidest = kMaxAccessBytes / sizeof(T);
+    // As many classes as a warp's table holds, then as many taps as a block's memory does. Sums are
+    // the same whatever these are.
+    const int64_t limit = static_cast<int64_t>(shared_memory_limit() / sizeof(A));
+    const int64_t most = (limit - backward_shared<A>(0)) / kWarpSize;
+    const int64_t class_tiles = (maps.classes + most - 1) / most;
+    const int64_t tile = (maps.classes + class_tiles - 1) / class_tiles;
+    const int64_t fitting = std::min<int64_t>(kMaxWarps, limit / backward_shared<A>(tile));
+    const int64_t tap_groups = (maps.taps() + fitting - 1) / fitting;
+    const int64_t warps = (maps.taps() + tap_groups - 1) / tap_groups;
+    const int64_t channel_tiles = (maps.channels + kWarpSize - 1) / kWarpSize;
+    const int64_t chunks = (maps.pixels() + kWarpSize - 1) / kWarpSize;
+    const int64_t images = std::max<int64_t>(1, maps.images);
+    // Enough blocks for a large device, each with more pixels to add up than sums to leave.
+    const int64_t least = std::max(kLeastChunks, maps.taps() * maps.classes / kWarpSize);
+    const int64_t wanted =
+        std::max<int64_t>(1, std::min(kBlocks / (channel_tiles * images), chunks / least));
+    const int64_t slice_chunks = (chunks + wanted - 1) / wanted;
+    const int64_t slices = (chunks + slice_chunks - 1) / slice_chunks;
+    const BackwardTiling tiling{static_cast<int>(warps),
+                                static_cast<int>(tap_groups),
+                                static_cast<int>(maps.taps()),
+                                static_cast<int>(tile),
+                                static_cast<int>(class_tiles),
+                                channel_tiles,
+                                slices,
+                                static_cast<int>(chunks),
+                                static_cast<int>(slice_chunks)};
     Tensor partials =
-        new_tensor(call.grad, {tiling.slices * results}, call.grad_weight.scalar_type());
-    launch(label_conv2d_backward_kernel<T>,
-           grid_of(taps * tiling.class_tiles * tiling.channel_tiles * tiling.slices),
-           dim3(kThreads), 0, current_stream(call.labels), maps, tiling, data<const T>(call.grad),
-           data<const int32_t>(call.labels), data<A>(partials));
-    launch(label_conv2d_backward_total_kernel<A>, grid_of((results + kThreads - 1) / kThreads),
-           dim3(kThreads), 0, current_stream(call.labels), data<const A>(partials), tiling.slices,
-           results, data<A>(call.grad_weight));
+        new_tensor(call.grad, {maps.images * slices, maps.taps(), maps.classes, maps.channels},
+                   call.grad_weight.scalar_type());
+    const T* grad = data<const T>(call.grad);
+    const auto run = [&](auto width) {
+      launch(label_conv2d_backward_kernel<T, decltype(width)::value>,
+             grid_of(tap_groups * class_tiles * channel_tiles * maps.images * slices),
+             dim3(static_cast<unsigned>(warps * kWarpSize)),
+             sizeof(A) * static_cast<size_t>(warps * backward_shared<A>(tile)),
+             current_stream(call.labels), maps, tiling, grad, data<const int32_t>(call.labels),
+             data<A>(partials));
+    };
+    if (vector_width(maps.pixels(), grad) == kWidest) {
+      run(std::integral_constant<int, kWidest>{});
+    } else {
+      run(std::integral_constant<int, 1>{});
+    }
+    launch(label_conv2d_backward_total_kernel<A>,
+           grid_of((call.grad_weight.numel() + kThreads - 1) / kThreads), dim3(kThreads), 0,
+           current_stream(call.labels), data<const A>(partials), maps.images * slices, maps.classes,
+           maps.channels, static_cast<int>(maps.taps()), data<A>(call.grad_weight));
   });
 }
 

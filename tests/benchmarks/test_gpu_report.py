@@ -7,8 +7,9 @@ from benchmarks import gpu_report
 
 PARTIAL_CONV = ("mask_window", "mask_product", "partial_conv_epilogue", "interleave_phases")
 # Kernels that keep many numbers in registers instead of resident warps: the folded window of the
-# filters, and four maps of eight pixels or channels of 16 bits.
+# filters, and four maps of eight pixels or channels of 16 bits; or tables in shared memory.
 FEWER_WARPS = {
+    "label_conv2d_backward_kernel": 0.125,
     "oriented_filter_max_kernel": 0.125,
     "modulated_norm_pixel_backward_kernel": 0.125,
     "modulated_norm_backward_sums_kernel": 0.125,
@@ -16,7 +17,7 @@ FEWER_WARPS = {
 # Kernels that read feature maps and write sums alone, in some instantiations at least.
 SUMS = (
     *("channel_walk_pixel_kernel", "channel_walk_plane_kernel"),
-    *("region_partials_kernel", "spatial_sums_kernel"),
+    *("region_partials_kernel", "spatial_sums_kernel", "label_conv2d_backward_kernel"),
 )
 CUDA = torchext.build_info()["libraries"]["cuda"]
 
@@ -67,6 +68,7 @@ def test_traffic_and_launches(ledger: tuple) -> None:
     for op in ("modulated_norm position", "modulated_norm instance", "label_conv2d"):
         assert rows[op]["launches"] <= 3, rows[op]
         assert rows[op]["bytes"] <= 1.1 * rows[op]["floor_bytes"], rows[op]
+    assert rows["label_conv2d backward"]["launches"] == 2
     oriented = ("max forward", "max backward image", "statistics forward")
     for op in oriented:
         row = rows[f"oriented_filter_{op}"]

@@ -13,7 +13,12 @@ CLASSES, CHANNELS = 7, 5
 
 
 def problem(
-    shape: tuple, kernel: int, dtype: torch.dtype, device: str, classes: int = CLASSES
+    shape: tuple,
+    kernel: int,
+    dtype: torch.dtype,
+    device: str,
+    classes: int = CLASSES,
+    channels: int = CHANNELS,
 ) -> tuple[torch.Tensor, ...]:
     """Labels in blobs, with random ones among them; weight, bias and the incoming gradient."""
     generator = torch.Generator().manual_seed(sum(shape) + kernel)
@@ -27,13 +32,20 @@ def problem(
         value = torch.randn(size, generator=generator, dtype=torch.float64)
         return value.to(device, dtype)
 
-    weight = normal(CHANNELS, classes, kernel, kernel)
-    return labels.to(device), weight, normal(CHANNELS), normal(N, CHANNELS, H, W)
+    weight = normal(channels, classes, kernel, kernel)
+    return labels.to(device), weight, normal(channels), normal(N, channels, H, W)
 
 
-def check(shape: tuple, kernel: int, dtype: torch.dtype, name: str, classes: int = CLASSES) -> None:
+def check(
+    shape: tuple,
+    kernel: int,
+    dtype: torch.dtype,
+    name: str,
+    classes: int = CLASSES,
+    channels: int = CHANNELS,
+) -> None:
     with running(name) as device:
-        labels, weight, bias, grad = problem(shape, kernel, dtype, device, classes)
+        labels, weight, bias, grad = problem(shape, kernel, dtype, device, classes, channels)
         leaves = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         y = torchext.label_conv2d(labels, *leaves)
         y.backward(grad)
@@ -65,6 +77,19 @@ def test_other_dtypes(dtype: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
 def test_many_classes(name: str) -> None:
     check((1, 12, 66), 3, torch.float32, name, classes=70)
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "cuda"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 20, 64), (1, 43, 27)], ids=str)
+def test_many_channels_and_pixels(shape: tuple, dtype: torch.dtype, name: str) -> None:
+    """Several tiles of channels, and several slices of pixels."""
+    check(shape, 3, dtype, name, channels=70)
+
+
+@pytest.mark.parametrize("name", parameters("cuda-emulated", "cuda"))
+def test_more_classes_than_shared_memory_holds(name: str) -> None:
+    check((1, 6, 20), 3, torch.float32, name, classes=2000)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)
@@ -108,7 +133,7 @@ def test_thread_order(name: str) -> None:
     with running(name):
         for order in ("forward", "reverse", "shuffled:7"):
             with emulator().order(order):
-                labels, weight, bias, grad = problem((2, 9, 13), 3, torch.float32, "cpu")
+                labels, weight, bias, grad = problem((2, 20, 64), 3, torch.float32, "cpu")
                 weight.requires_grad_()
                 y = torchext.label_conv2d(labels, weight, bias)
                 y.backward(grad)
