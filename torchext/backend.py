@@ -113,6 +113,44 @@ _convolution: str = os.environ.get("TORCHEXT_CONVOLUTION") or "auto"
 _check_values = False
 
 
+@dataclass(frozen=True)
+class WindowChoice:
+    """Whether a SPADE layer computed its maps once for each distinct window of the label map.
+
+    Attributes:
+        layer: the `torchext.nn.SPADE`, whose name is that of the same module in a network.
+        shape: (N,C,H,W) of its input.
+        counts: distinct 3x3 windows of the map, then distinct windows of these; what was not
+            counted is not there.
+        gain: time of the convolutions over that of the table and its look-up, both expected;
+            None where neither was.
+        reason: why it convolved; "" where it took the table.
+    """
+
+    layer: torch.nn.Module
+    shape: tuple[int, ...]
+    counts: tuple[int, ...] = ()
+    gain: float | None = None
+    reason: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """Distinct windows for each pixel, of the last level that was counted."""
+        pixels = self.shape[0] * self.shape[2] * self.shape[3]
+        return self.counts[-1] / pixels if self.counts and pixels else None
+
+    def __str__(self) -> str:
+        parts = [f"{self.shape[1]} channels, {self.shape[2]}x{self.shape[3]}"]
+        if self.share is not None:
+            parts.append(f"{self.share:.1%} of the windows are distinct")
+        if self.gain is not None:
+            parts.append(f"a gain of {self.gain:.2f} is expected")
+        return ", ".join([*parts, f"convolved: {self.reason}" if self.reason else "table"])
+
+
+_window_choices: list[WindowChoice] | None = None
+
+
 def has_tiles(ops: Any) -> bool:
     """Whether these are the CPU's ops, which alone hold those of `torchext.schema.CPU_ONLY`."""
     return ops is _backends["cpu"].ops
@@ -274,6 +312,27 @@ def convolution(name: str) -> Iterator[None]:
         yield
     finally:
         _convolution = before
+
+
+@contextlib.contextmanager
+def explain_windows() -> Iterator[list[WindowChoice]]:
+    """Collect what SPADE layers choose inside the `with` block (in every thread), call by call.
+
+    Layers inside `torch.compile` and export choose while they are traced, which is not told.
+    """
+    global _window_choices
+    before = _window_choices
+    _window_choices = found = []
+    try:
+        yield found
+    finally:
+        _window_choices = before
+
+
+def tell_windows(choice: WindowChoice) -> None:
+    """Hand a choice to `explain_windows`."""
+    if _window_choices is not None and not traced():
+        _window_choices.append(choice)
 
 
 @contextlib.contextmanager

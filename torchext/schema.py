@@ -141,7 +141,8 @@ SCHEMAS = {
         "(Tensor values, int kernel_size) -> (Tensor index, Tensor windows, Tensor count)"
     ),
     "label_windows": (
-        "(Tensor values, int kernel_size) -> (Tensor index, Tensor windows, Tensor count)"
+        "(Tensor values, int kernel_size, SymInt? capacity)"
+        " -> (Tensor index, Tensor windows, Tensor count)"
     ),
     "spade_modulation_table": (
         "(Tensor? vectors, Tensor windows, Tensor wide_windows, Tensor weight, Tensor? bias,"

@@ -1,5 +1,7 @@
 """torchext.label_windows: the distinct windows of a map, on every backend."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,123 @@ def test_empty_batch(name: str) -> None:
     assert found.index.shape == (0, 4, 5)
 
 
+@pytest.mark.parametrize("name", parameters())
+@pytest.mark.parametrize("several", [False, True], ids=["labels", "vectors"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_capacity(shape: tuple, several: bool, name: str) -> None:
+    """The same windows in rows of a size that is given; those too many are outside everywhere."""
+    labels = label_map(shape)
+    given = F.one_hot(labels, 5).movedim(-1, 1).float() if several else labels
+    exact = torchext.label_windows(given)
+    first, second = (len(windows) for windows in exact.windows)
+    with running(name) as device:
+        found = torchext.label_windows(given.to(device), capacity=(first + 3, second))
+        assert bool(found.fits)
+        assert found.share == exact.share
+    assert [count.tolist() for count in found.counts] == [[first], [second]]
+    assert [count.dtype for count in found.counts] == [torch.int32] * 2
+    assert [len(windows) for windows in found.windows] == [first + 3, second]
+    assert bool((found.windows[0][first:] == -1).all())
+    assert not several or bool(found.vectors.isfinite().all())
+    for windows, index, wanted, places in zip(
+        found.windows, found.indices, exact.windows, exact.indices, strict=True
+    ):
+        assert index.dtype == windows.dtype == torch.int32
+        # One number for each of theirs.
+        pairs = torch.stack([index.cpu().flatten(), places.flatten()])
+        assert len(torch.unique(pairs, dim=1)[0]) == len(wanted)
+        assert set(index.flatten().tolist()) == set(range(len(wanted)))
+    rows = found.windows[0][found.indices[0].long()].cpu()
+    middle = rows[..., 4].long()
+    got = found.vectors.cpu()[middle].movedim(-1, 1) if several else middle
+    assert torch.equal(got, given)
+
+
+@pytest.mark.parametrize("name", parameters())
+@pytest.mark.parametrize("short", [0, 1], ids=["first level", "second level"])
+def test_capacity_that_does_not_suffice(short: int, name: str) -> None:
+    labels = label_map((2, 9, 13))
+    counts = [len(windows) for windows in torchext.label_windows(labels).windows]
+    counts[short] -= 1
+    with running(name) as device:
+        found = torchext.label_windows(labels.to(device), capacity=counts)
+    assert not bool(found.fits)
+    assert int(found.counts[short]) == counts[short] + 1
+    for windows, index, rows in zip(found.windows, found.indices, counts, strict=True):
+        assert len(windows) == rows
+        assert 0 <= int(index.min()) <= int(index.max()) < rows  # memory is safe
+
+
+def test_vectors_beyond_the_capacity() -> None:
+    condition = torch.arange(12.0).view(1, 1, 3, 4).expand(1, 2, 3, 4)
+    assert not bool(torchext.label_windows(condition, 1, levels=1, capacity=11).fits)
+    assert bool(torchext.label_windows(condition, 1, levels=1, capacity=12).fits)
+
+
+@pytest.mark.parametrize("name", parameters())
+def test_capacity_of_an_empty_batch(name: str) -> None:
+    with running(name) as device:
+        labels = torch.zeros(0, 4, 5, dtype=torch.int64, device=device)
+        found = torchext.label_windows(labels, capacity=3)
+    assert [windows.tolist() for windows in found.windows] == [[[-1] * 9] * 3] * 2
+    assert bool(found.fits)
+
+
+def test_windows_with_one_hash_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are compared, so that a wrong number cannot pass for a right one."""
+    module = importlib.import_module("torchext.ops.label_windows")
+    labels = label_map((2, 9, 13))
+    with running("cuda-emulated"):
+        assert bool(torchext.label_windows(labels, capacity=234).fits)
+        monkeypatch.setattr(module, "_hash", lambda taps: (taps[4] % 2).long())
+        found = torchext.label_windows(labels, capacity=234)
+    assert not bool(found.fits)
+    assert int(found.counts[0]) == 2**31 - 1
+
+
+def test_capacity_in_a_graph() -> None:
+    """No size depends on values: one graph, and fake tensors know all shapes."""
+    torch._dynamo.reset()
+
+    def numbered(labels: torch.Tensor) -> torchext.LabelWindows:
+        return torchext.label_windows(labels, capacity=(150, 200))
+
+    compiled = torch.compile(numbered, fullgraph=True, backend="aot_eager")
+    for seed in (0, 1):
+        labels = label_map((2, 9, 13), seed=seed)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            got = compiled(labels)
+        expected = numbered(labels)
+        assert torch.equal(got.index, expected.index)
+        assert torch.equal(got.windows[1], expected.windows[1])
+        assert bool(got.fits) == bool(expected.fits)
+    with torch._subclasses.FakeTensorMode():
+        fake = numbered(torch.zeros(2, 9, 13, dtype=torch.int64))
+        assert [tuple(windows.shape) for windows in fake.windows] == [(150, 9), (200, 9)]
+        assert fake.fits.shape == ()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_capacity_waits_for_nothing() -> None:
+    labels = label_map((2, 40, 50)).cuda()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = torchext.label_windows(labels, capacity=2000)
+        fits = found.fits
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert bool(fits)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = torchext.label_windows(labels, capacity=2000)
+    labels.copy_(label_map((2, 40, 50), seed=1))
+    graph.replay()
+    rows = found.windows[0][found.indices[0].long()]
+    assert torch.equal(rows[..., 4].long(), labels)
+
+
 def test_vectors_of_float64_keep_their_bits() -> None:
     condition = torch.tensor([1.0, 1.0 + 1e-15, 1.0], dtype=torch.float64).view(1, 1, 1, 3)
     found = torchext.label_windows(condition.expand(1, 2, 1, 3), 1, levels=1)
@@ -107,8 +226,10 @@ def test_opcheck() -> None:
     values = label_map((2, 9, 13))[:, None].int()
     # Sizes that depend on data: no compiled form is compared.
     utilities = ("test_schema", "test_faketensor")
-    for op in (torch.ops.torchext.label_windows, torch.ops.torchext.number_windows):
-        torch.library.opcheck(op, (values, 3), test_utils=utilities)
+    torch.library.opcheck(torch.ops.torchext.number_windows, (values, 3), test_utils=utilities)
+    numbering = torch.ops.torchext.label_windows
+    torch.library.opcheck(numbering, (values, 3, None), test_utils=utilities)
+    torch.library.opcheck(numbering, (values, 3, 50))
 
 
 LABELS = torch.zeros(1, 4, 5, dtype=torch.int64)
@@ -140,6 +261,13 @@ LABELS = torch.zeros(1, 4, 5, dtype=torch.int64)
         ),
         ({"kernel_size": 2}, ValueError, "kernel_size: expected an odd number, got 2"),
         ({"kernel_size": 17}, ValueError, "kernel_size: expected 1 to 15, got 17"),
+        ({"capacity": 0}, ValueError, "capacity: expected 1 to 2147483647, got 0"),
+        ({"capacity": 2.5}, TypeError, "capacity: expected an int, got float"),
+        (
+            {"capacity": (3, 4, 5)},
+            ValueError,
+            "capacity: expected a number for each of 2 levels, got (3, 4, 5)",
+        ),
         ({"levels": 0}, ValueError, "levels: expected 1 to 15, got 0"),
     ],
 )

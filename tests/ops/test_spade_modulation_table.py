@@ -39,7 +39,13 @@ def convolved(condition: torch.Tensor, weights: list[torch.Tensor]) -> torch.Ten
     return F.conv2d(hidden, modulation_weight, modulation_bias, padding=padding)
 
 
-def check(condition: torch.Tensor, kernel_size: int, dtype: torch.dtype, name: str) -> None:
+def check(
+    condition: torch.Tensor,
+    kernel_size: int,
+    dtype: torch.dtype,
+    name: str,
+    capacity: int | None = None,
+) -> None:
     exact = [w.double().requires_grad_() for w in weights_of(kernel_size, dtype)]
     dense = condition if condition.dim() == 4 else one_hot(condition)
     expected = convolved(dense.double(), exact)
@@ -47,7 +53,8 @@ def check(condition: torch.Tensor, kernel_size: int, dtype: torch.dtype, name: s
     wanted = torch.autograd.grad(expected, exact, grad)
     with running(name) as device:
         leaves = [w.to(device).requires_grad_() for w in weights_of(kernel_size, dtype)]
-        windows = torchext.label_windows(condition.to(device), kernel_size)
+        windows = torchext.label_windows(condition.to(device), kernel_size, capacity=capacity)
+        assert bool(windows.fits)
         table = torchext.spade_modulation_table(windows, *leaves)
         y = table[windows.index.long()].movedim(-1, 1)
         gradients = torch.autograd.grad(y, leaves, grad.to(device, table.dtype))
@@ -81,6 +88,41 @@ def test_maps_of_several_channels(name: str) -> None:
     labels = label_map((2, 9, 13), CLASSES)
     condition = one_hot(labels).float() + 0.25 * one_hot((labels + 1) % CLASSES).float()
     check(condition, 3, torch.float32, name)
+
+
+@pytest.mark.parametrize("name", parameters())
+@pytest.mark.parametrize("form", ["labels", "vectors"])
+def test_spare_rows(form: str, name: str) -> None:
+    """Of a capacity: they are finite and add nothing to a gradient."""
+    labels = label_map((2, 9, 13), CLASSES)
+    check(labels if form == "labels" else one_hot(labels).float(), 3, torch.float32, name, 300)
+
+
+def test_labels_out_of_range_add_nothing_where_they_are_not_looked_at() -> None:
+    labels = label_map((1, 9, 13), CLASSES + 2)
+    weights = weights_of(3, torch.float64)
+    condition = F.one_hot(labels, CLASSES + 2)[..., :CLASSES].movedim(-1, 1).double()
+    expected = convolved(condition, weights)
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def mapped(labels: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        windows = torchext.label_windows(labels, capacity=117)
+        return torchext.spade_modulation_table(windows, *weights)[windows.index.long()]
+
+    assert_close("y", mapped(labels, *weights).movedim(-1, 1), expected, length=600)
+
+
+def test_autocast_has_no_part_in_it() -> None:
+    windows = torchext.label_windows(label_map((2, 9, 13), CLASSES))
+    weights = [w.requires_grad_() for w in weights_of(3, torch.float32)]
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            table = torchext.spade_modulation_table(windows, *weights)
+            results.append([table, *torch.autograd.grad(table.square().sum(), weights)])
+    assert results[1][0].dtype == torch.float32
+    assert all(map(torch.equal, *results))
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,7 +5,7 @@ Convolutions make the maps; what follows is `torchext.modulated_norm`.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,14 +13,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.checks import check_feature_map
+from ..ops.checks import check_feature_map, memory_format
 from ..ops.diversity_map import diversity_map, soft_diversity_map
 from ..ops.label_conv2d import label_conv2d
 from ..ops.label_windows import LabelWindows
 from ..ops.modulated_norm import Statistics, modulated_norm
 from ..ops.spade_modulation_table import spade_modulation_table
 from ..ops.winograd_conv import conv2d
-from .label_windows import windows_of
+from .label_windows import Capacity, tell, windows_of
 from .plain import plain
 from .resize import nearest
 from .winograd_conv import Conv2d
@@ -119,11 +119,18 @@ def parameter_free_norm(
     return _ParameterFreeNorm(num_features, statistics)
 
 
-def _modulate(norm: nn.Module, x: Tensor, gamma: Tensor, beta: Tensor, **options: Any) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _modulate(
+    norm: Callable[..., Tensor], x: Tensor, gamma: Tensor, beta: Tensor, **options: Any
+) -> Tensor:
     """Normalise and modulate in one; one after the other where the norm was replaced."""
     if plain(norm, _ParameterFreeNorm, _ParameterFreeBatchNorm):
         return norm(x, gamma, beta, **options)
-    return modulated_norm(norm(x), gamma, beta, statistics="none", **options)
+    # eps has no part in it, but a default is a graph's dynamic input, which branches do not share.
+    return modulated_norm(norm(x), gamma, beta, statistics="none", eps=1.0, **options)
 
 
 def _convolution(
@@ -187,14 +194,24 @@ def _reset_spectral(layer: nn.Conv2d) -> None:
         layer._buffers[name].copy_(F.normalize(vector, dim=0))
 
 
-def _pair(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two convolutions of one input as one, which is faster than two."""
+def _side_by_side(first: nn.Module, second: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of two convolutions of one input as one."""
+    return torch.cat((first.weight, second.weight)), torch.cat((first.bias, second.bias))
+
+
+def _pair(
+    first: nn.Module, second: nn.Module, x: Tensor, both: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Two convolutions of one input as one, which is faster than two.
+
+    Args:
+        both: what `_side_by_side` made of them.
+    """
     if not (_is_convolution(first) and _is_convolution(second)):
         return first(x), second(x)
-    weight = torch.cat((first.weight, second.weight))
-    bias = torch.cat((first.bias, second.bias))
-    both = conv2d(x, weight, bias, first.stride, first.padding, first.dilation)
-    return tuple(both.split((first.out_channels, second.out_channels), dim=1))
+    weight, bias = both or _side_by_side(first, second)
+    y = conv2d(x, weight, bias, first.stride, first.padding, first.dilation)
+    return tuple(y.split((first.out_channels, second.out_channels), dim=1))
 
 
 class SPDNorm(nn.Module):
@@ -466,12 +483,21 @@ class SPADE(nn.Module):
     A convolution depends on the labels under its window alone. Where few windows of the map differ,
     as on painted maps and photographs' segmentations, gamma and beta are computed once for each of
     them and looked up (`torchext.label_windows`): equal to rounding. All layers that are given the
-    same segmap share its windows. In eager mode on the CPU, which may look at the map.
+    same segmap share its windows. By itself in eager mode on the CPU, which may look at the map;
+    `torchext.backend.explain_windows` tells each layer's choice.
+
+    Attributes:
+        capacity: for graphs and other devices: the most windows that differ in a batch's maps, or
+            one number for 3x3 and one for 5x5 windows. None, as at first, convolves there. Where
+            more differ the layer convolves too: in a graph the device chooses (`torch.cond`); in
+            eager mode it is waited for, once for each map and size.
 
     Raises:
         ValueError: config_text has another form; what `torchext.modulated_norm` and, for classes,
             `torchext.label_conv2d` raise.
     """
+
+    capacity: Capacity = None
 
     def __init__(self, config_text: str, norm_nc: int, label_nc: int) -> None:
         super().__init__()
@@ -502,19 +528,71 @@ class SPADE(nn.Module):
         check_feature_map("x", x)
         windows = self._windows(x, segmap)
         if windows is None:
-            gamma, beta = _pair(self.mlp_gamma, self.mlp_beta, self._hidden(x, segmap))
-            return _modulate(self.param_free_norm, x, gamma, beta, activation=activation)
-        first, second = self.mlp_shared[0], (self.mlp_gamma, self.mlp_beta)
-        table = spade_modulation_table(
-            windows,
-            first.weight,
-            first.bias,
-            torch.cat([layer.weight for layer in second]),
-            torch.cat([layer.bias for layer in second]),
+            maps = _pair(self.mlp_gamma, self.mlp_beta, self._hidden(x, segmap))
+            return _modulate(self.param_free_norm, x, *maps, activation=activation)
+        weights = (
+            *(self.mlp_shared[0].weight, self.mlp_shared[0].bias),
+            *_side_by_side(self.mlp_gamma, self.mlp_beta),
         )
+        if not windows.counts:
+            return self._looked_up(self.param_free_norm, x, windows, weights, activation)
+        return self._by_branches(x, segmap, windows, weights, activation)
+
+    def _by_branches(
+        self,
+        x: Tensor,
+        segmap: Tensor,
+        windows: LabelWindows,
+        weights: tuple[Tensor, ...],
+        activation: float | None,
+    ) -> Tensor:
+        """In a graph: by the table where the windows fit, else by the convolutions.
+
+        Branches may not write running statistics and share no number that is a dynamic input, so
+        norm and activation are outside. What they are given is flat, since Inductor turns maps in
+        front of a branch to channels_last unasked (torch 2.14), and so that gradients of both have
+        one layout.
+        """
+        xn = self.param_free_norm(x)
+        last = memory_format(xn) != torch.contiguous_format
+        channels, kernel, beside = xn.shape[1], weights[0].shape[2:], 2 if last else 0
+
+        def whole(xn: Tensor, *weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+            xn = xn.unflatten(beside, (-1, channels))
+            xn = xn.permute(0, 3, 1, 2) if last else xn
+            return xn, [w.unflatten(1, (-1, *kernel)) if w.dim() > 1 else w for w in weights]
+
+        def looked_up(*flat: Tensor) -> Tensor:
+            xn, weights = whole(*flat)
+            return self._looked_up(_identity, xn, windows, weights, None)
+
+        def convolved(*flat: Tensor) -> Tensor:
+            xn, weights = whole(*flat)
+            hidden = self._hidden(xn, segmap, weights[:2])
+            maps = _pair(self.mlp_gamma, self.mlp_beta, hidden, weights[2:])
+            return _modulate(_identity, xn, *maps)
+
+        xn = (xn.permute(0, 2, 3, 1) if last else xn).flatten(beside, beside + 1)
+        flat = (xn, *(w.flatten(1) if w.dim() > 1 else w for w in weights))
+        y = torch.cond(windows.fits, looked_up, convolved, flat)
+        if activation is None:
+            return y
+        return F.relu(y) if activation == "relu" else F.leaky_relu(y, activation)
+
+    def _looked_up(
+        self,
+        norm: Callable[..., Tensor],
+        x: Tensor,
+        windows: LabelWindows,
+        weights: Sequence[Tensor],
+        activation: float | None,
+    ) -> Tensor:
+        table = spade_modulation_table(windows, *weights)
+        if memory_format(x) == torch.contiguous_format:
+            # As `modulated_norm` reads it; the whole table is turned five times faster than halves.
+            table = table.t().contiguous().t()
         gamma, beta = table.chunk(2, dim=1)
-        index = windows.index
-        return _modulate(self.param_free_norm, x, gamma, beta, index=index, activation=activation)
+        return _modulate(norm, x, gamma, beta, index=windows.index, activation=activation)
 
     def _windows(self, x: Tensor, segmap: Tensor) -> LabelWindows | None:
         """Those of the segmap at x's size where a table of them pays, else None."""
@@ -526,19 +604,27 @@ class SPADE(nn.Module):
             and plain(self.param_free_norm, _ParameterFreeNorm, _ParameterFreeBatchNorm)
             and all(layer.bias is not None for layer in layers)
         ):
+            tell(self, x, "its layers were replaced, have hooks or no bias")
             return None
-        return windows_of(segmap, x, layers[0].weight, layers[1].weight)
+        weights = (layers[0].weight, layers[1].weight)
+        return windows_of(self, segmap, x, *weights, capacity=self.capacity)
 
-    def _hidden(self, x: Tensor, segmap: Tensor) -> Tensor:
+    def _hidden(self, x: Tensor, segmap: Tensor, first: Sequence[Tensor] | None = None) -> Tensor:
+        """Of the segmap at x's size; `first`: weight and bias in place of the layer's."""
         classes = not segmap.is_floating_point() and (segmap.dim() == 3 or segmap.shape[1] == 1)
         if not classes:
             segmap = segmap if segmap.is_floating_point() else segmap.to(x.dtype)
             check_feature_map("segmap", segmap)
-            return self.mlp_shared(nearest(segmap, x))
+            resized = nearest(segmap, x)
+            if first is None:
+                return self.mlp_shared(resized)
+            layer = self.mlp_shared[0]
+            options = (layer.stride, layer.padding, layer.dilation)
+            return conv2d(resized, *first, *options).relu()
         labels = nearest(segmap[:, None] if segmap.dim() == 3 else segmap, x)[:, 0]
         if _is_convolution_with(self.mlp_shared, nn.ReLU):
-            first = self.mlp_shared[0]
-            return label_conv2d(labels, first.weight, first.bias).relu()
+            first = first or (self.mlp_shared[0].weight, self.mlp_shared[0].bias)
+            return label_conv2d(labels, *first).relu()
         one_hot = F.one_hot(labels.long(), self.label_nc).movedim(-1, 1)
         return self.mlp_shared(one_hot.to(x.dtype))
 

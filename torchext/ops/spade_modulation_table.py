@@ -1,5 +1,6 @@
 """SPADE's gamma and beta, once for each distinct window of the label map (CVPR 2019)."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -7,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backend, schema
-from .checks import FLOATING, accumulate_dtype, check_device, check_parameter, check_tensor
+from .checks import (
+    FLOATING,
+    accumulate_dtype,
+    autocast_dtype,
+    check_device,
+    check_parameter,
+    check_tensor,
+)
 from .label_windows import LabelWindows
 from .modulated_norm import sorted_by
 from .op import Gradients, Op
@@ -32,14 +40,15 @@ def spade_modulation_table(
         modulation_weight, modulation_bias: (D,O,k,k), (D,), of the second; weight's dtype.
 
     Returns:
-        (rows,D), float32 (float64 for float64 weights); differentiable in weights and biases.
+        (rows,D), float32 (float64 for float64 weights), under autocast too; differentiable in
+        weights and biases.
 
     Memory beyond the result: rows of the first level times k * k * D.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
         ValueError: a shape or device does not fit, or, in eager mode on the CPU, a label is out of
-            range.
+            range. Elsewhere such a label adds nothing.
     """
     if not isinstance(windows, LabelWindows):
         raise TypeError(f"windows: expected LabelWindows, got {type(windows).__name__}")
@@ -65,18 +74,27 @@ def spade_modulation_table(
     vectors, (first, wide) = windows.vectors, windows.windows
     if vectors is not None and vectors.shape[1] != K:
         raise ValueError(f"weight: expected {vectors.shape[1]} channels of the map, got {K}")
-    if vectors is None and first.numel() and backend.readable(first) and int(first.max()) >= K:
+    if vectors is None and not backend.readable(first):
+        first = first.masked_fill(first >= K, -1)
+    elif vectors is None and first.numel() and int(first.max()) >= K:
         raise ValueError(f"labels: expected classes from 0 to {K - 1}, got {int(first.max())}")
     accumulate = accumulate_dtype(weight.dtype)
     prepared = [
         None if value is None else value.to(accumulate)
         for value in (vectors, weight, bias, modulation_weight, modulation_bias)
     ]
-    table, _ = SPADE_MODULATION_TABLE(prepared[0], first, wide, *prepared[1:])
+    with _without_autocast(weight):
+        table, _ = SPADE_MODULATION_TABLE(prepared[0], first, wide, *prepared[1:])
     return table
 
 
 # --- ops ----------------------------------------------------------------------------------------
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    if autocast_dtype(x) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -127,15 +145,16 @@ def _fake(
 
 
 def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
-    gradients = ops.spade_modulation_table_backward(
-        grad,
-        kept.hidden,
-        kept.vectors,
-        kept.windows,
-        kept.wide_windows,
-        kept.weight,
-        kept.modulation_weight,
-    )
+    with _without_autocast(grad):
+        gradients = ops.spade_modulation_table_backward(
+            grad,
+            kept.hidden,
+            kept.vectors,
+            kept.windows,
+            kept.wide_windows,
+            kept.weight,
+            kept.modulation_weight,
+        )
     names = ("weight", "bias", "modulation_weight", "modulation_bias")
     found = zip(names, gradients, strict=True)
     return {name: gradient for name, gradient in found if name in kept.needs}
