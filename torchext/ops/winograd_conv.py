@@ -4,6 +4,7 @@ PyTorch's own convolution of float32 runs at 80 to 90 % of a CPU's peak: only fe
 make it faster. Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, CVPR 2016.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -120,11 +121,21 @@ def problem(
         channels: of the output.
         stride, kernel, groups: of the convolution.
     """
-    if tuple(kernel) not in _KERNELS or any(step != 1 for step in stride) or groups != 1:
+    return _problem_of_sizes(channels, stride, tuple(kernel), groups) or _problem_of_tensor(x)
+
+
+def _problem_of_sizes(
+    channels: int, stride: Sequence[int], kernel: tuple[int, ...], groups: int
+) -> str:
+    if kernel not in _KERNELS or any(step != 1 for step in stride) or groups != 1:
         return "takes kernels of 3x3 and 2x2 with stride 1, in one group"
-    if x.dim() != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+    return "" if channels else "takes tensors that are not empty"
+
+
+def _problem_of_tensor(x: Tensor) -> str:
+    if x.dim() != 4 or x.dtype != torch.float32 or not x.is_cpu:
         return "takes images in float32 on the CPU"
-    if not x.is_contiguous() or x.numel() == 0 or channels == 0:
+    if not x.is_contiguous() or x.numel() == 0:
         return "takes contiguous tensors that are not empty"
     if type(x) not in (Tensor, nn.Parameter) or backend.mapped(x):
         return "takes no tensors that stand for others, as tracers and torch.func.vmap have them"
@@ -140,10 +151,22 @@ def gain(
     kernel: int = 3,
 ) -> float:
     """How many times faster than a direct convolution it is expected to be."""
-    together = _TILES.get(backend.simd_level())
+    return _gain(backend.simd_level(), x.shape, channels, output_size, dilation, cost, kernel)
+
+
+def _gain(
+    simd: str,
+    shape: Sequence[int],
+    channels: int,
+    output_size: Sequence[int],
+    dilation: Sequence[int],
+    cost: _Cost,
+    kernel: int,
+) -> float:
+    together = _TILES.get(simd)
     if together is None:
         return 0.0
-    N, ins = x.shape[:2]
+    N, ins = shape[:2]
     grids = dilation[0] * dilation[1]
     rows, columns = (
         -(-size // (4 * step)) for size, step in zip(output_size, dilation, strict=True)
@@ -183,11 +206,34 @@ def why_direct(
         return "torchext.backend.convolution says so"
     if not backend.has_tiles(ops):
         return "the CPU's kernels do not run"
-    reason = problem(x, channels, stride, kernel, groups)
+    reason = _problem_of_tensor(x)
+    if reason:
+        return reason
+    sizes = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
+    return _why_direct(wanted, backend.simd_level(), tuple(x.shape), channels, *sizes, groups, cost)
+
+
+# A network asks for the same few convolutions at every call.
+@functools.lru_cache(maxsize=4096)
+def _why_direct(
+    wanted: str,
+    simd: str,
+    shape: tuple[int, ...],
+    channels: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    cost: _Cost,
+) -> str:
+    reason = _problem_of_sizes(channels, stride, kernel, groups)
     if reason or wanted == "winograd":
         return reason
-    output = _output_size(x, kernel[0], padding, dilation)
-    expected = gain(x, channels, output, dilation, cost, kernel[0]) if min(output) > 0 else 0.0
+    output = _output_size(shape, kernel[0], padding, dilation)
+    if min(output) < 1:
+        return "the result is empty"
+    expected = _gain(simd, shape, channels, output, dilation, cost, kernel[0])
     return "" if expected > _GAIN else _REASON.format(expected)
 
 
@@ -233,17 +279,17 @@ def explain_convolution(
     reason = why_direct(ops, x, len(weight), kernel, *sizes, groups)
     if reason:
         return f"direct: {reason}"
-    output = _output_size(x, kernel[0], geometry.padding, geometry.dilation)
+    output = _output_size(x.shape, kernel[0], geometry.padding, geometry.dilation)
     expected = gain(x, len(weight), output, geometry.dilation, kernel=kernel[0])
     return f"winograd: expected to be {expected:.1f} times as fast as a direct convolution"
 
 
 def _output_size(
-    x: Tensor, kernel: int, padding: Sequence[int], dilation: Sequence[int]
+    shape: Sequence[int], kernel: int, padding: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
     return [
         size + 2 * p - (kernel - 1) * d
-        for size, p, d in zip(x.shape[2:], padding, dilation, strict=True)
+        for size, p, d in zip(shape[2:], padding, dilation, strict=True)
     ]
 
 
@@ -496,7 +542,7 @@ def _fake_weight(weight: Tensor, transposed: bool) -> Tensor:
 
 def _fake_apply(x: Tensor, mask: Tensor | None, panels: Tensor, channels: int, *rest: Any) -> Any:
     kernel = 2 if panels.shape[1] == 25 else 3
-    return x.new_empty((x.shape[0], channels, *_output_size(x, kernel, *rest[-2:])))
+    return x.new_empty((x.shape[0], channels, *_output_size(x.shape, kernel, *rest[-2:])))
 
 
 WINOGRAD_CONV2D = Op(
