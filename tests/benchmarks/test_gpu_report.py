@@ -19,6 +19,8 @@ SUMS = (
     *("channel_walk_pixel_kernel", "channel_walk_plane_kernel"),
     *("region_partials_kernel", "spatial_sums_kernel", "label_conv2d_backward_kernel"),
 )
+# Kernels that write rows of odd lengths.
+ANY_ADDRESS = ("interleave_plane_backward_kernel",)
 CUDA = torchext.build_info()["libraries"]["cuda"]
 
 
@@ -35,7 +37,7 @@ def test_no_spills_and_wide_accesses(ledger: tuple) -> None:
     for row in rows:
         assert row["spill_bytes"] == row["stack_bytes"] == 0, row
         assert row["occupancy"] >= FEWER_WARPS.get(row["kernel"], 0.25), row
-        if row["kernel"] not in SUMS:
+        if row["kernel"] not in (*SUMS, *ANY_ADDRESS):
             assert row["narrow_stores"] == 0, row
     streaming = ("apply_kernel", "partials_kernel", "sums_kernel")
     wide = [row for row in rows if row["kernel"].endswith(streaming)]

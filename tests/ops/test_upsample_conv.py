@@ -1,9 +1,11 @@
 """torchext.upsample_conv2d and partial_upsample_conv2d against what they stand for."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support.backends import parameters, running
+from support.backends import emulator, parameters, running
 from support.tolerance import assert_close
 
 import torchext
@@ -76,6 +78,44 @@ def test_forward_and_backward(
         size = gradient.abs().max().item() if gradient.numel() else 0
         scale = room * max(size, 1 if key in ("x", "addend") else pixels**0.5)
         assert_close(key, value, gradient, length=length * pixels, scale=scale)
+
+
+@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "cuda"))
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("offsets", [[0, 1, 0, 1], [1, 0, 2, 0], [0, 0, 1, 1]], ids=str)
+@pytest.mark.parametrize("size", [(2, 3, 5, 6), (1, 8, 4, 17), (1, 2, 3, 140)], ids=str)
+def test_interleaving(
+    size: tuple, offsets: list[int], dtype: torch.dtype, last: bool, name: str
+) -> None:
+    """Exact, beginning at any address, in any order of threads."""
+    N, C, h, w = size
+    generator = torch.Generator().manual_seed(w)
+    high = (N, C, 2 * (h - max(offsets[:2])), 2 * (w - max(offsets[2:])))
+    layout = torch.channels_last if last else torch.contiguous_format
+    phases = torch.randn(N, 4 * C, h, w, generator=generator).to(dtype)
+    bias = torch.randn(C, generator=generator, dtype=torch.promote_types(dtype, torch.float32))
+    grad = torch.randn(high, generator=generator).to(dtype)
+
+    def moved(value: torch.Tensor, device: str, aside: int) -> torch.Tensor:
+        """In the layout, `aside` elements after an aligned address."""
+        value = value.contiguous(memory_format=layout).to(device)
+        room = value.new_empty(value.numel() + aside)[aside:]
+        return room.as_strided(value.shape, value.stride(), aside).copy_(value)
+
+    wanted = reference.interleave_phases(phases, bias, grad, offsets)
+    wanted_back = reference.interleave_phases_backward(grad, offsets, h, w)
+    with running(name) as device:
+        orders = ("forward", "reverse", "shuffled:7") if name == "cuda-emulated" else ("",)
+        for order in orders:
+            with emulator().order(order) if order else contextlib.nullcontext():
+                for aside in (0, 1):
+                    given = (moved(phases, device, aside), bias.to(device))
+                    addend = moved(grad, device, aside)
+                    y = upsample_conv.INTERLEAVE_PHASES(*given, addend, offsets)
+                    assert_close("y", y, wanted.double(), length=3)
+                    back = upsample_conv.INTERLEAVE_PHASES_BACKWARD(addend, offsets, h, w)
+                    assert torch.equal(back.cpu(), wanted_back)
 
 
 @pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted"))
