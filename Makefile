@@ -24,7 +24,7 @@ REST := (slow or packaging) and not gpu and not memory
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help venv build test test-full test-sanitize test-races coverage bench bench-full demo layer-demo gallery \
-        gpu-report lint format wheel clean
+        gpu-report gpu-check lint format wheel clean
 
 help:
 	@echo "make venv           create .venv with torch, this package (editable) and its tools"
@@ -40,6 +40,7 @@ help:
 	@echo "make layer-demo     region normalisation on a photo, as a picture sheet"
 	@echo "make gallery        docs/gallery.md: every paper on real photographs, 2 minutes each"
 	@echo "make gpu-report     what the compilers say of every CUDA and Triton kernel"
+	@echo "make gpu-check      on a machine with a GPU: its tests and the benchmark into results/gpu-check.json"
 	@echo "make lint, format   check or apply ruff and clang-format"
 	@echo "make wheel          a manylinux wheel in wheelhouse/, an sdist in dist/"
 	@echo "make clean          remove what was built (not .venv)"
@@ -128,6 +129,9 @@ gallery: build
 
 gpu-report: build
 	$(BIN)/python -m benchmarks.gpu_report $(ARGUMENTS)
+
+gpu-check: build
+	$(BIN)/python -m benchmarks.gpu_check $(ARGUMENTS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,9 +1,13 @@
-"""The compiler report's zeroes and the traffic ledger's limits hold."""
+"""The compiler report's zeroes, the traffic ledger's limits, and what a check on a GPU writes."""
+
+import json
+from pathlib import Path
 
 import pytest
+import torch
 
 import torchext
-from benchmarks import gpu_report
+from benchmarks import gpu_check, gpu_report
 
 PARTIAL_CONV = ("mask_window", "mask_product", "partial_conv_epilogue", "interleave_phases")
 # Kernels that keep many numbers in registers instead of resident warps: the folded window of the
@@ -83,3 +87,59 @@ def test_occupancy() -> None:
     assert gpu_report.occupancy(64, 0, 256, "sm_90") == 0.5
     assert gpu_report.occupancy(128, 0, 256, "sm_80") == 0.25
     assert gpu_report.occupancy(32, 100 * 1024, 256, "sm_80") == 0.125
+
+
+JUNIT = """
+<testsuites><testsuite>
+<testcase classname="tests.ops.test_a" name="test_b[cuda]" time="1.5"/>
+<testcase classname="tests.ops.test_a" name="test_c" time="0.5"><skipped message="no"/></testcase>
+<testcase classname="tests.ops.test_a" name="test_d" time="1">
+<failure message="x">off by 1</failure></testcase>
+<testcase classname="tests.ops.test_a" name="test_e"><error message="broke"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_check_counts_tests() -> None:
+    found = gpu_check.tests_of(JUNIT)
+    failures = found.pop("failures")
+    assert found == {"passed": 1, "failed": 2, "skipped": 1, "seconds": 3.0}
+    assert failures == [
+        {"test": "tests.ops.test_a::test_d", "text": "off by 1"},
+        {"test": "tests.ops.test_a::test_e", "text": "broke"},
+    ]
+
+
+@pytest.mark.parametrize("what", ["passed", "failed", "no tests", "no benchmark"])
+def test_check_writes_one_file(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tests = {"passed": what != "no tests", "failed": what == "failed", "failures": []}
+    benchmark = {"error": "ended with 1"} if what == "no benchmark" else {"rows": [{"op": "x"}]}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_check.harness, "machine", lambda device: {"gpu": device})
+    monkeypatch.setattr(gpu_check, "run_tests", lambda *_: tests)
+    monkeypatch.setattr(gpu_check, "run_benchmark", lambda *_: benchmark)
+    output = tmp_path / "new" / "check.json"
+    assert gpu_check.main(["--output", str(output)]) == (0 if what == "passed" else 1)
+    written = json.loads(output.read_text())
+    assert written["benchmark"] == benchmark
+    assert written["machine"] == {"gpu": "cuda"}
+    assert str(output) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_check_of_real_runs(tmp_path: Path) -> None:
+    """pytest and the benchmark are called as they understand it."""
+    found = gpu_check.run_tests(tmp_path, ["tests/ops/test_transforms.py", "--collect-only"])
+    assert found == {"passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0, "failures": []}
+    words = ["--quick", "--filter", "diversity_map 1x1x256x256 float32"]
+    measured = gpu_check.run_benchmark(tmp_path, words, "cpu")
+    assert {row["direction"] for row in measured["rows"]} == {"forward"}
+    assert gpu_check.run_benchmark(tmp_path, ["--filter", "no such row"], "cpu").keys() == {"error"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_check_needs_a_gpu(capsys: pytest.CaptureFixture) -> None:
+    assert gpu_check.main([]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
