@@ -326,9 +326,9 @@ Operands<T> operands_of(const Tensor& x, const Maps& maps) {
 
 template <class T>
 void modulate(const Problem& problem, const Operands<T>& o, const RowInput<T>& x, const Place& at,
-              int64_t count, T* y) {
+              int64_t count, T* y, int64_t next = 0) {
   o.kernels.modulate(x, o.mean.row(problem, at), o.rstd.row(problem, at), o.modulation(problem, at),
-                     count, y + at.offset);
+                     count, next, y + at.offset);
 }
 
 // Statistics per pixel: they and the result from one visit to a range.
@@ -358,8 +358,9 @@ void forward_per_pixel(const Problem& problem, const Operands<T>& o, bool unbias
         for_each_row(problem, range.image, pixel, local, count,
                      [&](const Place& at, int64_t length, int64_t offset) {
                        RowInput<T> row = o.x.row(problem, at);
+                       const bool more = !problem.channels_last && at.channel + 1 < C;
                        if (!problem.channels_last) row = {nullptr, tile.data() + offset, true};
-                       modulate(problem, o, row, at, length, y);
+                       modulate(problem, o, row, at, length, y, more ? P : 0);
                      });
       });
     };

@@ -11,6 +11,13 @@ inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+// Asks for a row that will be read next, where it lies apart: the processor foresees no jump.
+template <class T>
+inline void fetch(const T* row, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i);
+}
+
 inline float root(float x) {
   return __builtin_sqrtf(x);
 }
@@ -157,8 +164,12 @@ class Result {
 
 template <class T>
 void modulate_row(const RowInput<T>& x, const RowInput<T>& mean, const RowInput<T>& rstd,
-                  const Modulation<T>& modulation, int64_t count, T* y) {
+                  const Modulation<T>& modulation, int64_t count, int64_t next, T* y) {
   using A = accumulate_t<T>;
+  if (next != 0 && modulation.gamma.elements != nullptr) {
+    fetch(modulation.gamma.elements + next, count);
+    fetch(modulation.beta.elements + next, count);
+  }
   const Operand<T> value(x, A(0), count), beta(modulation.beta, A(0), count),
       weight(modulation.weight, A(1), count);
   const GammaOperand<T> gamma(modulation, count);
@@ -310,7 +321,29 @@ void channel_statistics_of_plane(const T* x, int64_t pixels, int64_t channels,
   A* __restrict rest = drift;
 #pragma omp simd
   for (int64_t i = 0; i < pixels; ++i) centre[i] = square[i] = rest[i] = A(0);
-  for (int64_t c = 0; c < channels; ++c) {
+  // Four channels at a time: their rows are fetched together, and the sums are visited less often.
+  int64_t first = 0;
+  for (; centred && first + 4 <= channels; first += 4) {
+    InputTile<T> inputs[4];
+    const A* rows[4];
+    for (int64_t r = 0; r < 4; ++r) {
+      const T* row = x + (first + r) * channel_stride;
+      if (first + 4 + r < channels) fetch(row + 4 * channel_stride, pixels);
+      rows[r] = inputs[r](row, pixels);
+    }
+    const A* __restrict a = rows[0], * __restrict b = rows[1];
+    const A* __restrict c = rows[2], * __restrict d = rows[3];
+    A* __restrict kept = tile + first * pixels;
+#pragma omp simd
+    for (int64_t i = 0; i < pixels; ++i) {
+      kept[i] = a[i];
+      kept[pixels + i] = b[i];
+      kept[2 * pixels + i] = c[i];
+      kept[3 * pixels + i] = d[i];
+      centre[i] += (a[i] + b[i]) + (c[i] + d[i]);
+    }
+  }
+  for (int64_t c = first; c < channels; ++c) {
     const A* __restrict values = input(x + c * channel_stride, pixels);
     A* __restrict kept = tile + c * pixels;
     if (centred) {
@@ -331,7 +364,18 @@ void channel_statistics_of_plane(const T* x, int64_t pixels, int64_t channels,
   if (centred) {
 #pragma omp simd
     for (int64_t i = 0; i < pixels; ++i) centre[i] *= inverse;
-    for (int64_t c = 0; c < channels; ++c) {
+    int64_t c = 0;
+    for (; c + 4 <= channels; c += 4) {
+      const A* __restrict kept = tile + c * pixels;
+#pragma omp simd
+      for (int64_t i = 0; i < pixels; ++i) {
+        const A m = centre[i], d0 = kept[i] - m, d1 = kept[pixels + i] - m;
+        const A d2 = kept[2 * pixels + i] - m, d3 = kept[3 * pixels + i] - m;
+        rest[i] += (d0 + d1) + (d2 + d3);
+        square[i] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+      }
+    }
+    for (; c < channels; ++c) {
       const A* __restrict kept = tile + c * pixels;
 #pragma omp simd
       for (int64_t i = 0; i < pixels; ++i) {
@@ -390,7 +434,7 @@ void channel_statistics_of_pixel(const T* x, int64_t channels, bool centred, dou
 
 #define TORCHEXT_INSTANTIATE(T)                                                                   \
   template void modulate_row<T>(const RowInput<T>&, const RowInput<T>&, const RowInput<T>&,       \
-                                const Modulation<T>&, int64_t, T*);                               \
+                                const Modulation<T>&, int64_t, int64_t, T*);                      \
   template void gradient_row<T>(const T*, const T*, const RowInput<T>&, const RowInput<T>&,       \
                                 const RowInput<T>&, const Modulation<T>&, const RowGradients<T>&, \
                                 int64_t, accumulate_t<T>*, accumulate_t<T>*);                     \

@@ -47,10 +47,11 @@ struct RowGradients {
 };
 
 #define TORCHEXT_MODULATED_NORM_KERNELS                                                          \
-  /* One row of y; at most kTile elements, as in all rows here. */                               \
+  /* One row of y; at most kTile elements, as in all rows here. `next`: how far behind the maps' \
+     elements those of the next row lie, 0 if they follow. */                                    \
   template <class T>                                                                             \
   void modulate_row(const RowInput<T>& x, const RowInput<T>& mean, const RowInput<T>& rstd,      \
-                    const Modulation<T>& modulation, int64_t count, T* y);                       \
+                    const Modulation<T>& modulation, int64_t count, int64_t next, T* y);         \
   /* gn and xn of a row, and what they give to the gradients of the maps. `y` may be null where  \
      nothing is activated. */                                                                    \
   template <class T>                                                                             \

@@ -7,7 +7,8 @@
 //   Statistics per channel: forward 5T in 2: moments of slices (region_statistics.cuh, with one
 //     region) read T; apply reads x, gamma, beta, writes y, each block first merging its channels'
 //     partial results. Backward 9T in 2: partial sums with the maps' gradients read 3T and write
-//     2T; apply reads 3T and writes T. Both are the floor unless a channel stays in the cache.
+//     2T; apply reads 3T and writes T; 11T behind an activation, as both read y. Both are the floor
+//     unless a channel stays in the cache.
 //   Statistics per pixel: forward 4T in 1, backward 6T in 1, the floors: a block takes some pixels
 //     with all their channels; what it reads twice is in shared memory or the cache.
 // A gradient summed across the walk (of a map per pixel with statistics per channel, or per channel
