@@ -3,6 +3,7 @@
 
 #include "../partial_conv.h"
 #include "launch.cuh"
+#include "quotient.cuh"
 #include "reduce.cuh"
 
 namespace torchext {
@@ -129,13 +130,6 @@ struct Runs {
            V;
   }
 };
-
-__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
-  if (a < (int64_t{1} << 32) && b < (int64_t{1} << 32)) {
-    return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  }
-  return a / b;
-}
 
 template <typename A>
 __device__ __forceinline__ A masked(A value, A mask) {

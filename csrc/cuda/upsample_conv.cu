@@ -10,6 +10,7 @@
 // begin anywhere, by one element if contiguous.
 #include "../upsample_conv.h"
 #include "launch.cuh"
+#include "quotient.cuh"
 
 namespace torchext {
 namespace {
@@ -33,13 +34,6 @@ struct Rows {
   }
   __device__ int lane() const { return threadIdx.x % lanes; }
 };
-
-__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
-  if (a < (int64_t{1} << 32) && b < (int64_t{1} << 32)) {
-    return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-  }
-  return a / b;
-}
 
 // Contiguous: a row of y is made of a row each of two phases. kWide: accesses of 128 bits to y and
 // the addend, else of two elements, and of one.
@@ -184,16 +178,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Calls f(width tag) with accesses of 128 bits, or of one element.
-template <typename T, typename F>
-void dispatch_wide(bool wide, F&& f) {
-  if (wide) {
-    f(std::integral_constant<int, kMaxAccessBytes / sizeof(T)>{});
-  } else {
-    f(std::integral_constant<int, 1>{});
-  }
-}
-
 void compute(const InterleavePhases& call) {
   const DeviceGuard guard(call.y);
   const Phases& p = call.shape;
@@ -205,13 +189,13 @@ void compute(const InterleavePhases& call) {
     T* to = data<T>(call.y);
     const bool wide = (call.channels_last ? vector_width(p.C, from, addend, to)
                                           : vector_width(p.W, addend, to)) == kWidest;
-    dispatch_wide<T>(wide, [&](auto width) {
+    dispatch_access<T>(wide, call.channels_last, [&](auto width, auto format) {
       constexpr int V = decltype(width)::value;
       const auto run = [&](auto kernel, const Rows& rows) {
         launch(kernel, rows.grid(), dim3(kThreads), 0, current_stream(call.y), p, rows, from,
                data<const accumulate_t<T>>(call.bias), addend, to);
       };
-      if (call.channels_last) {
+      if constexpr (decltype(format)::value) {
         run(&interleave_pixels_kernel<T, V>, Rows(p.N * p.H, p.W * (p.C / V)));
       } else {
         run(&interleave_plane_kernel<T, (V > 1)>, Rows(p.N * p.C * p.H, p.W / std::max(V, 2)));
@@ -230,13 +214,13 @@ void compute(const InterleavePhasesBackward& call) {
     T* to = data<T>(call.phases);
     const bool wide =
         (call.channels_last ? vector_width(p.C, from, to) : vector_width(p.W, from)) == kWidest;
-    dispatch_wide<T>(wide, [&](auto width) {
+    dispatch_access<T>(wide, call.channels_last, [&](auto width, auto format) {
       constexpr int V = decltype(width)::value;
       const auto run = [&](auto kernel, const Rows& rows) {
         launch(kernel, rows.grid(), dim3(kThreads), 0, current_stream(call.grad), p, rows, from,
                to);
       };
-      if (call.channels_last) {
+      if constexpr (decltype(format)::value) {
         run(&interleave_pixels_backward_kernel<T, V>, Rows(p.N * p.h, p.w * 4 * (p.C / V)));
       } else {
         run(&interleave_plane_backward_kernel<T, (V > 1)>,
