@@ -256,6 +256,18 @@ def test_graphs_with_a_capacity_take_the_table() -> None:
         assert_close("y", y, layer(x, segmap).double(), length=5000)
 
 
+def test_layers_of_a_block_share_the_windows_of_a_graph() -> None:
+    block = nn.SPADEResnetBlock(8, 16, "spadeinstance3x3", CLASSES).double()
+    for norm in (block.norm_0, block.norm_1, block.norm_s):
+        norm.capacity = CAPACITY
+    x, segmap = torch.randn(1, 8, 48, 48, dtype=torch.float64), blobs()
+    program = torch.export.export(block, (x, segmap))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("torchext.label_windows.default") == 2  # levels
+    assert targets.count("cond") == 3
+    assert_close("y", program.module()(x, segmap), block(x, segmap), length=10**4, condition=10)
+
+
 def test_dynamic_sizes_with_a_capacity() -> None:
     block = nn.SPADEResnetBlock(8, 8, "spadeinstance3x3", CLASSES).double()
     block.norm_0.capacity = block.norm_1.capacity = CAPACITY

@@ -13,6 +13,7 @@ from ..ops.label_windows import LabelWindows, label_windows
 from .resize import nearest
 
 Capacity = int | tuple[int, int] | None
+Shared = dict[tuple[int, Capacity], LabelWindows]  # of one map at one size, in a graph
 
 # Nanoseconds of one thread, measured with AVX-512; elsewhere all take longer alike.
 _DIRECT = 0.018  # a multiplication of a direct convolution; as a share of it in bfloat16:
@@ -46,6 +47,7 @@ def windows_of(
     weight: Tensor,
     modulation_weight: Tensor,
     capacity: Capacity = None,
+    shared: Shared | None = None,
 ) -> LabelWindows | None:
     """The windows of a map at x's size where a table of them pays, else None.
 
@@ -58,13 +60,14 @@ def windows_of(
         x: (N,C,H,W).
         weight, modulation_weight: of SPADE's first convolution, and of one of the others.
         capacity: as `torchext.label_windows` takes it, of two levels.
+        shared: where a graph's windows are kept for the next layer.
     """
     windows, gain = None, None
     reason = _problem(segmap, x, capacity)
     if not reason and backend.readable(segmap):
         windows, gain, reason = _counted(segmap, x, weight, modulation_weight)
     elif not reason:
-        windows, reason = _bounded(segmap, x, weight.shape[-1], capacity)
+        windows, reason = _bounded(segmap, x, weight.shape[-1], capacity, shared)
     if not backend.traced():
         counts = () if windows is None else tuple(rows.shape[0] for rows in windows.windows)
         tell(layer, x, reason, counts, gain)
@@ -128,7 +131,7 @@ def _counted(
 
 
 def _bounded(
-    segmap: Tensor, x: Tensor, kernel_size: int, capacity: Capacity
+    segmap: Tensor, x: Tensor, kernel_size: int, capacity: Capacity, shared: Shared | None
 ) -> tuple[LabelWindows | None, str]:
     """Windows in the capacity's rows, and why they are not to be used."""
 
@@ -136,8 +139,11 @@ def _bounded(
         resized = nearest(segmap[:, None] if segmap.dim() == 3 else segmap, x)
         return label_windows(resized, kernel_size, capacity=capacity)
 
-    if backend.traced():  # a compiler finds what is computed twice
-        return number(), ""
+    if backend.traced():  # whose tensors may not be kept beyond it
+        shared = {} if shared is None else shared
+        if (kernel_size, capacity) not in shared:
+            shared[kernel_size, capacity] = number()
+        return shared[kernel_size, capacity], ""
     known, key = _known_of(segmap), (x.shape[2], x.shape[3], kernel_size, capacity)
     windows = known.windows.get(key)
     if windows is None:

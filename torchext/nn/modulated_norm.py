@@ -20,7 +20,7 @@ from ..ops.label_windows import LabelWindows
 from ..ops.modulated_norm import Statistics, modulated_norm
 from ..ops.spade_modulation_table import spade_modulation_table
 from ..ops.winograd_conv import conv2d
-from .label_windows import Capacity, tell, windows_of
+from .label_windows import Capacity, Shared, tell, windows_of
 from .plain import plain
 from .resize import nearest
 from .winograd_conv import Conv2d
@@ -492,6 +492,9 @@ class SPADE(nn.Module):
             more differ the layer convolves too: in a graph the device chooses (`torch.cond`); in
             eager mode it is waited for, once for each map and size.
 
+    Layers of one graph that are given the same segmap at one size find its windows once where their
+    calls have the same empty dict as `shared`.
+
     Raises:
         ValueError: config_text has another form; what `torchext.modulated_norm` and, for classes,
             `torchext.label_conv2d` raise.
@@ -524,9 +527,15 @@ class SPADE(nn.Module):
         self.mlp_gamma = _convolution(_HIDDEN, norm_nc, kernel_size)
         self.mlp_beta = _convolution(_HIDDEN, norm_nc, kernel_size)
 
-    def forward(self, x: Tensor, segmap: Tensor, activation: float | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        segmap: Tensor,
+        activation: float | None = None,
+        shared: Shared | None = None,
+    ) -> Tensor:
         check_feature_map("x", x)
-        windows = self._windows(x, segmap)
+        windows = self._windows(x, segmap, shared)
         if windows is None:
             maps = _pair(self.mlp_gamma, self.mlp_beta, self._hidden(x, segmap))
             return _modulate(self.param_free_norm, x, *maps, activation=activation)
@@ -594,7 +603,9 @@ class SPADE(nn.Module):
         gamma, beta = table.chunk(2, dim=1)
         return _modulate(norm, x, gamma, beta, index=windows.index, activation=activation)
 
-    def _windows(self, x: Tensor, segmap: Tensor) -> LabelWindows | None:
+    def _windows(
+        self, x: Tensor, segmap: Tensor, shared: Shared | None = None
+    ) -> LabelWindows | None:
         """Those of the segmap at x's size where a table of them pays, else None."""
         layers = (self.mlp_shared[0], self.mlp_gamma, self.mlp_beta)
         if not (
@@ -607,7 +618,7 @@ class SPADE(nn.Module):
             tell(self, x, "its layers were replaced, have hooks or no bias")
             return None
         weights = (layers[0].weight, layers[1].weight)
-        return windows_of(self, segmap, x, *weights, capacity=self.capacity)
+        return windows_of(self, segmap, x, *weights, self.capacity, shared)
 
     def _hidden(self, x: Tensor, segmap: Tensor, first: Sequence[Tensor] | None = None) -> Tensor:
         """Of the segmap at x's size; `first`: weight and bias in place of the layer's."""
@@ -683,17 +694,21 @@ class SPADEResnetBlock(nn.Module):
             _reset_spectral(layer)
 
     def forward(self, x: Tensor, segmap: Tensor) -> Tensor:
-        main = self.conv_0(_activated(self.norm_0, x, segmap))
-        main = self.conv_1(_activated(self.norm_1, main, segmap))
+        shared: Shared = {}
+        main = self.conv_0(_activated(self.norm_0, x, segmap, _SLOPE, shared))
+        main = self.conv_1(_activated(self.norm_1, main, segmap, _SLOPE, shared))
         if not self.learned_shortcut:
             return x + main
-        return self.conv_s(self.norm_s(x, segmap)) + main
+        return self.conv_s(_activated(self.norm_s, x, segmap, None, shared)) + main
 
 
-def _activated(norm: nn.Module, x: Tensor, segmap: Tensor) -> Tensor:
+def _activated(
+    norm: nn.Module, x: Tensor, segmap: Tensor, slope: float | None, shared: Shared
+) -> Tensor:
     if plain(norm, SPADE):
-        return norm(x, segmap, _SLOPE)
-    return F.leaky_relu(norm(x, segmap), _SLOPE)
+        return norm(x, segmap, slope, shared)
+    y = norm(x, segmap)
+    return y if slope is None else F.leaky_relu(y, slope)
 
 
 class ANLs(nn.Module):
