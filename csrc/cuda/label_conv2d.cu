@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kChannels = 32;         // of a forward block's tile
-constexpr int kMaxWarps = 12;         // of a backward block
+constexpr int kMaxWarps = 9;          // of a backward block
 constexpr int64_t kBlocks = 256;      // of the backward, for each group of taps
 constexpr int64_t kLeastChunks = 16;  // of a slice
 
@@ -92,7 +92,7 @@ int64_t backward_shared(int64_t classes) {
 // partials (images * slices, taps, classes, O). Each warp has a tap, and for it a table of sums by
 // class, a lane for each channel: no two threads add to the same number, and pixels come in order.
 template <typename T, int V>
-__global__ void __launch_bounds__(kMaxWarps* kWarpSize)
+__global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)
     label_conv2d_backward_kernel(LabelMaps maps, BackwardTiling tiling, const T* grad,
                                  const int32_t* labels, accumulate_t<T>* partials) {
   using A = accumulate_t<T>;
