@@ -78,7 +78,7 @@ class Example:
                 calls[id(layer)].append(_shapes(args, kwargs))
                 try:
                     rival = _sharing_copy(layer)
-                    swap_in(rival, name, facts)
+                    swap_in(rival, name, facts, always=True)
                     pending.append(rival.forward(*args, **kwargs))
                 except Exception as problem:  # whatever a user's layer may raise
                     problems.setdefault(id(layer), f"in the example: {one_line(problem)}")

@@ -31,6 +31,7 @@ class Swap:
         constants: attributes that the facts depend on, and their values.
         children: the classes of the modules inside.
         kernels: the frozen kernels as they were last read: place -> (id, version).
+        always: the fused form is to run wherever it is right, faster or not: to be compared.
         decided: what its family has decided for calls of one kind, to be asked once.
     """
 
@@ -40,6 +41,7 @@ class Swap:
     constants: tuple[tuple[str, Any], ...]
     children: tuple[tuple[str, type], ...]
     kernels: dict[int, tuple[int, int]] = field(default_factory=dict)
+    always: bool = False
     decided: dict[Any, bool] = field(default_factory=dict)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
@@ -202,11 +204,11 @@ def constants_of(layer: nn.Module, family: Family, facts: Any) -> tuple[tuple[st
     )
 
 
-def swap_in(layer: nn.Module, name: str, facts: Any) -> None:
-    """Make a layer run the fused form of the family of that name."""
+def swap_in(layer: nn.Module, name: str, facts: Any, *, always: bool = False) -> None:
+    """Make a layer run the fused form of the family of that name; see `Swap`."""
     constants = constants_of(layer, FAMILIES[name], facts)
     children = tuple((key, type(child)) for key, child in layer.named_children())
-    swap = Swap(name, facts, parameters_of(layer), constants, children)
+    swap = Swap(name, facts, parameters_of(layer), constants, children, always=always)
     layer.__class__ = accelerated_class(type(layer))
     layer.__dict__["_torchext_swap"] = swap
 

@@ -213,8 +213,8 @@ class PublishedPartialConv(Family):
 
         On the CPU ours gains where it convolves in Winograd's form.
         """
-        swap = getattr(layer, "_torchext_swap", None)  # none while it is being proved
-        if swap is None or not backend.readable(x):
+        swap = layer._torchext_swap
+        if swap.always or not backend.readable(x):
             return False
         kind = (x.shape, x.dtype, x.is_contiguous(), backend.chosen_convolution())
         if kind not in swap.decided:

@@ -126,7 +126,7 @@ def _verify(small: nn.Module, name: str, facts: Any, scales: tuple[float, ...]) 
     for scale, training in itertools.product(scales, (True, False)):
         mode = f"in {'training' if training else 'evaluation'}, at inputs of {scale:g}"
         old, new = plain_copy(small).train(training), plain_copy(small).train(training)
-        swap_in(new, name, facts)
+        swap_in(new, name, facts, always=True)
         draw = Draw(small, seed=int(training), scale=scale)
         failure, ran, fused = "", 0, 0
         for call in family.calls(small, facts, draw):
