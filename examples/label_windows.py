@@ -1,4 +1,4 @@
-"""Windows of a label map, drawn: `python -m benchmarks.label_windows_demo [OUTPUT]`.
+"""Windows of a label map, drawn: `python -m examples.label_windows [OUTPUT]`.
 
 A photograph of scikit-image, its segments as labels, the pixels at which a 5x5 window is met for
 the first time (all that SPADE is computed for), and their share by size for four photographs.
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 import torchext
-
-from .label_maps import PHOTOGRAPHS, segmented
+from benchmarks.label_maps import PHOTOGRAPHS, segmented
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "label-windows.png"
 SHOWN, SIDE, CLASSES = "coffee", 256, 35
