@@ -15,6 +15,7 @@ Environment:
                            several times
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -135,6 +136,11 @@ def architecture_flags(architectures: list[str]) -> str:
     return " ".join(flags)
 
 
+@functools.cache
+def version_of(compiler: str) -> str:
+    return subprocess.getoutput(f"{compiler} --version")
+
+
 def in_command(value: object) -> str:
     """A word of a shell command in a ninja file."""
     return shlex.quote(str(value)).replace("$", "$$")
@@ -206,11 +212,17 @@ class NinjaFile:
 
         for folder in (*self.include_folders, *self.python_folders):
             flags = flags.replace(in_command(folder), "")
-        headers = sorted(path for path in (ROOT / "csrc").rglob("*.*h"))
+        headers = sorted((ROOT / "csrc").rglob("*.*h"))
         texts = (path.read_text() for path in (source, *headers))
         compiler = self.compilers[rule]
-        version = subprocess.getoutput(f"{compiler} --version")
-        parts = (compiler, version, self.coverage, flags, torch.__version__, sys.version)
+        parts = (
+            compiler,
+            version_of(compiler),
+            self.coverage,
+            flags,
+            torch.__version__,
+            sys.version,
+        )
         return hashlib.sha256("\0".join((*parts, *texts)).encode()).hexdigest()[:32]
 
     def keep_objects(self) -> None:
@@ -227,7 +239,7 @@ class NinjaFile:
     def add_nvcc(self, nvcc: str) -> None:
         # nvcc calls the compiler itself, not what stands in front of it.
         host = in_command(shutil.which(self.cxx[-1]))
-        self.compilers["nvcc"] = nvcc
+        self.compilers["nvcc"] = shlex.quote(nvcc)
         self.lines += [
             "rule nvcc",
             f"  command = {in_command(nvcc)} -ccbin {host} -MMD -MF $out.d $flags -c $in -o $out",

@@ -71,13 +71,13 @@ void compute(const MaskProduct& call) {
   const DeviceGuard guard(x);
   const bool channels_last = call.channels_last;
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
-  const int64_t masks_of_x = call.runs.masks;
+  const int64_t count = call.runs.masks;
   const MaskView view{C,
                       P,
-                      masks_of_x,
+                      count,
                       call.runs.shared,
                       call.runs.each,
-                      describe_channels(masks_of_x == 1 ? Sizes() : call.runs.lengths)};
+                      describe_channels(count == 1 ? Sizes() : call.runs.lengths)};
   dispatch_floating(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int kWidest = kMaxAccessBytes / sizeof(T);
@@ -101,7 +101,6 @@ void compute(const Epilogue& call) {
   const DeviceGuard guard(call.raw);
   const OutputMaps& maps = call.maps;
   const int64_t N = maps.images, C = maps.channels, P = maps.pixels;
-  const OutputView view{C, P, maps.shared};
   dispatch_floating(call.raw.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
@@ -121,7 +120,7 @@ void compute(const Epilogue& call) {
       const Runs runs = maps.channels_last ? Runs::of<T, V>(N, C * P) : Runs::of<T, V>(N * C, P);
       launch(partial_conv_epilogue_kernel<T, V, decltype(format)::value>,
              grid_of(runs.count * runs.blocks), dim3(kThreads), 0, current_stream(call.raw), runs,
-             view, in, scales, masks, epilogue, out);
+             maps, in, scales, masks, epilogue, out);
     });
   });
 }
@@ -130,7 +129,6 @@ void compute(const EpilogueBackward& call) {
   const DeviceGuard guard(call.grad);
   const OutputMaps& maps = call.maps;
   const int64_t N = maps.images, C = maps.channels, P = maps.pixels;
-  const OutputView view{C, P, maps.shared};
   dispatch_floating(call.grad.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
@@ -163,7 +161,7 @@ void compute(const EpilogueBackward& call) {
             1, std::min((N * P + rows - 1) / rows, std::max<int64_t>(1, kBlocks / groups)));
         parts = new_tensor(call.grad, {count, kSums, C}, call.sums.scalar_type());
         launch(pixel_epilogue_backward_kernel<T, V>, grid_of(groups * count), dim3(kThreads), 0,
-               current_stream(call.grad), view, N * P, count, lanes, of, out, data<A>(parts));
+               current_stream(call.grad), maps, N * P, count, lanes, of, out, data<A>(parts));
       } else {
         const int64_t shares = (P + kThreads * V - 1) / (kThreads * V);
         const int64_t wanted = std::max<int64_t>(1, kBlocks / std::max<int64_t>(1, N * C));
@@ -171,7 +169,7 @@ void compute(const EpilogueBackward& call) {
         count = N * splits;
         parts = new_tensor(call.grad, {count, kSums, C}, call.sums.scalar_type());
         launch(plane_epilogue_backward_kernel<T, V>, grid_of(N * C * splits), dim3(kThreads), 0,
-               current_stream(call.grad), view, splits, of, out, data<A>(parts));
+               current_stream(call.grad), maps, splits, of, out, data<A>(parts));
       }
       launch(combine_epilogue_sums_kernel<A>, grid_of((kSums * C + kWarpSize - 1) / kWarpSize),
              dim3(kThreads), 0, current_stream(call.grad), data<const A>(parts), count, kSums * C,

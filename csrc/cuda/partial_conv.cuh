@@ -227,14 +227,9 @@ struct ChannelValues {
   }
 };
 
-struct OutputView {
-  int64_t channels, pixels;
-  bool shared;  // one map for all images
-};
-
 template <typename T, int V, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads)
-    partial_conv_epilogue_kernel(Runs runs, OutputView view, const T* raw,
+    partial_conv_epilogue_kernel(Runs runs, OutputMaps view, const T* raw,
                                  const accumulate_t<T>* scale, const accumulate_t<T>* updated,
                                  ChannelEpilogue<accumulate_t<T>> epilogue, T* y) {
   using A = accumulate_t<T>;
@@ -330,7 +325,7 @@ __device__ __forceinline__ Vec<A, V> repeated(A value) {
 // parts (images * splits, 3, channels).
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
-    plane_epilogue_backward_kernel(OutputView view, int64_t splits, EpilogueGradient<T> gradient,
+    plane_epilogue_backward_kernel(OutputMaps view, int64_t splits, EpilogueGradient<T> gradient,
                                    T* grad_raw, accumulate_t<T>* parts) {
   using A = accumulate_t<T>;
   __shared__ A scratch[kSums * (kThreads / kWarpSize)];
@@ -366,7 +361,7 @@ __global__ void __launch_bounds__(kThreads)
 // parts (splits, 3, channels).
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
-    pixel_epilogue_backward_kernel(OutputView view, int64_t all_pixels, int64_t splits, int lanes,
+    pixel_epilogue_backward_kernel(OutputMaps view, int64_t all_pixels, int64_t splits, int lanes,
                                    EpilogueGradient<T> gradient, T* grad_raw,
                                    accumulate_t<T>* parts) {
   using A = accumulate_t<T>;

@@ -7,6 +7,7 @@ import torch
 
 from .. import backend
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # types that stand for nothing else
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MAX_REGIONS = 64
 

@@ -13,6 +13,7 @@ from .checks import (
     check_slope,
     memory_format,
     native,
+    parameter_in,
 )
 from .op import Gradients, Op
 
@@ -67,7 +68,7 @@ def dual_attention(
     check_slope("negative_slope", negative_slope)
     accumulate = accumulate_dtype(low.dtype)
     high, low = _native(high, low)
-    small = [value.to(accumulate).contiguous() for value in (gate, attention)]
+    small = [parameter_in(value, accumulate) for value in (gate, attention)]
     return DUAL_ATTENTION(high, low, *small, float(negative_slope))
 
 

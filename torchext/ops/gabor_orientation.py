@@ -22,6 +22,7 @@ from .checks import (
     check_tensor,
     is_number,
     native,
+    parameter_in,
 )
 from .filter_banks import BANKS, MAX_COUNT, MAX_SIZE
 from .op import Gradients, Op
@@ -72,7 +73,7 @@ def oriented_filter_max(
     _check_bank(bank, image)
     check_choice("rectify", rectify, ("relu", "abs"))
     absolute = rectify == "abs"
-    bank = bank.reshape(-1, *bank.shape[-2:]).to(accumulate_dtype(image.dtype)).contiguous()
+    bank = parameter_in(bank.reshape(-1, *bank.shape[-2:]), accumulate_dtype(image.dtype))
     response, index = ORIENTED_FILTER_MAX(native(image), bank, absolute)
     if absolute:  # abs() has a second derivative of a kind that kernels cannot take
         return index, torch.where(response < 0, -response, response)
@@ -146,7 +147,7 @@ def oriented_filter_statistics(
         check_device("angles", angles, image)
         steps = angles.detach().double() * (count / math.pi)
         positions = steps.remainder(count).to(dtype)
-    bank = bank.reshape(-1, *bank.shape[-2:]).to(dtype).contiguous()
+    bank = parameter_in(bank.reshape(-1, *bank.shape[-2:]), dtype)
     strength, measure, index = ORIENTED_FILTER_STATISTICS(
         _with_border(image, bank.shape[-1] // 2, border).contiguous(),
         bank,

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import backend
-from .checks import FLOATING, accumulate_dtype, check_device, check_parameter, check_tensor
+from .checks import (
+    FLOATING,
+    accumulate_dtype,
+    check_device,
+    check_parameter,
+    check_tensor,
+    parameter_in,
+)
 from .labels import check_label_map
 from .op import Gradients, Op
 
@@ -50,8 +57,8 @@ def label_conv2d(labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     accumulate = accumulate_dtype(weight.dtype)
     return LABEL_CONV2D(
         labels.to(torch.int32).contiguous(),
-        weight.to(accumulate).contiguous(),
-        None if bias is None else bias.to(accumulate).contiguous(),
+        parameter_in(weight, accumulate),
+        None if bias is None else parameter_in(bias, accumulate),
         weight.dtype,
         backend.readable(weight) and backend.readable(labels),
     )

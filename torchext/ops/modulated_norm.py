@@ -21,6 +21,7 @@ from .checks import (
     is_number,
     memory_format,
     native,
+    parameter_in,
 )
 from .distributed import merged_moments
 from .op import Gradients, Op, gradients_of_reference
@@ -250,7 +251,7 @@ def _prepared(value: Tensor | None, x: Tensor) -> Tensor | None:
         return None
     if value.shape == x.shape:
         return value.to(x.dtype).contiguous(memory_format=memory_format(x))
-    return value.to(accumulate_dtype(x.dtype)).contiguous()
+    return parameter_in(value, accumulate_dtype(x.dtype))
 
 
 def _rows(table: Tensor, x: Tensor) -> Tensor:

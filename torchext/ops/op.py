@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import backend, reference, schema
-from .checks import memory_format
+from .checks import PLAIN, memory_format
 
 Gradients = dict[str, Tensor | None]
 
@@ -202,14 +202,11 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
     return _Functions(run, Eager, Transformed, setup_context, backward)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
 def _plain(arguments: tuple[Any, ...]) -> bool:
     """Whether nobody wants to see the op: no subclass of a tensor, and no mode."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False
-    return all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
+    return all(type(x) in PLAIN for x in arguments if isinstance(x, Tensor))
 
 
 def gradients_of_reference(op: Op, kept: SimpleNamespace, *gradients: Tensor) -> Gradients:

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import backend
 from .checks import (
+    PLAIN,
     accumulate_dtype,
     autocast_dtype,
     check_choice,
@@ -486,7 +487,7 @@ def _window_of_ones(
         counts = [x.shape[1]] if form == "sum" else []
         return _window(ones, counts, geometry, form, bias, eps)
 
-    if type(x) not in (Tensor, nn.Parameter) or backend.traced() or _capturing(x):
+    if type(x) not in PLAIN or backend.traced() or _capturing(x):
         return window()
     key = (
         *(x.dtype, x.device, backend.choose("mask_window", x).name),

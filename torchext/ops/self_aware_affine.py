@@ -12,6 +12,7 @@ from .checks import (
     check_parameter,
     check_tensor,
     native,
+    parameter_in,
 )
 from .op import Gradients, Op
 
@@ -83,7 +84,7 @@ def check_self_aware(
     check_number("threshold", threshold)
     accumulate = accumulate_dtype(x.dtype)
     weights = (conv_weight, gamma_weight, gamma_bias, beta_weight, beta_bias)
-    return [value.to(accumulate).contiguous() for value in weights]
+    return [parameter_in(value, accumulate) for value in weights]
 
 
 # --- ops ----------------------------------------------------------------------------------------

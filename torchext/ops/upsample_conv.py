@@ -19,6 +19,7 @@ from .checks import (
     check_parameter,
     memory_format,
     native,
+    parameter_in,
 )
 from .convolution import check_odd_kernel
 from .op import Gradients, Op
@@ -82,7 +83,7 @@ def by_phases(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | N
     folded = derived(weight, fold_weight) if known else fold_weight(weight)
     phases = native(conv2d(x, folded, None, (1, 1), padding, (1, 1)))
     if bias is not None:
-        bias = bias.to(accumulate_dtype(phases.dtype)).contiguous()
+        bias = parameter_in(bias, accumulate_dtype(phases.dtype))
     if addend is not None:
         addend = addend.to(phases.dtype).contiguous(memory_format=memory_format(phases))
     return INTERLEAVE_PHASES(phases, bias, addend, offsets)

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import backend, schema
 from .checks import (
+    PLAIN,
     autocast_dtype,
     check_feature_map,
     check_integer,
@@ -137,7 +138,7 @@ def _problem_of_tensor(x: Tensor) -> str:
         return "takes images in float32 on the CPU"
     if not x.is_contiguous() or x.numel() == 0:
         return "takes contiguous tensors that are not empty"
-    if type(x) not in (Tensor, nn.Parameter) or backend.mapped(x):
+    if type(x) not in PLAIN or backend.mapped(x):
         return "takes no tensors that stand for others, as tracers and torch.func.vmap have them"
     return ""
 
