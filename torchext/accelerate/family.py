@@ -161,6 +161,10 @@ class Family:
         """Whether the fused form does what the published one does with these arguments."""
         return True
 
+    def gains_nothing(self, layer: nn.Module, facts: Any, *arguments: Any) -> bool:
+        """Whether the published code, which then runs, is as fast with arguments that are taken."""
+        return False
+
     def forward(self, layer: nn.Module, facts: Any, *arguments: Any) -> Any:
         """The fused form."""
         raise NotImplementedError

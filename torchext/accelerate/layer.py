@@ -148,7 +148,8 @@ def _published(layer: Any, published: Any, args: tuple[Any, ...], kwargs: dict[s
 def fused_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
     """What the fused form is called with; None where the published code is to run.
 
-    That is so where the call or the layer are not such as the fused form was proved for.
+    That is so where the call or the layer are not such as the fused form was proved for, or where
+    it gains nothing.
     """
     swap = layer._torchext_swap
     arguments = None if swap is None else swap.arguments(args, kwargs)
@@ -162,7 +163,10 @@ def fused_arguments(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         and all(_still_right(swap, i, t) for i, t in enumerate(family.kernels(layer)))
         and family.takes(layer, swap.facts, *arguments)
     )
-    return arguments if as_proved else None
+    if not as_proved:
+        return None
+    left = not swap.always and family.gains_nothing(layer, swap.facts, *arguments)
+    return None if left else arguments
 
 
 def _still_right(swap: Swap, place: int, kernel: Tensor) -> bool:

@@ -134,8 +134,7 @@ class PublishedPartialConv(Family):
         if mask is None and self._kept(layer, facts, x):
             # With a mask of all channels the kept one may differ between them by now.
             batch = getattr(layer, facts.updated).shape[0]
-            fits = not layer.multi_channel and batch in (1, x.shape[0])
-            return fits and not self._is_as_fast(layer, x)
+            return not layer.multi_channel and batch in (1, x.shape[0])
         if mask is None:
             return True
         return not _learned(mask) and mask.dim() > 1 and mask.shape[1] == self._planes(layer)
@@ -208,14 +207,16 @@ class PublishedPartialConv(Family):
         keeps = facts.size and facts.ratio and facts.updated
         return bool(keeps) and getattr(layer, facts.size) == facts.key(x)
 
-    def _is_as_fast(self, layer: Any, x: Tensor) -> bool:
-        """Whether the published code is: without a mask it is a convolution and a product.
+    def gains_nothing(
+        self, layer: Any, facts: _PublishedFacts, x: Tensor, mask: Tensor | None = None
+    ) -> bool:
+        """Without a mask, where the published code is a convolution and a product by what is kept.
 
         On the CPU ours gains where it convolves in Winograd's form.
         """
-        swap = layer._torchext_swap
-        if swap.always or not backend.readable(x):
+        if mask is not None or not self._kept(layer, facts, x) or not backend.readable(x):
             return False
+        swap = layer._torchext_swap
         kind = (x.shape, x.dtype, x.is_contiguous(), backend.chosen_convolution())
         if kind not in swap.decided:
             if len(swap.decided) > 100:
