@@ -175,7 +175,8 @@ class NinjaFile:
         self.host_flags = f"-std=c++17 -O2 -fPIC {hidden} {warnings} {STABLE_ABI}"
         self.coverage = "--coverage" if os.environ.get("TORCHEXT_COVERAGE") == "1" else ""
         self.store = os.environ.get("TORCHEXT_OBJECTS", "")
-        self.compiled: dict[Path, Path] = {}  # objects and where they are to be stored
+        self.to_store: dict[Path, Path] = {}  # objects to compile, and where they are stored then
+        self.objects_of: dict[Path, list[Path]] = {}  # what a target is linked of
         self.compilers = {"cxx": shlex.join(cxx)}
         command = " ".join(map(in_command, cxx))
         self.lines = [
@@ -194,17 +195,19 @@ class NinjaFile:
     def including(folders: list[str], option: str = "-isystem ") -> str:
         return " ".join(f"{option}{in_command(folder)}" for folder in folders)
 
-    def objects(self, rule: str, source: Path, name: str, flags: str) -> str:
+    def objects(self, rule: str, source: Path, name: str, flags: str) -> Path:
         target = self.build / "objects" / f"{name}.o"
-        out = in_build(target)
         if self.store:
             stored = Path(self.store, f"{source.stem}-{self.key(rule, source, flags)}.o").resolve()
             if stored.exists():
-                self.lines += [f"build {out}: copy {in_build(stored)}"]
-                return out
-            self.compiled[target] = stored
-        self.lines += [f"build {out}: {rule} {in_build(source)}", f"  flags = {flags}"]
-        return out
+                self.lines += [f"build {in_build(target)}: copy {in_build(stored)}"]
+                return target
+            self.to_store[target] = stored
+        self.lines += [
+            f"build {in_build(target)}: {rule} {in_build(source)}",
+            f"  flags = {flags}",
+        ]
+        return target
 
     def key(self, rule: str, source: Path, flags: str) -> str:
         """Of all that an object depends on, wherever the sources and torch lie."""
@@ -225,16 +228,19 @@ class NinjaFile:
         )
         return hashlib.sha256("\0".join((*parts, *texts)).encode()).hexdigest()[:32]
 
-    def keep_objects(self) -> None:
-        for target, stored in self.compiled.items():
-            if target.exists():
+    def store_objects(self, target: Path) -> None:
+        """Only of a target that was built: where it was not, objects of an older build may lie."""
+        for compiled in self.objects_of[target]:
+            if stored := self.to_store.get(compiled):
                 stored.parent.mkdir(parents=True, exist_ok=True)
                 partial = stored.with_suffix(f".{os.getpid()}")
-                shutil.copyfile(target, partial)
+                shutil.copyfile(compiled, partial)
                 partial.replace(stored)
 
-    def link(self, target: Path, objects: list[str], flags: str) -> None:
-        self.lines += [f"build {in_build(target)}: link {' '.join(objects)}", f"  flags = {flags}"]
+    def link(self, target: Path, objects: list[Path], flags: str) -> None:
+        self.objects_of[target] = objects
+        names = " ".join(map(in_build, objects))
+        self.lines += [f"build {in_build(target)}: link {names}", f"  flags = {flags}"]
 
     def add_nvcc(self, nvcc: str) -> None:
         # nvcc calls the compiler itself, not what stands in front of it.
@@ -317,13 +323,13 @@ class BuildNative(build_ext):
         for part, target in targets.items():
             try:
                 ninja.run(target)
+                ninja.store_objects(target)
             except BuildError as error:
                 required = part == "cuda" and os.environ.get("TORCHEXT_CUDA") == "1"
                 if required or os.environ.get("TORCHEXT_STRICT") == "1":
                     raise
                 target.unlink(missing_ok=True)
                 left_out[part] = f"it does not compile: {error}"
-        ninja.keep_objects()
         return left_out, built
 
     def usable_levels(self, cxx: list[str], left_out: dict[str, str]) -> dict[str, str]:
