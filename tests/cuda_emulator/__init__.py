@@ -24,6 +24,8 @@ Environment:
 
 - `TORCHEXT_EMULATOR_RACES=1`: `load()` builds with a check of every access to shared memory, and of
   what several blocks do to the same global memory; `races()` tells what it found.
+- `TORCHEXT_EMULATOR_REQUESTS=1`: `load()` builds with a count of the 32-byte sectors that each load
+  and store instruction of a warp touches, for the ledger (see `include/emulator/requests.h`).
 - `TORCHEXT_EMULATOR_COVERAGE=1`: `load()` builds for gcov; the counts of a run land beside the
   objects in `build/cuda_emulator/objects` (`gcovr --root . build/cuda_emulator`).
 """
@@ -63,6 +65,8 @@ _LINK = (f"-L{_TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,-Bsymbolic")
 _SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr",
              "-fno-sanitize-recover=all")  # fmt: skip
 _RACES = ("-fsanitize=thread", "-O1", "-fno-optimize-sibling-calls", "-DEMULATOR_RACES")
+# one place in the source stays one place in the code, that all lanes pass
+_REQUESTS = ("-O1", "-fno-thread-jumps", "-fno-crossjumping", "-fno-tree-ch", "-DEMULATOR_REQUESTS")
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,20 @@ class Traffic:
     bytes: int  # that threads asked for
     sectors: int  # distinct 32-byte sectors among them
     widest_access: int  # bytes of the widest single access
+    # Of a build with requests=True: instructions of warps, the sectors that each touches, summed,
+    # and the fewest that the same bytes would fit in.
+    requests: int = 0
+    request_sectors: int = 0
+    ideal_sectors: int = 0
 
     @property
     def sector_bytes(self) -> int:
         return 32 * self.sectors
+
+    @property
+    def request_ratio(self) -> float:
+        """Sectors over the ideal: 1 where a warp's bytes lie side by side, up to 8 for floats."""
+        return self.request_sectors / max(self.ideal_sectors, 1)
 
 
 @dataclass(frozen=True)
@@ -188,12 +202,14 @@ def build(
     sanitize: bool = False,
     coverage: bool = False,
     races: bool = False,
+    requests: bool = False,
     flags: Sequence[str] = (),
 ) -> Path:
     """Build `sources` (by default csrc/cuda/*.cu) unless that has been done; return the library."""
     paths = sorted(sources or (_ROOT / "csrc" / "cuda").glob("*.cu"))
     flags = (*flags, *(_SANITIZE if sanitize else ("-O1", "--coverage") if coverage else ("-O2",)))
-    compiled = (*flags, *_RACES) if races else flags  # not linked: the hooks are race.h's
+    # not linked: the hooks are race.h's
+    compiled = (*flags, *(_RACES if races else ()), *(_REQUESTS if requests else ()))
     headers = sorted(
         path
         for folder in (_ROOT / "csrc", _ROOT / "csrc" / "cuda", _INCLUDE, _INCLUDE / "emulator")
@@ -220,13 +236,15 @@ def load(
     sanitize: bool | None = None,
     coverage: bool | None = None,
     races: bool | None = None,
+    requests: bool | None = None,
     flags: tuple[str, ...] = (),
 ) -> Emulator:
     """Build (see `build`; the environment decides what is left None) and load, once."""
     sanitize = _flag("TORCHEXT_EMULATOR_SANITIZE") if sanitize is None else sanitize
     coverage = _flag("TORCHEXT_EMULATOR_COVERAGE") if coverage is None else coverage
     races = _flag("TORCHEXT_EMULATOR_RACES") if races is None else races
-    kind = {"sanitize": sanitize, "coverage": coverage, "races": races}
+    requests = _flag("TORCHEXT_EMULATOR_REQUESTS") if requests is None else requests
+    kind = {"sanitize": sanitize, "coverage": coverage, "races": races, "requests": requests}
     return Emulator(build(sources, **kind, flags=flags))
 
 

@@ -267,28 +267,55 @@ def test_atomics(emulator, run):
         assert result[9:].view(torch.float32).item() == 320.0
 
 
-def test_a_missing_barrier_is_a_race():
-    """In a process of its own: a build with the check defines the fixtures' ops again."""
-    code = (
+def lines_of_another_build(kind, code):
+    """In a process of its own: a build with a check defines the fixtures' ops again."""
+    start = (
         "import sys, pathlib, torch, cuda_emulator\n"
-        "emulator = cuda_emulator.load((pathlib.Path(sys.argv[1]),), races=True)\n"
+        f"emulator = cuda_emulator.load((pathlib.Path(sys.argv[1]),), {kind}=True)\n"
         "run = torch.ops.cuda_emulator_fixtures.run\n"
-        "for barrier in (1, 0):\n"
-        "    run('neighbour', torch.zeros(256), torch.zeros(256), [barrier])\n"
-        "    checked, found = emulator.races()\n"
-        "    print(checked > 0, found)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(KERNELS)],
+        [sys.executable, "-c", start + code, str(KERNELS)],
         env={**os.environ, "PYTHONPATH": str(HERE.parent)},
         capture_output=True,
         text=True,
         check=True,
     )
-    with_barrier, without = result.stdout.splitlines()
+    return result.stdout.splitlines()
+
+
+def test_a_missing_barrier_is_a_race():
+    with_barrier, without = lines_of_another_build(
+        "races",
+        "for barrier in (1, 0):\n"
+        "    run('neighbour', torch.zeros(256), torch.zeros(256), [barrier])\n"
+        "    checked, found = emulator.races()\n"
+        "    print(checked > 0, found)\n",
+    )
     assert with_barrier == "True []"
     assert without.startswith("True ['neighbour_kernel")
     assert "after" in without
+
+
+# Elements at a time and stride, to the sectors over the ideal of loads and of stores. A word of 16
+# bytes in 32 uses half of each sector.
+STRIDES = {(1, 1): (1, 1), (1, 0): (1, 1), (1, 2): (2, 1), (1, 8): (8, 1), (1, 64): (8, 1),
+           (4, 4): (1, 1), (4, 8): (2, 1), (8, 8): (2, 2)}  # fmt: skip
+
+
+def test_a_strided_access_touches_more_sectors():
+    lines = lines_of_another_build(
+        "requests",
+        f"for width, stride in {tuple(STRIDES)}:\n"
+        "    output = torch.zeros(6 * 64 * width)\n"
+        "    with emulator.ledger() as launches:\n"
+        "        run('gather', torch.zeros(6 * 64 * 64), output, [width, stride, 3])\n"
+        "    load, store = launches[0].load, launches[0].store\n"
+        "    print(load.request_ratio, store.request_ratio, load.requests, store.requests)\n",
+    )
+    for (width, _), ratios, line in zip(STRIDES, STRIDES.values(), lines, strict=True):
+        requests = 2 * 2 * 3 * (2 if width == 8 else 1)  # blocks, warps, turns, words
+        assert [float(x) for x in line.split()] == [*ratios, requests, requests]
 
 
 def test_an_access_out_of_bounds_ends_a_sanitized_process():

@@ -6,6 +6,7 @@
 //   emulator/image.h      kernel names and static shared memory, from the library's own file
 //   emulator/scheduler.h  grids, blocks, warps, barriers, deadlocks
 //   emulator/ledger.h     bytes and sectors of global memory
+//   emulator/requests.h   sectors of each warp's instruction, in builds that ask for them
 //   device_functions.h    what device code calls
 //   this file             qualifiers, the runtime's host functions, the exported controls
 //
@@ -174,13 +175,21 @@ inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     return runtime.fail(cudaErrorInvalidValue);
   }
   ledger.begin_launch();
-  void (*begin_block)() = nullptr;
 #ifdef EMULATOR_RACES
   races.begin_launch();
-  begin_block = [] { races.begin_block(); };
 #endif
   const std::string failure =
-      scheduler.run(kernel, grid, block, config.dynamicSmemBytes, invoke, arguments, begin_block);
+      scheduler.run(kernel, grid, block, config.dynamicSmemBytes, invoke, arguments, [] {
+#ifdef EMULATOR_RACES
+        races.begin_block();
+#endif
+#ifdef EMULATOR_REQUESTS
+        ledger.end_block();  // the one before
+#endif
+      });
+#ifdef EMULATOR_REQUESTS
+  ledger.end_block();
+#endif
   if (!failure.empty()) return runtime.fail(cudaErrorLaunchFailure, failure);
   if (ledger.enabled) {
     ledger.end_launch(image().kernel_name(kernel), grid, block, config.dynamicSmemBytes);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "emulator/race.h"
+#include "emulator/requests.h"
 #include "emulator/scheduler.h"
 
 namespace emulator {
@@ -75,6 +76,9 @@ struct Traffic {
   int64_t bytes = 0;
   int64_t widest = 0;  // bytes of the widest single access
   SectorSet sectors;
+#ifdef EMULATOR_REQUESTS
+  Requests requests;
+#endif
 
   void count(const void* address, size_t size, size_t access) {
     bytes += static_cast<int64_t>(size);
@@ -85,7 +89,11 @@ struct Traffic {
   std::string json() const {
     return "{\"bytes\": " + std::to_string(bytes) +
            ", \"sectors\": " + std::to_string(sectors.size()) +
-           ", \"widest_access\": " + std::to_string(widest) + "}";
+           ", \"widest_access\": " + std::to_string(widest) +
+#ifdef EMULATOR_REQUESTS
+           ", " + requests.json() +
+#endif
+           "}";
   }
 };
 
@@ -96,6 +104,13 @@ struct Ledger {
   Traffic stores;
 
   void begin_launch() { loads = stores = Traffic{}; }
+
+#ifdef EMULATOR_REQUESTS
+  void end_block() {
+    loads.requests.end_block();
+    stores.requests.end_block();
+  }
+#endif
 
   void end_launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes) {
     auto text = [](dim3 v) {
@@ -120,18 +135,31 @@ inline void count_access(Traffic& traffic, const void* address, size_t bytes, si
   if (ledger.enabled && !scheduler.is_shared(address)) traffic.count(address, bytes, access);
 }
 
-inline void count_load(const void* address, size_t bytes, size_t access) {
+#ifdef EMULATOR_REQUESTS
+#define EMULATOR_COUNT __attribute__((noinline)) inline void
+#define EMULATOR_REQUEST(traffic)                                                     \
+  if (ledger.enabled && !scheduler.is_shared(address)) {                              \
+    ledger.traffic.requests.add(__builtin_return_address(0), address, bytes, access); \
+  }
+#else
+#define EMULATOR_COUNT inline void
+#define EMULATOR_REQUEST(traffic)
+#endif
+
+EMULATOR_COUNT count_load(const void* address, size_t bytes, size_t access) {
 #ifdef EMULATOR_RACES
   races.global_access(address, bytes, false);
 #endif
   count_access(ledger.loads, address, bytes, access);
+  EMULATOR_REQUEST(loads)
 }
 
-inline void count_store(const void* address, size_t bytes, size_t access) {
+EMULATOR_COUNT count_store(const void* address, size_t bytes, size_t access) {
 #ifdef EMULATOR_RACES
   races.global_access(address, bytes, true);
 #endif
   count_access(ledger.stores, address, bytes, access);
+  EMULATOR_REQUEST(stores)
 }
 
 }  // namespace emulator

@@ -144,7 +144,7 @@ class Scheduler {
 
   // Runs the grid; returns what went wrong, if anything. invoke(arguments) is one thread's work.
   std::string run(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-                  void (*invoke)(void*), void* arguments, void (*begin_block)() = nullptr) {
+                  void (*invoke)(void*), void* arguments, void (*begin_block)()) {
     kernel_ = kernel;
     invoke_ = invoke;
     arguments_ = arguments;
@@ -167,7 +167,7 @@ class Scheduler {
       blockIdx.x = static_cast<unsigned>(block_number % grid.x);
       blockIdx.y = static_cast<unsigned>(block_number / grid.x % grid.y);
       blockIdx.z = static_cast<unsigned>(block_number / grid.x / grid.y);
-      if (begin_block != nullptr) begin_block();
+      begin_block();
       run_block();
     }
     dynamic_shared_ = {nullptr, 0};
