@@ -2,11 +2,13 @@
 // of each channel, mean and maximum over channels, gradients of gates. What is done with an
 // element, and what is gathered for its pixel, is a visitor's.
 //
-// Launch: 256 threads. Contiguous, 8 or 32 of them across pixels and the rest across channels;
-// channels last, up to a warp across the channels of a pixel. A block's sums per channel are added
-// up by a second kernel, in a fixed order.
+// Launch: 256 threads. Contiguous, 2 to 32 of them across pixels and the rest across channels;
+// channels last, up to a warp across the channels of a pixel. Fewer pixels for a block, or (where
+// nothing is gathered for a pixel) fewer channels, where there would be few blocks. A block's sums
+// per channel are added up by a second kernel, in a fixed order.
 #pragma once
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 
@@ -85,6 +87,9 @@ struct Place {
   int64_t pixel;   // image * P + pixel
 };
 
+// What V elements share with those that the walk meets next, or nothing.
+struct NothingAlong {};
+
 // Reads x, for its channels' sums.
 template <typename T, int V, bool kChannelsLast>
 struct Average {
@@ -93,12 +98,15 @@ struct Average {
   static constexpr bool kSums = true;
   static constexpr int kUnroll = 4;  // loads in flight
   using Loaded = Vec<T, V>;
+  using Along = NothingAlong;
   const T* x;
 
+  __device__ __forceinline__ Along along(const Place&) const { return {}; }
   __device__ __forceinline__ Loaded load(const Place& at) const {
     return torchext::load<V>(x + at.offset);
   }
-  __device__ __forceinline__ void use(const Loaded& loaded, const Place&, A (&values)[V]) const {
+  __device__ __forceinline__ void use(const Loaded& loaded, const Along&, const Place&,
+                                      A (&values)[V]) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) values[j] = to_accumulate(loaded[j]);
   }
@@ -130,20 +138,31 @@ struct Pool : AverageAndPool<T, V, kChannelsLast> {
 
 // ---- the walk -----------------------------------------------------------------------------------
 
+// How the work is cut: `image_blocks` blocks for an image's pixels, `lanes` threads of each along
+// the extent of an access, and blockIdx.y's `channels_each` of the channels. A thread takes `each`
+// pixels at a time in channels last.
+struct Cut {
+  int64_t image_blocks, channels_each;
+  int lanes, each;
+};
+
 // Contiguous: `lanes` threads across pixels, V each, and the others across channels. parts
 // (blocks, C) receives each block's sums over its pixels.
 template <typename T, int V, typename Visit>
 __global__ void __launch_bounds__(kThreads, 2)
     channel_walk_plane_kernel(Visit visit, accumulate_t<T>* parts, int64_t channels, int64_t pixels,
-                              int64_t image_blocks, int lanes) {
+                              Cut cut) {
   using A = accumulate_t<T>;
   using Gathered = typename Visit::Gathered;
   constexpr int kUnroll = Visit::kUnroll;
   __shared__ __align__(16) unsigned char shared[V * kThreads * sizeof(Gathered)];
   Gathered* const gathered_by_all = reinterpret_cast<Gathered*>(shared);
 
-  const int64_t image = blockIdx.x / image_blocks;
-  const int64_t pixel = ((blockIdx.x % image_blocks) * lanes + threadIdx.x % lanes) * V;
+  const int lanes = cut.lanes;
+  const int64_t image = blockIdx.x / cut.image_blocks;
+  const int64_t pixel = ((blockIdx.x % cut.image_blocks) * lanes + threadIdx.x % lanes) * V;
+  const int64_t begin = blockIdx.y * cut.channels_each;
+  const int64_t end = min(begin + cut.channels_each, channels);
   const int splits = kThreads / lanes;
   const int split = threadIdx.x / lanes;
   const bool inside = pixel < pixels;
@@ -154,20 +173,22 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   Gathered gathered[V];
 #pragma unroll
-  for (int j = 0; j < V; ++j) gathered[j] = Gathered(split, channels);
-  for (int64_t base = split; base - split < channels; base += kUnroll * splits) {
+  for (int j = 0; j < V; ++j) gathered[j] = Gathered(begin + split, end);
+  typename Visit::Along along{};
+  if (inside) along = visit.along(place(begin));
+  for (int64_t base = begin + split; base - split < end; base += kUnroll * splits) {
     typename Visit::Loaded loaded[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t c = base + u * splits;
-      if (inside && c < channels) loaded[u] = visit.load(place(c));
+      if (inside && c < end) loaded[u] = visit.load(place(c));
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t c = base + u * splits;
       A values[V] = {};
-      if (inside && c < channels) {
-        visit.use(loaded[u], place(c), values);
+      if (inside && c < end) {
+        visit.use(loaded[u], along, place(c), values);
 #pragma unroll
         for (int j = 0; j < V; ++j) gathered[j].add(values[j], static_cast<int>(c));
       }
@@ -178,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int offset = 1; offset < lanes; offset *= 2) {
           sum += __shfl_xor_sync(kFullMask, sum, offset);
         }
-        if (threadIdx.x % lanes == 0 && c < channels) {
+        if (threadIdx.x % lanes == 0 && c < end) {
           store(parts + blockIdx.x * channels + c, sum);
         }
       }
@@ -200,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     // a thread per pixel now, so that neighbours are written together
     __syncthreads();
-    const int64_t first = (blockIdx.x % image_blocks) * lanes * V;
+    const int64_t first = (blockIdx.x % cut.image_blocks) * lanes * V;
     for (int i = threadIdx.x; i < lanes * V && first + i < pixels; i += kThreads) {
       visit.finish(gathered_by_all[i % V * kThreads + i / V], image, first + i, channels);
     }
@@ -211,16 +232,21 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <typename T, int V, typename Visit>
 __global__ void __launch_bounds__(kThreads, 2)
     channel_walk_pixel_kernel(Visit visit, accumulate_t<T>* parts, int64_t channels, int64_t pixels,
-                              int64_t image_blocks, int lanes) {
+                              Cut cut) {
   using A = accumulate_t<T>;
   using Gathered = typename Visit::Gathered;
   constexpr int kUnroll = Visit::kUnroll;
   __shared__ A sums[kWarps * kWarpSize * V];
 
+  const int lanes = cut.lanes;
   const int lane = threadIdx.x % lanes;
   const int groups = kThreads / lanes;
-  const int64_t image = blockIdx.x / image_blocks;
-  const int64_t first = (blockIdx.x % image_blocks) * groups * kUnroll + threadIdx.x / lanes;
+  const int64_t image = blockIdx.x / cut.image_blocks;
+  const int64_t block = blockIdx.x % cut.image_blocks;
+  const int64_t first = block * groups * cut.each + threadIdx.x / lanes;
+  const int64_t last = min((block + 1) * groups * cut.each, pixels);  // behind the block's pixels
+  const int64_t begin = blockIdx.y * cut.channels_each;
+  const int64_t end = min(begin + cut.channels_each, channels);
   const auto place = [&](int64_t pixel, int64_t c) -> Place {
     const int64_t of_all = image * pixels + pixel;
     return {of_all * channels + c, image * channels + c, of_all};
@@ -228,22 +254,24 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   Gathered gathered[kUnroll];
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) gathered[u] = Gathered(lane * V, channels);
-  for (int64_t base = 0; base < channels; base += lanes * V) {
+  for (int u = 0; u < kUnroll; ++u) gathered[u] = Gathered(begin + lane * V, end);
+  for (int64_t base = begin; base < end; base += lanes * V) {
     const int64_t c = base + lane * V;
     typename Visit::Loaded loaded[kUnroll];
+    typename Visit::Along along{};
+    if (c < end) along = visit.along(place(0, c));
     A by_channel[V] = {};
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t pixel = first + u * groups;
-      if (pixel < pixels && c < channels) loaded[u] = visit.load(place(pixel, c));
+      if (pixel < last && c < end) loaded[u] = visit.load(place(pixel, c));
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t pixel = first + u * groups;
-      if (pixel >= pixels || c >= channels) continue;
+      if (pixel >= last || c >= end) continue;
       A values[V] = {};
-      visit.use(loaded[u], place(pixel, c), values);
+      visit.use(loaded[u], along, place(pixel, c), values);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         gathered[u].add(values[j], static_cast<int>(c) + j);
@@ -266,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
       __syncthreads();
-      if (thread < width && base + thread < channels) {
+      if (thread < width && base + thread < end) {
         A sum = 0;
 #pragma unroll
         for (int warp = 0; warp < kWarps; ++warp) sum += sums[warp * width + thread];
@@ -291,7 +319,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         gathered[u].merge(other);
       }
       const int64_t pixel = first + u * groups;
-      if (lane == 0 && pixel < pixels) visit.finish(gathered[u], image, pixel, channels);
+      if (lane == 0 && pixel < last) visit.finish(gathered[u], image, pixel, channels);
     }
   }
 }
@@ -338,33 +366,58 @@ struct Walk {
   // The extent along which V elements lie.
   int64_t extent() const { return channels_last ? channels : pixels; }
 
+  template <typename T, int V, typename Visit>
+  Cut cut_for() const {
+    constexpr bool kGathers = !std::is_same_v<typename Visit::Gathered, Nothing<accumulate_t<T>>>;
+    Cut cut{0, channels, channels_last ? 1 : kWarpSize, Visit::kUnroll};
+    const auto block_pixels = [&] {
+      return channels_last ? kThreads / cut.lanes * cut.each : cut.lanes * V;
+    };
+    const auto image_blocks = [&] { return (pixels + block_pixels() - 1) / block_pixels(); };
+    const auto few = [&] { return images * image_blocks() < kEnoughBlocks; };
+    if (channels_last) {
+      while (cut.lanes < kWarpSize && cut.lanes * V < channels) cut.lanes *= 2;
+      while (few() && cut.each > 1) cut.each /= 2;
+    } else {
+      // Whole sectors at least; of what does not gather, warps that share the maps' values, or
+      // long runs for few parts of sums.
+      constexpr int kSector = kSectorBytes / static_cast<int>(V * sizeof(T)) > 1
+                                  ? kSectorBytes / static_cast<int>(V * sizeof(T))
+                                  : 1;
+      constexpr int kLeast = kGathers ? kSector : Visit::kSums ? kWarpSize : kWarpSize / 4;
+      while (few() && cut.lanes > kLeast && 2 * kThreads / cut.lanes <= channels) cut.lanes /= 2;
+      while (cut.lanes > kSector && cut.lanes / 2 * V >= pixels) cut.lanes /= 2;
+    }
+    cut.image_blocks = image_blocks();
+    if (!kGathers && few()) {
+      const int64_t unit = channels_last ? cut.lanes * V : kThreads / cut.lanes;
+      const int64_t units = (channels + unit - 1) / unit;
+      const int64_t wanted = kEnoughBlocks / std::max<int64_t>(1, images * cut.image_blocks);
+      cut.channels_each = (units + wanted - 1) / wanted * unit;
+    }
+    return cut;
+  }
+
   // Runs the walk; the blocks' sums, if there are any, are added up into out[image * stride + c].
   template <typename T, int V, bool kChannelsLast, template <typename, int, bool> class Visitor>
   void run(const Tensor& x, const Visitor<T, V, kChannelsLast>& visit,
            accumulate_t<T>* out = nullptr, int64_t stride = 0, double factor = 1) const {
     using A = accumulate_t<T>;
     using Visit = Visitor<T, V, kChannelsLast>;
-    int lanes = 1;
-    int64_t block_pixels;
-    if (kChannelsLast) {
-      while (lanes < kWarpSize && lanes * V < channels) lanes *= 2;
-      block_pixels = kThreads / lanes * Visit::kUnroll;
-    } else {
-      // fewer pixels per block, more threads along channels, where there are few pixels
-      lanes = images * pixels < 256 * kWarpSize * V ? 8 : kWarpSize;
-      block_pixels = lanes * V;
-    }
-    const int64_t image_blocks = (pixels + block_pixels - 1) / block_pixels;
+    const Cut cut = cut_for<T, V, Visit>();
+    const int64_t image_blocks = cut.image_blocks;
     const ScalarType type = accumulate_type(x);
     Tensor parts = new_tensor(x, {Visit::kSums ? images * image_blocks : 0, channels}, type);
-    void (*kernel)(Visit, A*, int64_t, int64_t, int64_t, int);
+    void (*kernel)(Visit, A*, int64_t, int64_t, Cut);
     if constexpr (kChannelsLast) {
       kernel = channel_walk_pixel_kernel<T, V, Visit>;
     } else {
       kernel = channel_walk_plane_kernel<T, V, Visit>;
     }
-    launch(kernel, grid_of(images * image_blocks), dim3(kThreads), 0, current_stream(x), visit,
-           data<A>(parts), channels, pixels, image_blocks, lanes);
+    dim3 grid = grid_of(images * image_blocks);
+    grid.y = static_cast<unsigned>((channels + cut.channels_each - 1) / cut.channels_each);
+    launch(kernel, grid, dim3(kThreads), 0, current_stream(x), visit, data<A>(parts), channels,
+           pixels, cut);
     if constexpr (Visit::kSums) {
       const int64_t tiles = (channels + kWarpSize - 1) / kWarpSize;
       launch(combine_channel_sums_kernel<A>, grid_of(images * tiles), dim3(kThreads), 0,

@@ -10,7 +10,7 @@
 //
 // One walk serves all: a block takes some pixels of an image with all their channels, so that it
 // can reduce over channels for each pixel, and over its pixels for each channel. 256 threads:
-// contiguous 8 or 32 across pixels and the rest across channels, channels last up to a warp per
+// contiguous 2 to 32 across pixels and the rest across channels, channels last up to a warp per
 // pixel.
 #include "../dual_attention.h"
 #include "dual_attention.cuh"

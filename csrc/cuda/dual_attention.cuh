@@ -12,9 +12,11 @@ struct Scale {
   const A* gate;
   const A* attention;
 
+  __device__ __forceinline__ Vec<A, V> along(const Place& at) const {
+    return load<V>(kChannelsLast ? gate + at.row : attention + at.pixel);
+  }
   // gate + attention of V elements
-  __device__ __forceinline__ Vec<A, V> operator()(const Place& at) const {
-    Vec<A, V> scale = load<V>(kChannelsLast ? gate + at.row : attention + at.pixel);
+  __device__ __forceinline__ Vec<A, V> operator()(Vec<A, V> scale, const Place& at) const {
     const A other = load(kChannelsLast ? attention + at.pixel : gate + at.row);
 #pragma unroll
     for (int j = 0; j < V; ++j) scale[j] += other;
@@ -31,17 +33,20 @@ struct Forward {
   struct Loaded {
     Vec<T, V> high, low;
   };
+  using Along = Vec<A, V>;
   const T* high;
   const T* low;
   Scale<T, V, kChannelsLast> scale;
   T* y;
   A slope;
 
+  __device__ __forceinline__ Along along(const Place& at) const { return scale.along(at); }
   __device__ __forceinline__ Loaded load(const Place& at) const {
     return {torchext::load<V>(high + at.offset), torchext::load<V>(low + at.offset)};
   }
-  __device__ __forceinline__ void use(const Loaded& loaded, const Place& at, A (&)[V]) const {
-    const Vec<A, V> scales = scale(at);
+  __device__ __forceinline__ void use(const Loaded& loaded, const Along& along, const Place& at,
+                                      A (&)[V]) const {
+    const Vec<A, V> scales = scale(along, at);
     Vec<T, V> result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -62,6 +67,7 @@ struct Backward {
   struct Loaded {
     Vec<T, V> grad, y, low;
   };
+  using Along = Vec<A, V>;
   const T* grad;
   const T* y;
   const T* low;
@@ -72,12 +78,14 @@ struct Backward {
   int64_t pixels;
   A slope;
 
+  __device__ __forceinline__ Along along(const Place& at) const { return scale.along(at); }
   __device__ __forceinline__ Loaded load(const Place& at) const {
     return {torchext::load<V>(grad + at.offset), torchext::load<V>(y + at.offset),
             torchext::load<V>(low + at.offset)};
   }
-  __device__ __forceinline__ void use(const Loaded& loaded, const Place& at, A (&values)[V]) const {
-    const Vec<A, V> scales = scale(at);
+  __device__ __forceinline__ void use(const Loaded& loaded, const Along& along, const Place& at,
+                                      A (&values)[V]) const {
+    const Vec<A, V> scales = scale(along, at);
     Vec<T, V> high, low_result;
 #pragma unroll
     for (int j = 0; j < V; ++j) {

@@ -18,8 +18,9 @@
 // multiplications (1177 per pixel, not 9248; see csrc/cpu/gabor_orientation.cpp). No answer has to
 // reach the host.
 //
-// Launch: 256 threads per tile of 32 x 64 (forward), 32 x 32 or 32 x 16 pixels; in the forward a
-// thread sums all filters at two pixels (one in double) at a time.
+// Launch: 256 threads per tile of 32 x 64 (forward), 32 x 32 or 32 x 16 pixels, of fewer rows where
+// an image has few tiles; in the forward a thread sums all filters at two pixels (one in double) at
+// a time.
 #include "../gabor_orientation.h"
 #include "gabor_orientation.cuh"
 
@@ -33,6 +34,14 @@ namespace {
                               " torchext.backend.use(\"triton\") takes them");
 }
 
+// Rows of the forward's tiles, as many as leave enough of them.
+template <typename A>
+int tile_height_of(const Tensor& map, int border = 0) {
+  int height = kForwardTileHeight;
+  while (height > kRowsOf<A> && Tiles(map, height, border).count() < kEnoughBlocks) height /= 2;
+  return height;
+}
+
 void compute(const OrientedFilterMax& call) {
   const DeviceGuard guard(call.image);
   const int count = static_cast<int>(call.bank.size(0)), size = static_cast<int>(call.bank.size(2));
@@ -41,7 +50,8 @@ void compute(const OrientedFilterMax& call) {
     using A = accumulate_t<T>;
     // The symmetry, which saves most of the work, comes before the height of the tiles.
     const size_t limit = shared_memory_limit();
-    int height = kForwardTileHeight;
+    const int tallest = tile_height_of<A>(call.image);
+    int height = tallest;
     bool may_be_square = count == kSquareCount;
     const auto bytes = [&] {
       return sizeof(A) * (weight_elements(size, may_be_square) + window_elements(height, size));
@@ -49,7 +59,7 @@ void compute(const OrientedFilterMax& call) {
     while (height > kRowsOf<A> && bytes() > limit) height /= 2;
     if (may_be_square && bytes() > limit) {
       may_be_square = false;
-      height = kForwardTileHeight;
+      height = tallest;
       while (height > kRowsOf<A> && bytes() > limit) height /= 2;
     }
     if (bytes() > limit) refuse(size);
@@ -68,7 +78,7 @@ void compute(const OrientedFilterStatistics& call) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
     const size_t limit = shared_memory_limit();
-    int height = kForwardTileHeight;
+    int height = tile_height_of<A>(call.image, size - 1);
     const auto bytes = [&] {
       return sizeof(A) * (weight_elements(size, false) + window_elements(height, size));
     };
@@ -103,8 +113,11 @@ void compute(const ImageGradient& call) {
       return true;
     };
     using std::integral_constant;
-    if (!run(integral_constant<int, kImagePixels>{}) &&
-        !run(integral_constant<int, kImagePixels / 2>{}) &&
+    const auto few = [&](int pixels) {
+      return Tiles(call.grad, image_tile_height(pixels)).count() < kEnoughBlocks;
+    };
+    if ((few(kImagePixels) || !run(integral_constant<int, kImagePixels>{})) &&
+        (few(kImagePixels / 2) || !run(integral_constant<int, kImagePixels / 2>{})) &&
         !run(integral_constant<int, kImagePixels / 4>{})) {
       refuse(size);
     }

@@ -20,10 +20,11 @@ namespace torchext {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 32;         // of a forward block's tile
-constexpr int kMaxWarps = 9;          // of a backward block
-constexpr int64_t kBlocks = 256;      // of the backward, for each group of taps
-constexpr int64_t kLeastChunks = 16;  // of a slice
+constexpr int kChannels = 32;  // of a forward block's tile, or fewer for more blocks
+constexpr int kLeastChannels = 4;
+constexpr int kMaxWarps = 9;         // of a backward block
+constexpr int64_t kBlocks = 256;     // of the backward, for each group of taps
+constexpr int64_t kLeastChunks = 8;  // of a slice
 
 // The label under a tap, or -1 outside the image and for a label that is no class.
 __device__ __forceinline__ int label_at(const LabelMaps& maps, const int32_t* plane, int64_t y,
@@ -37,13 +38,13 @@ template <typename T, int kKernel>
 __global__ void __launch_bounds__(kThreads, kKernel > 3 ? 2 : 4)
     label_conv2d_kernel(LabelMaps maps, const int32_t* labels, const accumulate_t<T>* weight,
                         const accumulate_t<T>* bias, T* out, int64_t pixel_blocks,
-                        int64_t channel_tiles) {
+                        int64_t channel_tiles, int tile) {
   using A = accumulate_t<T>;
   constexpr int kTaps = kKernel * kKernel;
   const int64_t pixel_block = blockIdx.x % pixel_blocks;
   const int64_t rest = blockIdx.x / pixel_blocks;
   const int64_t image = rest / channel_tiles;
-  const int64_t first = rest % channel_tiles * kChannels;
+  const int64_t first = rest % channel_tiles * tile;
   const int64_t pixel = pixel_block * kThreads + threadIdx.x;
   if (pixel >= maps.pixels()) return;
   const int64_t y = pixel / maps.width;
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, kKernel > 3 ? 2 : 4)
         label_at(maps, plane, y + tap / kKernel - kKernel / 2, x + tap % kKernel - kKernel / 2);
     taps[tap] = label < 0 ? -1 : label * kTaps + tap;
   }
-  const int64_t last = min(first + kChannels, maps.channels);
+  const int64_t last = min(first + tile, maps.channels);
 #pragma unroll 1  // else the taps' loads of several channels spill
   for (int64_t o = first; o < last; ++o) {
     const A* table = weight + o * maps.classes * kTaps;
@@ -212,7 +213,10 @@ void compute(const LabelConv2d& call) {
   const DeviceGuard guard(call.labels);
   const LabelMaps& maps = call.maps;
   const int64_t pixel_blocks = (maps.pixels() + kThreads - 1) / kThreads;
-  const int64_t channel_tiles = (maps.channels + kChannels - 1) / kChannels;
+  int tile = kChannels;
+  const auto tiles = [&] { return (maps.channels + tile - 1) / tile; };
+  while (tile > kLeastChannels && maps.images * pixel_blocks * tiles() < kEnoughBlocks) tile /= 2;
+  const int64_t channel_tiles = tiles();
   dispatch_floating(call.y.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
@@ -221,7 +225,7 @@ void compute(const LabelConv2d& call) {
              grid_of(maps.images * channel_tiles * pixel_blocks), dim3(kThreads), 0,
              current_stream(call.labels), maps, data<const int32_t>(call.labels),
              data<const A>(call.weight), data<const A>(call.bias), data<T>(call.y), pixel_blocks,
-             channel_tiles);
+             channel_tiles, tile);
     };
     switch (maps.kernel) {
       case 1:
@@ -256,8 +260,8 @@ void compute(const LabelConv2dBackward& call) {
     const int64_t channel_tiles = (maps.channels + kWarpSize - 1) / kWarpSize;
     const int64_t chunks = (maps.pixels() + kWarpSize - 1) / kWarpSize;
     const int64_t images = std::max<int64_t>(1, maps.images);
-    // Enough blocks for a large device, each with more pixels to add up than sums to leave.
-    const int64_t least = std::max(kLeastChunks, maps.taps() * maps.classes / kWarpSize);
+    // Enough blocks for a large device, each with about as many pixels to add up as sums to leave.
+    const int64_t least = std::max(kLeastChunks, maps.taps() * maps.classes / (2 * kWarpSize));
     const int64_t wanted =
         std::max<int64_t>(1, std::min(kBlocks / (channel_tiles * images), chunks / least));
     const int64_t slice_chunks = (chunks + wanted - 1) / wanted;

@@ -63,6 +63,12 @@ inline dim3 grid_of(int64_t blocks) {
   return dim3(static_cast<unsigned>(blocks));
 }
 
+// About two for each multiprocessor of a large device. A constant: results that depend on how the
+// work is cut are the same on every device.
+constexpr int64_t kEnoughBlocks = 256;
+// What memory is read in at least.
+constexpr int kSectorBytes = 32;
+
 // PyTorch's current stream on the tensor's device.
 inline cudaStream_t current_stream(const Tensor& tensor) {
 #ifdef TORCHEXT_EMULATED

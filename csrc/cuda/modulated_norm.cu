@@ -80,26 +80,41 @@ Slicing slicing_of(const RegionView& view) {
   const int64_t tiles = (view.channels + Shape::kChannels - 1) / Shape::kChannels;
   const int64_t step = static_cast<int64_t>(kThreads / Shape::kLanes) * Shape::kPixels;
   const int64_t by_work = view.group_pixels() / (4 * step);
-  const int64_t by_blocks = 4096 / std::max<int64_t>(1, tiles * view.groups);
-  return Slicing(view, tiles, step, std::min<int64_t>({by_work, by_blocks, kMaxSlices}));
+  const int64_t tile_groups = std::max<int64_t>(1, tiles * view.groups);
+  const int64_t slices =
+      std::max(std::min(by_work, 4096 / tile_groups), slices_for_blocks(view, tiles, step));
+  return Slicing(view, tiles, step, std::min<int64_t>(slices, kMaxSlices));
 }
 
-// Threads across pixels: enough for whole 32-byte sectors, and no more than there are pixels.
+// Bytes of a block's pixels whose channels, in `vectors` accesses, are shared by `splits` threads.
+template <typename T, int V>
+int64_t kept_of(int64_t vectors, int splits) {
+  return (vectors + splits - 1) / splits * kThreads * V * static_cast<int64_t>(sizeof(T));
+}
+
+// Threads across pixels: no more than there are pixels and, while there are channels for the
+// others, as few as make enough blocks and keep their pixels in `kept_bytes` of shared memory (0:
+// nothing is kept); if contiguous, as many as read whole sectors.
 template <typename T, int V, bool kChannelsLast>
-PixelTiling tiling_of(const Problem& problem, bool unbiased, double eps) {
-  int slots;
-  if (kChannelsLast) {
-    int splits = 1;
-    while (splits < kWarpSize && splits * V < problem.channels) splits *= 2;
-    slots = kThreads / splits;
-  } else {
-    slots = 32 / V > 1 ? 32 / V : 1;
-    while (slots > 1 && (slots / 2) * V >= problem.pixels) slots /= 2;
+PixelTiling tiling_of(const Problem& problem, bool unbiased, double eps, int64_t kept_bytes) {
+  constexpr int kPixels = kChannelsLast ? 1 : V;  // of a slot
+  const int64_t images = kChannelsLast ? 1 : problem.images;
+  const int64_t pixels = kChannelsLast ? problem.images * problem.pixels : problem.pixels;
+  const int64_t vectors = kChannelsLast ? (problem.channels + V - 1) / V : problem.channels;
+  const int64_t run = kPixels * static_cast<int64_t>(sizeof(T));
+  int slots = kChannelsLast ? kThreads / kWarpSize : kWarpSize / V;
+  const auto tiles = [&] { return (pixels + slots * kPixels - 1) / (slots * kPixels); };
+  while (kChannelsLast && slots < kThreads && kThreads / slots / 2 >= vectors) slots *= 2;
+  const auto large = [&] {
+    return kept_bytes > 0 && kept_of<T, V>(vectors, kThreads / slots) > kept_bytes;
+  };
+  while (slots > 1 && (images * tiles() < kEnoughBlocks || large()) &&
+         (kChannelsLast || slots * run > kSectorBytes) && 2 * kThreads / slots <= vectors) {
+    slots /= 2;
   }
-  const int64_t tiles = kChannelsLast ? (problem.images * problem.pixels + slots - 1) / slots
-                                      : (problem.pixels + slots * V - 1) / (slots * V);
+  while (!kChannelsLast && slots > 1 && slots / 2 * V >= problem.pixels) slots /= 2;
   return {problem.images, problem.channels,
-          problem.pixels, tiles,
+          problem.pixels, tiles(),
           slots,          problem.statistics == Statistics::kPosition,
           unbiased,       eps};
 }
@@ -126,19 +141,19 @@ void compute(const ModulatedNorm& call) {
       constexpr int V = decltype(width)::value;
       constexpr bool kChannelsLast = decltype(format)::value;
       if (problem.per_pixel()) {
-        const auto tiling = tiling_of<T, V, kChannelsLast>(problem, call.unbiased, call.eps);
-        const int splits = kThreads / tiling.slots;
-        const int64_t sweep = splits * (kChannelsLast ? V : 1);
-        const size_t scratch = sizeof(A) * 2 * (kChannelsLast ? 1 : V) * kThreads;
-        const size_t kept = (view.channels + sweep - 1) / sweep * kThreads * V * sizeof(T);
+        constexpr int64_t kScratch = sizeof(A) * 2 * (kChannelsLast ? 1 : V) * kThreads;
+        constexpr int64_t kMost = 48 * 1024 - kScratch;
+        const auto tiling = tiling_of<T, V, kChannelsLast>(problem, call.unbiased, call.eps, kMost);
+        const int64_t kept = kept_of<T, V>(
+            kChannelsLast ? (view.channels + V - 1) / V : view.channels, kThreads / tiling.slots);
         auto run = [&](auto keep) {
           constexpr bool kKeep = decltype(keep)::value;
           launch(modulated_norm_pixel_kernel<T, V, kChannelsLast, kKeep>,
-                 grid_of_tiles(problem, tiling), dim3(kThreads), scratch + (kKeep ? kept : 0),
-                 current_stream(x), tiling, in, data<A>(call.means), data<A>(call.rstds),
-                 modulation.without_tables(), out);
+                 grid_of_tiles(problem, tiling), dim3(kThreads),
+                 static_cast<size_t>(kScratch + (kKeep ? kept : 0)), current_stream(x), tiling, in,
+                 data<A>(call.means), data<A>(call.rstds), modulation.without_tables(), out);
         };
-        if (scratch + kept <= 48 * 1024) {
+        if (kept <= kMost) {
           run(std::true_type{});
         } else {
           run(std::false_type{});
@@ -243,7 +258,7 @@ void compute(const ModulatedNormBackward& call) {
       constexpr int V = decltype(width)::value;
       constexpr bool kChannelsLast = decltype(format)::value;
       if (problem.per_pixel()) {
-        const auto tiling = tiling_of<T, V, kChannelsLast>(problem, call.unbiased, 0.0);
+        const auto tiling = tiling_of<T, V, kChannelsLast>(problem, call.unbiased, 0.0, 0);
         launch(modulated_norm_pixel_backward_kernel<T, V, kChannelsLast>,
                grid_of_tiles(problem, tiling), dim3(kThreads),
                sizeof(A) * 5 * (kChannelsLast ? 1 : V) * kThreads, current_stream(x), tiling, in,

@@ -68,6 +68,13 @@ struct Slicing {
   dim3 grid(const RegionView& view) const { return grid_of(view.groups * slices * tiles); }
 };
 
+// Slices that make enough blocks, as long as these have two steps each, or there are few to merge.
+inline int64_t slices_for_blocks(const RegionView& view, int64_t tiles, int64_t step) {
+  const int64_t steps = view.group_pixels() / step;
+  return std::min(kEnoughBlocks / std::max<int64_t>(1, tiles * view.groups),
+                  std::max(steps / 2, std::min<int64_t>(steps, 4)));
+}
+
 // Which slice, channel tile and group the block works on. Tiles run fastest: blocks that share a
 // label map, and in channels last a line of memory, are in flight together.
 struct BlockWork {
@@ -562,14 +569,16 @@ PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Te
     int threads = kStatisticsThreads;
     while (threads > kWarpSize && Slots::bytes(view.regions, threads) > kSharedBytes) threads /= 2;
 
-    // Enough blocks to fill a large device, each with enough to do to pay for its reduction, and
-    // few enough slices that combining them is cheap.
+    // Enough blocks to fill a large device, beyond that each with enough to do to pay for its
+    // reduction, and few enough slices that combining them is cheap.
     const int64_t tiles = (view.channels + Shape::kChannels - 1) / Shape::kChannels;
     const int64_t step = static_cast<int64_t>(threads / Shape::kLanes) * Shape::kPixels;
     const int64_t by_work = view.group_pixels() / (4 * step);
-    const int64_t by_blocks = 1024 / std::max<int64_t>(1, tiles * view.groups);
+    const int64_t tile_groups = std::max<int64_t>(1, tiles * view.groups);
+    const int64_t slices =
+        std::max(std::min(by_work, 1024 / tile_groups), slices_for_blocks(view, tiles, step));
     const int64_t most = std::min(kMaxSlices, std::max(1, 1024 / view.regions));
-    const Slicing slicing(view, tiles, step, std::min({by_work, by_blocks, most}));
+    const Slicing slicing(view, tiles, step, std::min(slices, most));
 
     const int64_t results = view.groups * view.regions * slicing.slices;
     buffer.planes = new_tensor(like, {2 * results * view.channels}, accumulate_type(like));

@@ -85,7 +85,7 @@ CASES = [
 LARGE = [
     Case(statistics, weight="pixel", activation=0.2, shape=shape, last=last)
     for statistics in ("instance", "position")
-    for shape in ((1, 4, 25, 41), (1, 3, 48, 44), (1, 130, 9, 8), (1, 1100, 4, 4))
+    for shape in ((1, 4, 25, 41), (1, 3, 48, 44), (1, 130, 9, 8), (1, 1300, 4, 4))
     for last in (False, True)
 ]
 
