@@ -48,10 +48,11 @@ def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, last: bool) -> d
     labels = torch.randint(CLASSES, (N, H // 4, W // 4), generator=generator)
     labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
     channel, bias = small(C), small(C)
-    of_regions = small(2, C)
-    affine = [normal(*s, dtype=torch.float32) for s in ((1, 2, 7, 7), (1, 1, 7, 7), (1,))]
-    conv, map_weight, map_bias = affine
-    self_aware = (conv, map_weight, map_bias, map_weight, map_bias)
+    regions, region_bias = small(2, C), small(2, C)
+    affine = [
+        normal(*s, dtype=torch.float32)
+        for s in ((1, 2, 7, 7), (1, 1, 7, 7), (1,), (1, 1, 7, 7), (1,))
+    ]
     weight, kernel_bias = normal(C, C, 3, 3), normal(C)
     image = (255 * small(N, 1, H, W).detach()).requires_grad_()
     rows = 64
@@ -64,25 +65,27 @@ def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, last: bool) -> d
                       ((16, CLASSES, 3, 3), (16,), (2 * C, 16, 3, 3), (2 * C,))]  # fmt: skip
     bank = torchext.gabor_bank().requires_grad_()
     few = torchext.gabor_bank(8, 5).requires_grad_()
-    gate, attention = small(N, C), small(N, 1, H, W)
+    gate, shift, attention, pixels = small(N, C), small(N, C), small(N, 1, H, W), small(N, 1, H, W)
+    running = (torch.zeros(C), torch.ones(C))
+    masked_norm = torchext.nn.MaskedBatchNorm2d(C)
     return {
         "region_norm": Call(
-            lambda: torchext.region_norm(x, mask, of_regions, of_regions), (x, of_regions)
+            lambda: torchext.region_norm(x, mask, regions, region_bias), (x, regions, region_bias)
         ),
         "region_norm instance": Call(
-            lambda: torchext.region_norm(x, mask, of_regions, of_regions, scope="instance"),
-            (x, of_regions),
+            lambda: torchext.region_norm(x, mask, regions, region_bias, scope="instance"),
+            (x, regions, region_bias),
         ),
         "region_norm spatial": Call(
             lambda: torchext.region_norm(
-                x, mask, spatial_weight=attention, spatial_bias=attention, scope="instance"
+                x, mask, spatial_weight=attention, spatial_bias=pixels, scope="instance"
             ),
-            (x, attention),
+            (x, attention, pixels),
         ),
         "region_statistics": Call(lambda: torchext.region_statistics(x.detach(), mask)),
-        "self_aware_affine": Call(lambda: torchext.self_aware_affine(x, *self_aware), (x, *affine)),
+        "self_aware_affine": Call(lambda: torchext.self_aware_affine(x, *affine), (x, *affine)),
         "self_aware_region_norm": Call(
-            lambda: torchext.self_aware_region_norm(x, *self_aware), (x, *affine)
+            lambda: torchext.self_aware_region_norm(x, *affine), (x, *affine)
         ),
         "mask_window": Call(lambda: torchext.mask_window(mask, 3, padding=1)),
         "mask_window of channels": Call(
@@ -118,6 +121,13 @@ def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, last: bool) -> d
             ),
             (x, other, third, attention),
         ),
+        "modulated_norm batch, running": Call(
+            lambda: torchext.modulated_norm(
+                x, statistics="batch", running_mean=running[0], running_var=running[1]
+            ),
+            (x,),
+        ),
+        "nn.MaskedBatchNorm2d": Call(lambda: masked_norm(x, mask), (x, *masked_norm.parameters())),
         "modulated_norm position": Call(
             lambda: torchext.modulated_norm(
                 x, other, third, weight=attention, statistics="position"
@@ -125,14 +135,14 @@ def calls(shape: tuple[int, int, int, int], dtype: torch.dtype, last: bool) -> d
             (x, other, third, attention),
         ),
         "modulated_norm of channels": Call(
-            lambda: torchext.modulated_norm(x, gate, gate, statistics="instance"), (x, gate)
+            lambda: torchext.modulated_norm(x, gate, shift), (x, gate, shift)
         ),
         "modulated_norm position of channels": Call(
-            lambda: torchext.modulated_norm(x, gate, gate, statistics="position"),
-            (x, gate),
+            lambda: torchext.modulated_norm(x, gate, shift, statistics="position"),
+            (x, gate, shift),
         ),
         "modulated_norm of pixels": Call(
-            lambda: torchext.modulated_norm(x, attention, attention), (x, attention)
+            lambda: torchext.modulated_norm(x, attention, pixels), (x, attention, pixels)
         ),
         "modulated_norm of a table": Call(
             lambda: torchext.modulated_norm(x, gammas, betas, index=index), (x, gammas, betas)
