@@ -194,19 +194,34 @@ __global__ void __launch_bounds__(kMaxWarps* kWarpSize, 1)
   }
 }
 
-// grad_weight (O, classes, taps) from partials (slices, taps, classes, O), slices in order.
+constexpr int kTotalPlaces = kThreads / kWarpSize;  // classes and taps of a block
+
+// grad_weight (O, classes, taps) from partials (slices, taps, classes, O), slices in order. A block
+// takes 32 channels of 8 places, reads across channels and writes across places.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
     label_conv2d_backward_total_kernel(const A* partials, int64_t slices, int64_t classes,
-                                       int64_t channels, int taps, A* grad_weight) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t results = taps * classes * channels;
-  if (i >= results) return;
-  A sum = 0;
-  for (int64_t slice = 0; slice < slices; ++slice) sum += load(partials + slice * results + i);
-  const int64_t place = i / channels, o = i - place * channels;
-  const int64_t tap = place / classes;
-  store(grad_weight + (o * classes + place - tap * classes) * taps + tap, sum);
+                                       int64_t channels, int taps, int64_t channel_tiles,
+                                       A* grad_weight) {
+  __shared__ A sums[kTotalPlaces][kWarpSize + 1];
+  const int64_t places = classes * taps;
+  const int64_t first_channel = blockIdx.x % channel_tiles * kWarpSize;
+  const int64_t first_place = blockIdx.x / channel_tiles * kTotalPlaces;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  if (first_channel + lane < channels && first_place + warp < places) {
+    const int64_t label = (first_place + warp) / taps, tap = first_place + warp - label * taps;
+    const A* const from = partials + (tap * classes + label) * channels + first_channel + lane;
+    A sum = 0;
+    for (int64_t slice = 0; slice < slices; ++slice) sum += load(from + slice * places * channels);
+    sums[warp][lane] = sum;
+  }
+  __syncthreads();
+  const int64_t o = first_channel + threadIdx.x / kTotalPlaces;
+  const int64_t place = first_place + threadIdx.x % kTotalPlaces;
+  if (o < channels && place < places) {
+    store(grad_weight + o * places + place,
+          sums[threadIdx.x % kTotalPlaces][threadIdx.x / kTotalPlaces]);
+  }
 }
 
 void compute(const LabelConv2d& call) {
@@ -292,10 +307,11 @@ void compute(const LabelConv2dBackward& call) {
     } else {
       run(std::integral_constant<int, 1>{});
     }
-    launch(label_conv2d_backward_total_kernel<A>,
-           grid_of((call.grad_weight.numel() + kThreads - 1) / kThreads), dim3(kThreads), 0,
-           current_stream(call.labels), data<const A>(partials), maps.images * slices, maps.classes,
-           maps.channels, static_cast<int>(maps.taps()), data<A>(call.grad_weight));
+    const int64_t place_tiles = (maps.taps() * maps.classes + kTotalPlaces - 1) / kTotalPlaces;
+    launch(label_conv2d_backward_total_kernel<A>, grid_of(place_tiles * channel_tiles),
+           dim3(kThreads), 0, current_stream(call.labels), data<const A>(partials),
+           maps.images * slices, maps.classes, maps.channels, static_cast<int>(maps.taps()),
+           channel_tiles, data<A>(call.grad_weight));
   });
 }
 

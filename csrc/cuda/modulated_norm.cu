@@ -210,14 +210,29 @@ struct PendingGradient {
     using A = accumulate_t<T>;
     if (sums == nullptr) return;
     const int64_t all = problem.images * problem.pixels;
+    const int64_t C = problem.channels, P = problem.pixels, planes = problem.images * C;
     if (extent == Extent::kPixel) {
-      launch(modulated_norm_channel_sum_kernel<A>, grid_of((all + kThreads - 1) / kThreads),
-             dim3(kThreads), 0, current_stream(x), to.wide, sums, problem.channels, problem.pixels,
-             all, problem.channels_last);
+      const int64_t of_block = problem.channels_last ? kSumWarps : kWarpSize;
+      launch(modulated_norm_channel_sum_kernel<A>, grid_of((all + of_block - 1) / of_block),
+             dim3(kThreads), 0, current_stream(x), to.wide, sums, C, P, all, problem.channels_last);
+    } else if (!problem.channels_last) {
+      launch(modulated_norm_plane_sum_kernel<A>, grid_of(planes), dim3(kThreads), 0,
+             current_stream(x), to.wide, sums, P);
     } else {
-      launch(modulated_norm_plane_sum_kernel<A>, grid_of(problem.images * problem.channels),
-             dim3(kThreads), 0, current_stream(x), to.wide, sums, problem.channels, problem.pixels,
-             problem.channels_last);
+      const int64_t tiles = (C + kWarpSize - 1) / kWarpSize;
+      const int64_t wanted = kEnoughBlocks / std::max<int64_t>(1, problem.images * tiles);
+      const int64_t slices =
+          std::clamp<int64_t>(P / (4 * kSumWarps), 1, std::clamp<int64_t>(wanted, 1, kMaxSlices));
+      Tensor parts;
+      if (slices > 1) parts = new_tensor(x, {planes * slices}, accumulate_type(x));
+      launch(modulated_norm_plane_sum_channels_last_kernel<A>,
+             grid_of(problem.images * slices * tiles), dim3(kThreads), 0, current_stream(x),
+             to.wide, slices > 1 ? data<A>(parts) : sums, C, P, tiles, slices);
+      if (slices > 1) {
+        launch(modulated_norm_total_kernel<A>, grid_of((planes + kSumWarps - 1) / kSumWarps),
+               dim3(kThreads), 0, current_stream(x), data<const A>(parts), slices, planes, sums,
+               static_cast<A*>(nullptr));
+      }
     }
   }
 };
@@ -272,10 +287,15 @@ void compute(const ModulatedNormBackward& call) {
       const int64_t results = 2 * R * C;
       const bool channel_map =
           maps && modulation.gamma.extent == Extent::kChannel && in_walk == Extent::kChannel;
-      const dim3 total_grid = grid_of((results + kThreads - 1) / kThreads);
+      const auto total = [&](const A* of, A* first, A* second) {
+        launch(modulated_norm_total_kernel<A>, grid_of((results + kSumWarps - 1) / kSumWarps),
+               dim3(kThreads), 0, current_stream(x), of, slicing.slices, results / 2, first,
+               second);
+      };
       if (maps) {
+        const bool final_sums = slicing.slices == 1 && call.sums.numel() > 0;
         if (problem.per_channel()) {
-          planes = new_tensor(x, {results * slicing.slices}, type);
+          planes = final_sums ? call.sums : new_tensor(x, {results * slicing.slices}, type);
           partials.planes = data<A>(planes);
         }
         if (channel_map) {
@@ -285,16 +305,10 @@ void compute(const ModulatedNormBackward& call) {
         launch(modulated_norm_backward_sums_kernel<T, V, kChannelsLast>, slicing.grid(view),
                dim3(kThreads), sizeof(A) * 4 * Shape::kSums * kThreads, current_stream(x), view,
                slicing, in, modulation, out, partials, map_partials);
-        if (channel_map) {
-          const dim3 half = grid_of((results / 2 + kThreads - 1) / kThreads);
-          for (int i = 0; i < 2; ++i)
-            launch(modulated_norm_total_kernel<A>, half, dim3(kThreads), 0, current_stream(x),
-                   map_partials.planes + i * results / 2 * slicing.slices, slicing.slices,
-                   results / 2, data<A>(i == 0 ? call.grad_gamma : call.grad_beta));
-        }
-        if (call.sums.numel() > 0)
-          launch(modulated_norm_total_kernel<A>, total_grid, dim3(kThreads), 0, current_stream(x),
-                 partials.planes, slicing.slices, results, data<A>(call.sums));
+        if (channel_map)
+          total(map_partials.planes, data<A>(call.grad_gamma), data<A>(call.grad_beta));
+        if (call.sums.numel() > 0 && !final_sums)
+          total(partials.planes, data<A>(call.sums), data<A>(call.sums) + results / 2);
       }
       if (!call.wants_grad_x()) return;
       const bool divided = call.mean_sums.has_value();
@@ -324,7 +338,7 @@ void compute(const SegmentedSum& call) {
              current_stream(call.values), data<const T>(call.values), sorted, first, tiles, C,
              data<A>(call.sums));
     } else {
-      launch(segmented_sum_kernel<T>, grid_of((rows * C + kSegmentWarps - 1) / kSegmentWarps),
+      launch(segmented_sum_kernel<T>, grid_of((rows * C + kSumWarps - 1) / kSumWarps),
              dim3(kThreads), 0, current_stream(call.values), data<const T>(call.values), sorted,
              first, rows * C, C, P, data<A>(call.sums));
     }

@@ -12,7 +12,8 @@
 //                                   sums for the parameters' on the way, parts added up in a 2nd.
 //
 // Launch: 256 threads. Elementwise kernels: a thread takes accesses of 128 bits of a plane
-// (contiguous) or of an image (channels last). mask_window: a block takes a piece of an output row,
+// (contiguous; the epilogue's of several planes at the same pixels, whose maps it then reads once)
+// or of an image (channels last). mask_window: a block takes a piece of an output row,
 // sums the window's rows into shared column sums, then adds up columns: k + k additions per pixel.
 #include "partial_conv.cuh"
 
@@ -113,14 +114,23 @@ void compute(const Epilogue& call) {
         data<const A>(call.options.bias), data<const A>(call.options.norm_weight),
         data<const A>(call.options.norm_bias), static_cast<A>(call.options.negative_slope),
         call.options.mask_output};
-    const int width =
-        maps.channels_last ? vector_width(C, in, out) : vector_width(P, in, scales, masks, out);
+    const int width = maps.channels_last ? vector_width(C, in, out, epilogue.bias,
+                                                        epilogue.norm_weight, epilogue.norm_bias)
+                                         : vector_width(P, in, scales, masks, out);
     dispatch_access<T>(width == kWidest, maps.channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
-      const Runs runs = maps.channels_last ? Runs::of<T, V>(N, C * P) : Runs::of<T, V>(N * C, P);
-      launch(partial_conv_epilogue_kernel<T, V, decltype(format)::value>,
-             grid_of(runs.count * runs.blocks), dim3(kThreads), 0, current_stream(call.raw), runs,
-             maps, in, scales, masks, epilogue, out);
+      if constexpr (decltype(format)::value) {
+        const Runs runs = Runs::of<T, V>(N, C * P);
+        launch(pixel_epilogue_kernel<T, V>, grid_of(runs.count * runs.blocks), dim3(kThreads), 0,
+               current_stream(call.raw), runs, maps, in, scales, masks, epilogue, out);
+      } else {
+        // as many planes for a block as leave enough blocks
+        const int64_t blocks = (P + kThreads * V - 1) / (kThreads * V);
+        const int64_t each = std::clamp<int64_t>(N * C * blocks / kEnoughBlocks, 1, kMostPlanes);
+        const PlaneShares shares{blocks, (C + each - 1) / each, each};
+        launch(plane_epilogue_kernel<T, V>, grid_of(N * shares.groups * blocks), dim3(kThreads), 0,
+               current_stream(call.raw), maps, shares, in, scales, masks, epilogue, out);
+      }
     });
   });
 }
@@ -143,7 +153,7 @@ void compute(const EpilogueBackward& call) {
                                  call.mask_output};
     T* out = data<T>(call.grad_raw);
     const int width = maps.channels_last
-                          ? vector_width(C, of.grad, of.y, of.raw, out)
+                          ? vector_width(C, of.grad, of.y, of.raw, of.norm_weight, out)
                           : vector_width(P, of.grad, of.y, of.raw, of.scale, of.updated, out);
     dispatch_access<T>(width == kWidest, maps.channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;

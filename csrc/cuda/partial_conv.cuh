@@ -200,6 +200,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int V, typename A>
+__device__ __forceinline__ Vec<A, V> repeated(A value) {
+  Vec<A, V> result;
+#pragma unroll
+  for (int j = 0; j < V; ++j) result[j] = value;
+  return result;
+}
+
 // What the epilogue does to a channel after the scale; the tensors' pointers may be null.
 template <typename A>
 struct ChannelEpilogue {
@@ -214,61 +222,104 @@ template <typename A>
 struct ChannelValues {
   A bias, norm_weight, norm_bias;
 
-  __device__ __forceinline__ ChannelValues() {}
-  __device__ __forceinline__ ChannelValues(const ChannelEpilogue<A>& epilogue, int64_t c)
-      : bias(epilogue.bias != nullptr ? load(epilogue.bias + c) : A(0)),
-        norm_weight(epilogue.norm_weight != nullptr ? load(epilogue.norm_weight + c) : A(1)),
-        norm_bias(epilogue.norm_bias != nullptr ? load(epilogue.norm_bias + c) : A(0)) {}
-  __device__ __forceinline__ A operator()(A raw, A scale, A updated, A slope, bool remask) const {
+  __device__ __forceinline__ A operator()(A raw, A scale, A updated,
+                                          const ChannelEpilogue<A>& epilogue) const {
     A y = updated == A(0) ? A(0) : raw * scale + bias * updated;
     y = y * norm_weight + norm_bias;
-    y = y > A(0) ? y : y * slope;
-    return remask ? masked(y, updated) : y;
+    y = y > A(0) ? y : y * epilogue.negative_slope;
+    return epilogue.mask_output ? masked(y, updated) : y;
   }
 };
 
-template <typename T, int V, bool kChannelsLast>
+// The values of V channels.
+template <int V, typename A>
+struct ChannelVectors {
+  Vec<A, V> bias, norm_weight, norm_bias;
+
+  __device__ __forceinline__ ChannelVectors(const ChannelEpilogue<A>& epilogue, int64_t c)
+      : bias(read(epilogue.bias, c, A(0))),
+        norm_weight(read(epilogue.norm_weight, c, A(1))),
+        norm_bias(read(epilogue.norm_bias, c, A(0))) {}
+  __device__ __forceinline__ ChannelValues<A> operator[](int j) const {
+    return {bias[j], norm_weight[j], norm_bias[j]};
+  }
+
+ private:
+  __device__ static __forceinline__ Vec<A, V> read(const A* values, int64_t c, A absent) {
+    return values != nullptr ? load<V>(values + c) : repeated<V>(absent);
+  }
+};
+
+constexpr int64_t kMostPlanes = 8;
+
+// Contiguous: `blocks` blocks for a plane's pixels, and `each` planes that share the maps' values.
+struct PlaneShares {
+  int64_t blocks, groups, each;
+};
+
+template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
-    partial_conv_epilogue_kernel(Runs runs, OutputMaps view, const T* raw,
-                                 const accumulate_t<T>* scale, const accumulate_t<T>* updated,
-                                 ChannelEpilogue<accumulate_t<T>> epilogue, T* y) {
+    plane_epilogue_kernel(OutputMaps view, PlaneShares shares, const T* raw,
+                          const accumulate_t<T>* scale, const accumulate_t<T>* updated,
+                          ChannelEpilogue<accumulate_t<T>> epilogue, T* y) {
   using A = accumulate_t<T>;
-  const int64_t run = runs.run();
-  const int64_t image = kChannelsLast ? run : run / view.channels;
+  const int64_t pixel = (blockIdx.x % shares.blocks * kThreads + threadIdx.x) * V;
+  if (pixel >= view.pixels) return;
+  const int64_t group = blockIdx.x / shares.blocks;
+  const int64_t image = group / shares.groups;
+  const int64_t first = (group - image * shares.groups) * shares.each;
+  const int64_t last = min(first + shares.each, view.channels);
+  const int64_t map = (view.shared ? 0 : image * view.pixels) + pixel;
+  const int64_t start = image * view.channels * view.pixels + pixel;
+  const Vec<A, V> k = load<V>(scale + map), known = load<V>(updated + map);
+  for (int64_t base = first; base < last; base += kUnroll<T>) {
+    Vec<T, V> values[kUnroll<T>];
+#pragma unroll
+    for (int u = 0; u < kUnroll<T>; ++u) {
+      if (base + u < last) values[u] = load<V>(raw + start + (base + u) * view.pixels);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll<T>; ++u) {
+      if (base + u >= last) continue;
+      const ChannelValues<A> channel = ChannelVectors<1, A>(epilogue, base + u)[0];
+      Vec<T, V> result;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        result[j] =
+            from_accumulate<T>(channel(to_accumulate(values[u][j]), k[j], known[j], epilogue));
+      }
+      store<V>(y + start + (base + u) * view.pixels, result);
+    }
+  }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads)
+    pixel_epilogue_kernel(Runs runs, OutputMaps view, const T* raw, const accumulate_t<T>* scale,
+                          const accumulate_t<T>* updated, ChannelEpilogue<accumulate_t<T>> epilogue,
+                          T* y) {
+  using A = accumulate_t<T>;
+  const int64_t image = runs.run();
   const int64_t map = view.shared ? 0 : image * view.pixels;
-  ChannelValues<A> of_plane;
-  if (!kChannelsLast) of_plane = ChannelValues<A>(epilogue, run - image * view.channels);
   Vec<T, V> values[kUnroll<T>];
 #pragma unroll
   for (int u = 0; u < kUnroll<T>; ++u) {
     const int64_t i = runs.element<T, V>(u);
-    if (i < runs.length) values[u] = load<V>(raw + run * runs.length + i);
+    if (i < runs.length) values[u] = load<V>(raw + image * runs.length + i);
   }
 #pragma unroll
   for (int u = 0; u < kUnroll<T>; ++u) {
     const int64_t i = runs.element<T, V>(u);
     if (i >= runs.length) continue;
+    const int64_t pixel = quotient(i, view.channels);
+    const A k = load(scale + map + pixel), known = load(updated + map + pixel);
+    const ChannelVectors<V, A> channels(epilogue, i - pixel * view.channels);
     Vec<T, V> result;
-    if (kChannelsLast) {
-      const int64_t pixel = quotient(i, view.channels);
-      const int64_t c = i - pixel * view.channels;
-      const A k = load(scale + map + pixel), known = load(updated + map + pixel);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const ChannelValues<A> channel(epilogue, c + j);
-        result[j] = from_accumulate<T>(channel(to_accumulate(values[u][j]), k, known,
-                                               epilogue.negative_slope, epilogue.mask_output));
-      }
-    } else {
-      const Vec<A, V> k = load<V>(scale + map + i);
-      const Vec<A, V> known = load<V>(updated + map + i);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        result[j] = from_accumulate<T>(of_plane(to_accumulate(values[u][j]), k[j], known[j],
-                                                epilogue.negative_slope, epilogue.mask_output));
-      }
+    for (int j = 0; j < V; ++j) {
+      result[j] = from_accumulate<T>(channels[j](to_accumulate(values[u][j]), k, known, epilogue));
     }
-    store<V>(y + run * runs.length + i, result);
+    store<V>(y + image * runs.length + i, result);
   }
 }
 
@@ -285,8 +336,9 @@ struct EpilogueGradient {
   A negative_slope;
   bool mask_output;
 
-  __device__ A weight_of(int64_t c) const {
-    return norm_weight != nullptr ? load(norm_weight + c) : A(1);
+  template <int V>
+  __device__ __forceinline__ Vec<A, V> weights_of(int64_t c) const {
+    return norm_weight != nullptr ? load<V>(norm_weight + c) : repeated<V>(A(1));
   }
   // The raw output's gradients of V elements from `at` on, with their scale, updated mask and
   // channel's weight; each element's terms are added to its sums.
@@ -313,14 +365,6 @@ struct EpilogueGradient {
   }
 };
 
-template <int V, typename A>
-__device__ __forceinline__ Vec<A, V> repeated(A value) {
-  Vec<A, V> result;
-#pragma unroll
-  for (int j = 0; j < V; ++j) result[j] = value;
-  return result;
-}
-
 // Contiguous: a block takes every splits-th share of a plane, and leaves one part of its sums:
 // parts (images * splits, 3, channels).
 template <typename T, int V>
@@ -334,7 +378,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t image = plane / view.channels;
   const int64_t c = plane - image * view.channels;
   const int64_t map = view.shared ? 0 : image * view.pixels;
-  const Vec<A, V> weight = repeated<V>(gradient.weight_of(c));
+  const Vec<A, V> weight = repeated<V>(gradient.template weights_of<1>(c)[0]);
   A sums[kSums][V] = {};
   for (int64_t i = (split * kThreads + threadIdx.x) * V; i < view.pixels;
        i += splits * kThreads * V) {
@@ -373,9 +417,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t c = (static_cast<int64_t>(blockIdx.x / splits) * lanes + lane) * V;
   A sums[kSums][V] = {};
   if (c < view.channels) {
-    Vec<A, V> weight;
-#pragma unroll
-    for (int j = 0; j < V; ++j) weight[j] = gradient.weight_of(c + j);
+    const Vec<A, V> weight = gradient.template weights_of<V>(c);
     for (int64_t pixel = split * rows + row; pixel < all_pixels; pixel += splits * rows) {
       const int64_t at = view.shared ? pixel - quotient(pixel, view.pixels) * view.pixels : pixel;
       const int64_t element = pixel * view.channels + c;
