@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow  # a build of its own
 
 SHAPE = (2, 64, 32, 32)
 LIMIT = 1.25
+SLACK = 1.02  # of the numbers of the table, which are rounded
 BUILDS = [(dtype, last) for dtype in (torch.float32, torch.float16) for last in (False, True)]
 
 FLOATS = "beside 8 elements of 16 bits stand 8 numbers of 32: two words, half a sector each"
@@ -36,17 +37,17 @@ EXCEPTIONS = {
     "interleave_plane_kernel load": ((3.5, 1, 10.0, 1), PHASES),
     "interleave_plane_backward_kernel store": ((3.39, 1, 8.11, 1), PHASES),
     "label_conv2d_kernel load": (
-        (4.88, 4.88, 4.88, 4.88),
+        (3.61, 3.61, 3.61, 3.61),
         "the weights under the taps, as the labels have them; they stay in the cache",
     ),
     "label_conv2d_backward_total_kernel store": (
         (8.0, 8.0, 8.0, 8.0),
         "the weights' gradient, transposed: once, and small",
     ),
-    "modulated_norm_apply_kernel load": ((1.58, 1, 3.68, 1.76), f"{FLOATS}; {TABLE}"),
-    "modulated_norm_backward_apply_kernel load": ((1.31, 1, 2.78, 1.47), f"{FLOATS}; {TABLE}"),
-    "modulated_norm_backward_sums_kernel load": ((1.27, 1, 2.25, 1.63), f"{FLOATS}; {TABLE}"),
-    "modulated_norm_backward_sums_kernel store": ((1, 1, 2.0, 2.0), FLOATS),
+    "modulated_norm_apply_kernel load": ((1.59, 1, 3.66, 1.72), f"{FLOATS}; {TABLE}"),
+    "modulated_norm_backward_apply_kernel load": ((1.32, 1, 2.76, 1.45), f"{FLOATS}; {TABLE}"),
+    "modulated_norm_backward_sums_kernel load": ((1.28, 1, 2.24, 1.76), f"{FLOATS}; {TABLE}"),
+    "modulated_norm_backward_sums_kernel store": ((1, 2.0, 1.99, 4.0), f"{FLOATS}; {PARTIALS}"),
     "modulated_norm_channel_sum_kernel load": (
         (1, 8.0, 1, 8.0),
         "each thread walks a pixel's channels",
@@ -55,10 +56,10 @@ EXCEPTIONS = {
     "modulated_norm_pixel_kernel load": ((1, 1, 1, 1.5), FLOATS),
     "modulated_norm_pixel_backward_kernel load": ((1, 1, 1.59, 1), FLOATS),
     "modulated_norm_pixel_backward_kernel store": ((1, 1, 1.8, 1.8), FLOATS),
-    "modulated_norm_total_kernel load": ((1, 4.0, 1, 4.0), PARTIALS),
-    "oriented_filter_max_kernel load": ((3.77, 3.77, 3.77, 3.77), f"the bank; {BORDERS}"),
+    "modulated_norm_total_kernel load": ((1, 8.0, 1, 8.0), PARTIALS),
+    "oriented_filter_max_kernel load": ((3.8, 3.8, 3.8, 3.8), f"the bank; {BORDERS}"),
     "oriented_filter_max_backward_bank_kernel store": ((4.0, 4.0, 4.0, 4.0), PARTIALS),
-    "oriented_filter_statistics_kernel load": ((1.33, 1.33, 1.33, 1.33), BORDERS),
+    "oriented_filter_statistics_kernel load": ((1.3, 1.3, 1.3, 1.3), BORDERS),
     "partial_conv_epilogue_kernel load": ((1, 2.41, 1.8, 4.29), f"{FLOATS}; {CHANNELS}"),
     "pixel_epilogue_backward_kernel store": ((1, 1.47, 1, 2.11), f"{PARTIALS}; {CHANNELS}"),
     "plane_epilogue_backward_kernel load": ((1, 1, 1.8, 1), FLOATS),
@@ -66,12 +67,12 @@ EXCEPTIONS = {
         (4.0, 4.0, 4.0, 4.0),
         "a mask of one channel: four values and more to a thread, one at a time",
     ),
-    "region_norm_apply_kernel load": ((1, 1.43, 1.32, 2.75), f"{FLOATS}; {CHANNELS}"),
-    "region_norm_backward_apply_kernel load": ((1, 1.3, 1.32, 2.33), f"{FLOATS}; {CHANNELS}"),
-    "region_partials_kernel load": ((1, 1, 1, 1.32), CHANNELS),
+    "region_norm_apply_kernel load": ((1, 1.58, 1.32, 3.11), f"{FLOATS}; {CHANNELS}"),
+    "region_norm_backward_apply_kernel load": ((1, 1.46, 1.32, 2.85), f"{FLOATS}; {CHANNELS}"),
+    "region_partials_kernel load": ((1, 1, 1, 1.58), CHANNELS),
     "region_partials_kernel store": ((1, 4.0, 1, 8.0), PARTIALS),
     "segmented_sum_kernel load": (
-        (3.51, 1, 4.1, 1),
+        (3.5, 1, 4.09, 1),
         "the pixels of a row, wherever they lie in the plane",
     ),
     "self_aware_maps_kernel load": ((1.9, 1.9, 1.9, 1.9), BORDERS),
@@ -119,7 +120,7 @@ def test_warps_touch_few_sectors(ratios: dict[str, list[float]]) -> None:
     for name, found in ratios.items():
         allowed = EXCEPTIONS.get(name, ((1,) * len(BUILDS), ""))[0]
         for build, ratio, limit in zip(BUILDS, found, allowed, strict=True):
-            if round(ratio, 2) > max(limit, LIMIT):
+            if ratio > SLACK * max(limit, LIMIT):
                 wrong.append(f"{name}, {build}: {ratio:.3f}, more than {max(limit, LIMIT)}")
             elif limit > 1 and ratio <= LIMIT:
                 wrong.append(f"{name}, {build}: {ratio:.3f} is no exception any more")
