@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.tolerance import assert_close
 
 import torchext
@@ -117,42 +117,6 @@ def test_soft_resizes_the_mask(name: str) -> None:
         y = torchext.soft_diversity_map(logits.to(device), mask.to(device), resize_mask=True)
     labels = reference.region_labels(mask, 5, 6, 2, True)
     assert_close("y", y, reference.soft_diversity_map(logits.double(), labels), length=1)
-
-
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated"))
-def test_soft_gradcheck(name: str) -> None:
-    logits = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    mask = mask_of("half", (1, 4, 5))
-    with running(name):
-        function = lambda logits: torchext.soft_diversity_map(logits, mask)  # noqa: E731
-        assert torch.autograd.gradcheck(function, (logits,))
-        assert torch.autograd.gradgradcheck(function, (logits,))
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-def test_thread_order(name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                mask = mask_of("sparse", (2, 30, 300))
-                results.append(torchext.diversity_map(mask, 5, 5))
-    assert all(torch.equal(results[0], other) for other in results[1:])
-
-
-def test_opcheck() -> None:
-    ops = torch.ops.torchext
-    labels = mask_of("hole", (2, 8, 8)).to(torch.uint8)
-    torch.library.opcheck(
-        ops.diversity_maps, (labels, [2, 3], [3, 5], [8, 4], [8, 6], 2.0, torch.float64)
-    )
-    for last in (False, True):
-        logits = torch.randn(2, 3, 8, 8)
-        if last:
-            logits = logits.to(memory_format=torch.channels_last)
-        torch.library.opcheck(ops.soft_diversity_map, (logits.requires_grad_(), labels))
-        y = ops.soft_diversity_map(logits.detach(), labels)
-        torch.library.opcheck(ops.soft_diversity_map_backward, (y, y, labels))
 
 
 MASK = torch.ones(1, 1, 4, 4)

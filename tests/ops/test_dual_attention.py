@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.tolerance import assert_close
 from torch import Tensor
 
@@ -110,64 +110,6 @@ def test_maximum_takes_the_first_of_equals_and_nan(name: str, last: bool) -> Non
         (averages, pooled, argmax), reference.dual_attention_pools(low, low), strict=True
     ):
         torch.testing.assert_close(got.cpu(), want, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", parameters(*NATIVE))
-def test_gradcheck(name: str) -> None:
-    with running(name) as device:
-        leaves = [x.requires_grad_() for x in problem((2, 3, 4, 5), torch.float64, device)]
-        fast = name == "triton-interpreted"
-        for function, given in (
-            (torchext.dual_attention, leaves),
-            (torchext.dual_attention_pools, leaves[:2]),
-        ):
-            assert torch.autograd.gradcheck(function, given, fast_mode=fast)
-            assert torch.autograd.gradgradcheck(function, given, fast_mode=True)
-
-
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_opcheck(last: bool) -> None:
-    ops = torch.ops.torchext
-    leaves = [x.requires_grad_() for x in problem((2, 3, 6, 7), torch.float32, "cpu", last)]
-    torch.library.opcheck(ops.dual_attention, (*leaves, 0.2))
-    torch.library.opcheck(ops.dual_attention_pools, tuple(leaves[:2]))
-    high, low, gate, attention = (x.detach() for x in leaves)
-    torch.library.opcheck(ops.dual_attention_backward, (high, high, low, gate, attention, 0.2))
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_thread_order(last: bool, name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                leaves = problem((2, 36, 18, 22), torch.float32, "cpu", last)
-                leaves = [x.requires_grad_() for x in leaves]
-                averages, pooled = torchext.dual_attention_pools(*leaves[:2])
-                y = torchext.dual_attention(*leaves)
-                (y.square().sum() + averages.square().sum() + pooled.square().sum()).backward()
-                results.append([y, averages, pooled, *(x.grad for x in leaves)])
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(values[0], other) for other in values[1:])
-
-
-def test_compile_and_transforms() -> None:
-    leaves = problem((2, 3, 4, 5), torch.float32, "cpu")
-
-    def function(high: Tensor, low: Tensor, gate: Tensor, attention: Tensor) -> Tensor:
-        averages, pooled = torchext.dual_attention_pools(high, low)
-        gate = gate + averages[:, : gate.shape[1]]
-        return torchext.dual_attention(high, low, gate, attention + pooled[:, 1:])
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*leaves), function(*leaves))
-    mapped = torch.func.vmap(function)(*(torch.stack((x, 2 * x)) for x in leaves))
-    torch.testing.assert_close(mapped[1], function(*(2 * x for x in leaves)))
-    found = torch.func.grad(lambda *given: function(*given).square().sum(), argnums=1)(*leaves)
-    leaves[1].requires_grad_()
-    function(*leaves).square().sum().backward()
-    torch.testing.assert_close(found, leaves[1].grad)
 
 
 @pytest.mark.parametrize(

@@ -204,53 +204,6 @@ def test_no_gradient_where_the_response_is_cut_off(name: str) -> None:
     assert not filters.grad.any()
 
 
-@pytest.mark.parametrize("name", parameters(*KERNELS))
-@pytest.mark.parametrize("rectify", ["relu", "abs"])
-def test_gradcheck(rectify: str, name: str) -> None:
-    with running(name) as device:
-        image = image_of((2, 1, 5, 6), torch.float64).sub(128).to(device).requires_grad_()
-        bank = bank_of("plain", torch.float64)[:6, 1:4, 1:4].contiguous()
-        bank = bank.to(device).requires_grad_()
-
-        def function(image: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
-            return torchext.oriented_filter_max(image, bank, rectify)[1]
-
-        assert torch.autograd.gradcheck(function, (image, bank), atol=1e-4)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(function, (image, bank), atol=1e-4)
-
-
-def test_opcheck() -> None:
-    ops = torch.ops.torchext
-    for dtype in (torch.float32, torch.bfloat16):
-        image, bank = image_of((2, 1, 6, 7), dtype), bank_of("small")
-        torch.library.opcheck(ops.oriented_filter_max, (image, bank, False))
-        leaves = (image.requires_grad_(), bank.requires_grad_(), True)
-        torch.library.opcheck(ops.oriented_filter_max, leaves)
-        image, bank = image.detach(), bank.detach()
-        response, index = ops.oriented_filter_max(image, bank, False)
-        torch.library.opcheck(ops.oriented_filter_max_backward_image, (response, index, bank))
-        torch.library.opcheck(
-            ops.oriented_filter_max_backward_bank, (response, index, image, 32, 5)
-        )
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-@pytest.mark.parametrize("kind", ["small", "plain"])
-def test_thread_order(kind: str, name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                image = image_of((2, 1, 18, 35), torch.float32).requires_grad_()
-                bank = bank_of(kind).requires_grad_()
-                index, strength = torchext.oriented_filter_max(image, bank)
-                strength.square().sum().backward()
-                results.append((index, strength, image.grad, bank.grad))
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(values[0], other) for other in values[1:])
-
-
 def test_threads_and_place_do_not_change_a_bit() -> None:
     image, bank = image_of((1, 1, 90, 101), torch.float32), bank_of("gabor")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.tolerance import assert_close
 
 import torchext
@@ -101,45 +101,6 @@ def test_any_integers_with_a_channel(dtype: torch.dtype, name: str) -> None:
     assert_close(
         "y", y, reference.label_conv2d(labels, weight.double(), None, torch.float64, True), length=9
     )
-
-
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
-def test_gradcheck(name: str) -> None:
-    with running(name) as device:
-        labels, weight, bias, _ = problem((1, 4, 6), 3, torch.float64, device)
-        leaves = weight.requires_grad_(), bias.requires_grad_()
-
-        def function(*leaves: torch.Tensor) -> torch.Tensor:
-            return torchext.label_conv2d(labels, *leaves)
-
-        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
-
-
-def test_opcheck() -> None:
-    labels, weight, bias, grad = problem((2, 5, 6), 3, torch.float32, "cpu")
-    labels = labels.int()
-    ops = torch.ops.torchext
-    leaves = weight.requires_grad_(), bias.requires_grad_()
-    torch.library.opcheck(ops.label_conv2d, (labels, *leaves, torch.float32, True))
-    torch.library.opcheck(ops.label_conv2d, (labels, leaves[0], None, torch.bfloat16, False))
-    torch.library.opcheck(ops.label_conv2d_backward, (grad, labels, CLASSES, 3))
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-def test_thread_order(name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                labels, weight, bias, grad = problem((2, 20, 64), 3, torch.float32, "cpu")
-                weight.requires_grad_()
-                y = torchext.label_conv2d(labels, weight, bias)
-                y.backward(grad)
-                results.append((y, weight.grad))
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(values[0], other) for other in values[1:])
 
 
 LABELS = torch.zeros(1, 4, 4, dtype=torch.int64)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.tolerance import assert_close
 
 import torchext
@@ -236,78 +236,6 @@ def test_running_statistics_follow_batch_norm(name: str) -> None:
     assert_close("y", y, norm.eval()(x).double(), length=90)
 
 
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
-@pytest.mark.parametrize("statistics", ["instance", "position", "rms", "batch"])
-def test_gradcheck(statistics: str, name: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    full = (2, 3, 3, 4)
-    with running(name) as device:
-        x, gamma, beta, weight = (
-            torch.randn(full, generator=generator, dtype=torch.float64).to(device).requires_grad_()
-            for _ in range(4)
-        )
-
-        def function(x, gamma, beta, weight):
-            return torchext.modulated_norm(
-                x, gamma, beta, weight=weight, statistics=statistics, gain="sigmoid", activation=0.2
-            )
-
-        fast = name != "cpu"
-        assert torch.autograd.gradcheck(function, (x, gamma, beta, weight), fast_mode=fast)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(function, (x, gamma, beta, weight), fast_mode=True)
-
-
-@pytest.mark.parametrize("case", CASES[:80:9] + CASES[80:86], ids=str)
-def test_opcheck(case: Case) -> None:
-    data = inputs(case, torch.float32, "cpu")
-    op = torch.ops.torchext.modulated_norm
-    mean = rstd = None
-    if case.running:
-        mean, rstd = data["running_mean"][None], data["running_var"][None].rsqrt()
-    slope = {None: 1.0, "relu": 0.0}.get(case.activation, case.activation)
-    options = (case.statistics, case.unbiased, 1e-5, case.gain, slope)
-    leaves = [data[key].requires_grad_() if key in data else None for key in NAMES]
-    torch.library.opcheck(op, (*leaves, mean, rstd, None, *options))
-    x, gamma, beta, weight = (None if leaf is None else leaf.detach() for leaf in leaves)
-    y, *statistics = op(x, gamma, beta, weight, mean, rstd, None, *options)
-    if case.running:
-        statistics = [mean, rstd]
-    elif case.statistics == "none":
-        statistics = [None, None]
-    elif case.statistics == "rms":
-        statistics[0] = None
-    arguments = (data["grad"], y, x, gamma, beta, weight)
-    torch.library.opcheck(
-        torch.ops.torchext.modulated_norm_backward,
-        (*arguments, *statistics, None, case.statistics, case.running, case.unbiased, case.gain,
-         slope, weight is not None),
-    )  # fmt: skip
-    if case.statistics == "batch" and not case.running:
-        tail = (case.gain, slope)
-        torch.library.opcheck(
-            torch.ops.torchext.modulated_norm_backward_sums,
-            (*arguments, *statistics, None, *tail, weight is not None),
-        )
-        means = torch.randn(2, 1, x.shape[1])
-        torch.library.opcheck(
-            torch.ops.torchext.modulated_norm_backward_apply,
-            (data["grad"], y, x, gamma, weight, *statistics, None, means, *tail),
-        )
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-@pytest.mark.parametrize("case", CASES[:80:11], ids=str)
-def test_thread_order(case: Case, name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                results.append(evaluate(case, inputs(case, torch.float32, "cpu")))
-    for key, value in results[0].items():
-        assert all(torch.equal(value, other[key]) for other in results[1:])
-
-
 @pytest.mark.parametrize("name", parameters())
 def test_known_pixels_trust_alone(name: str) -> None:
     """Where the weight is 0, nothing of gamma and beta is left, in y and in the gradients."""
@@ -416,19 +344,6 @@ def test_rows_of_a_table_equal_their_maps(last: bool, name: str) -> None:
         assert torch.equal(y, torchext.modulated_norm(data["x"], *maps, **options))
 
 
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated"))
-def test_gradcheck_of_a_table(name: str) -> None:
-    with running(name) as device:
-        data = table_problem(torch.float64, device, False, (2, 2, 3, 4))
-        leaves = [data[key].requires_grad_() for key in ("x", "gamma", "beta")]
-
-        def function(*leaves: torch.Tensor) -> torch.Tensor:
-            return torchext.modulated_norm(*leaves, index=data["index"], statistics="batch")
-
-        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
-
-
 @pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 def test_segmented_sum(last: bool, name: str) -> None:
@@ -443,21 +358,6 @@ def test_segmented_sum(last: bool, name: str) -> None:
     expected = reference.segmented_sum(data["x"].double().cpu(), index.cpu(), None, None, ROWS)
     assert_close("sums", sums, expected, length=216, scale=216**0.5)
     assert not sums[ROWS - 1].any()
-
-
-def test_opcheck_of_a_table() -> None:
-    data = table_problem(torch.float32, "cpu", False)
-    index, ops = data["index"], torch.ops.torchext
-    tables = [data[key].t().contiguous().t() for key in ("gamma", "beta")]
-    arguments = (data["x"], *tables, None, None, None, index, "batch", False, 1e-5, "one_plus", 0.2)
-    torch.library.opcheck(ops.modulated_norm, arguments)
-    y, mean, rstd = ops.modulated_norm(*arguments)
-    tail = ("batch", False, False, "one_plus", 0.2, False)
-    torch.library.opcheck(
-        ops.modulated_norm_backward,
-        (data["grad"], y, data["x"], *tables, None, mean, rstd, index, *tail),
-    )
-    torch.library.opcheck(ops.segmented_sum, (data["grad"], index, None, None, ROWS))
 
 
 X = torch.zeros(2, 3, 4, 5)

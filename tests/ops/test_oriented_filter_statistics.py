@@ -289,30 +289,6 @@ def test_first_of_equals(name: str) -> None:
             assert_close("variance", variance, expected, length=25 * count)
 
 
-@pytest.mark.parametrize("name", parameters(*KERNELS))
-@pytest.mark.parametrize("confidence", CONFIDENCES)
-def test_gradcheck(confidence: str, name: str) -> None:
-    """Away from ties, of the image and the bank, for tables of angles of its own too."""
-    with running(name) as device:
-        image = image_of((1, 1, 4, 5), torch.float64).div(100).to(device).requires_grad_()
-        bank = bank_of("plain", torch.float64)[:6, 1:4, 1:4].contiguous()
-        bank = bank.to(device).requires_grad_()
-        angles = angles_of("wrong", 6).to(device)
-
-        for table in (None, angles) if name == "cpu" else (angles,):
-
-            def function(
-                image: torch.Tensor, bank: torch.Tensor, table: torch.Tensor | None = table
-            ) -> tuple[torch.Tensor, ...]:
-                return torchext.oriented_filter_statistics(
-                    image, bank, confidence=confidence, angles=table, border="wrap", eps=1e-12
-                )[1:]
-
-            assert torch.autograd.gradcheck(function, (image, bank))
-            if name == "cpu":
-                assert torch.autograd.gradgradcheck(function, (image, bank))
-
-
 @pytest.mark.parametrize("name", parameters("cpu"))
 def test_backward_in_bands(name: str, monkeypatch: Any) -> None:
     """Many rows at a time, or one: the same gradients."""
@@ -331,23 +307,6 @@ def test_backward_in_bands(name: str, monkeypatch: Any) -> None:
             assert torch.allclose(values[0], other, rtol=1e-10, atol=1e-10)
 
 
-def test_opcheck() -> None:
-    ops = torch.ops.torchext
-    for dtype in (torch.float32, torch.bfloat16):
-        image, bank = image_of((2, 1, 14, 15), dtype), bank_of("small")
-        positions = torch.arange(28.0)
-        for spread in (False, True):
-            arguments = (image, bank, positions, spread, 0.0)
-            torch.library.opcheck(ops.oriented_filter_statistics, arguments)
-            leaves = (image.clone().requires_grad_(), bank.clone().requires_grad_())
-            torch.library.opcheck(ops.oriented_filter_statistics, (*leaves, *arguments[2:]))
-            strength, confidence, index = ops.oriented_filter_statistics(*arguments)
-            torch.library.opcheck(
-                ops.oriented_filter_statistics_backward,
-                (strength, confidence, image, bank, positions, index, spread, 0.0, [True, False]),
-            )
-
-
 def test_compile_and_functorch() -> None:
     bank = bank_of("small")
 
@@ -363,19 +322,6 @@ def test_compile_and_functorch() -> None:
     images = image_of((3, 1, 1, 12, 14))
     each = torch.func.vmap(function)(images)
     assert torch.allclose(each, torch.stack([function(one) for one in images]))
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-@pytest.mark.parametrize("kind", ["small", "plain"])
-def test_thread_order(kind: str, name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                image = image_of((2, 1, 18, 35))
-                results.append(torchext.oriented_filter_statistics(image, bank_of(kind)))
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(values[0], other) for other in values[1:])
 
 
 @pytest.mark.parametrize("name", parameters("cuda-emulated"))

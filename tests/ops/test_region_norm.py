@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.regions import CASES, LARGE_CASES, Case, formula, inputs
 from support.tolerance import assert_close
 
@@ -270,20 +270,6 @@ def test_independent_of_threads(case: Case) -> None:
         assert all(torch.equal(value, other[key]) for other in results[1:]), key
 
 
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-@pytest.mark.parametrize("case", CASES[::3], ids=lambda case: case.name)
-def test_thread_order(case: Case, name: str) -> None:
-    """A missing barrier or an order-dependent sum shows as a difference between thread orders."""
-    data = inputs(case, torch.float32)
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                results.append(evaluate(case, data))
-    for key, value in results[0].items():
-        assert all(torch.equal(value, other[key]) for other in results[1:]), key
-
-
 GRADIENT_CASES = [
     Case("g_batch", (2, 2, 4, 5), affine="region"),
     Case("g_instance", (2, 2, 3, 4), scope="instance", affine="spatial"),
@@ -292,26 +278,6 @@ GRADIENT_CASES = [
     Case("g_last", (2, 2, 3, 4), affine="spatial", channels_last=True),
     Case("g_one", (1, 2, 4, 4), pattern="one_pixel"),
 ]
-
-
-@pytest.mark.parametrize(
-    "name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda", "triton")
-)
-@pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda case: case.name)
-def test_gradcheck(case: Case, name: str) -> None:
-    with running(name) as device:
-        data = inputs(case, torch.float64, device)
-        keys = ["x", *(k for k in AFFINE if data[k] is not None)]
-        leaves = [data[key].requires_grad_() for key in keys]
-
-        def function(*values: torch.Tensor) -> torch.Tensor:
-            named = dict(zip(keys, values, strict=True))
-            return torchext.region_norm(named.pop("x"), data["mask"], **named, **case.options())
-
-        slow = name == "triton-interpreted"
-        assert torch.autograd.gradcheck(function, leaves, fast_mode=slow)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
 def test_first_gradient_is_the_same_with_create_graph() -> None:
@@ -324,36 +290,6 @@ def test_first_gradient_is_the_same_with_create_graph() -> None:
     (twice,) = torch.autograd.grad(y, x, data["grad"], create_graph=True)
     assert twice.requires_grad
     assert_close("x", once, twice.double(), length=200)
-
-
-@pytest.mark.parametrize("case", CASES[::7], ids=lambda case: case.name)
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(case: Case, requires_grad: bool) -> None:
-    data = inputs(case, torch.float32)
-    labels = labels_of(case, data)
-    options = case.reference_options()
-    tensors = [data["x"], *(data[key] for key in AFFINE)]
-    if requires_grad:
-        tensors = [None if t is None else t.requires_grad_() for t in tensors]
-    x, *affine = tensors
-    torch.library.opcheck(torch.ops.torchext.region_norm, (x, labels, *affine, *options))
-    if requires_grad:
-        return
-    tail = (options[0], options[1], options[4])
-    ops = torch.ops.torchext
-    H, W = case.shape[2:]
-    torch.library.opcheck(ops.region_labels, (data["mask"], H, W, case.num_regions, True))
-    torch.library.opcheck(ops.region_statistics, (x, labels, *tail))
-    _, count, mean, rstd = ops.region_norm(x, labels, *affine, *options)
-    weight, spatial_weight = data["weight"], data["spatial_weight"]
-    torch.library.opcheck(ops.region_norm_apply, (x, labels, mean, rstd, *affine, *tail))
-    arguments = (data["grad"], x, labels, count, mean, rstd, weight, spatial_weight, *tail)
-    torch.library.opcheck(ops.region_norm_backward, arguments)
-    arguments = (data["grad"], x, labels, mean, rstd, spatial_weight, *tail)
-    torch.library.opcheck(ops.region_norm_backward_sums, arguments)
-    sums = ops.region_norm_backward_sums(*arguments)[0]
-    arguments = (data["grad"], x, labels, count, mean, rstd, sums, weight, spatial_weight)
-    torch.library.opcheck(ops.region_norm_backward_apply, (*arguments, None, None, *tail))
 
 
 @pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "cuda", "triton"))

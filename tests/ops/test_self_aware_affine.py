@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.tolerance import assert_close
 
 import torchext
@@ -100,51 +100,3 @@ def test_maximum_takes_the_first_of_equals_and_nan(name: str, last: bool) -> Non
     assert torch.equal(argmax.cpu(), index)
     assert torch.equal(pooled.cpu().isnan(), expected.isnan())
     assert torch.equal(pooled.cpu().nan_to_num(), expected.nan_to_num())
-
-
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
-def test_gradcheck(name: str) -> None:
-    with running(name) as device:
-        x = feature_map((2, 3, 4, 5), torch.float64, device, False).requires_grad_()
-        weights = [w.requires_grad_() for w in weights_of(3, torch.float64, device)]
-
-        def function(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return torchext.self_aware_affine(*leaves)[:3]
-
-        fast = name == "triton-interpreted"
-        assert torch.autograd.gradcheck(function, (x, *weights), fast_mode=fast)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(function, (x, *weights), fast_mode=True)
-
-
-def test_opcheck() -> None:
-    x = feature_map((2, 3, 6, 7), torch.float32, "cpu", True)
-    weights = weights_of(7, torch.float32, "cpu")
-    ops = torch.ops.torchext
-    torch.library.opcheck(ops.channel_mean_max, (x,))
-    torch.library.opcheck(ops.channel_mean_max, (x.requires_grad_(),))
-    pooled = ops.channel_mean_max(x.detach())[0]
-    torch.library.opcheck(ops.self_aware_maps, (pooled, *weights, 0.5))
-    leaves = [w.requires_grad_() for w in weights]
-    torch.library.opcheck(ops.self_aware_maps, (pooled.requires_grad_(), *leaves, 0.5))
-    weights = [w.detach() for w in weights]
-    pooled = pooled.detach()
-    saliency, gamma, beta, _ = ops.self_aware_maps(pooled, *weights, 0.5)
-    conv_weight, gamma_weight, _, beta_weight, _ = weights
-    arguments = (saliency, gamma, beta, pooled, saliency, conv_weight, gamma_weight, beta_weight)
-    torch.library.opcheck(ops.self_aware_maps_backward, arguments)
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-def test_thread_order(name: str) -> None:
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                x = feature_map((2, 12, 18, 21), torch.float32, "cpu", False).requires_grad_()
-                weights = [w.requires_grad_() for w in weights_of(7, torch.float32, "cpu")]
-                *maps, _ = torchext.self_aware_affine(x, *weights)
-                torch.cat(maps, 1).square().sum().backward()
-                results.append([*maps, x.grad, *(w.grad for w in weights)])
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(values[0], other) for other in values[1:])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ops.test_self_aware_affine import NAMES, feature_map, formula, weights_of
-from support.backends import emulator, parameters, running
+from support.backends import parameters, running
 from support.tolerance import assert_close
 
 import torchext
@@ -59,49 +59,3 @@ def test_forward_and_backward(shape: tuple, dtype: torch.dtype, last: bool, name
         # Weight gradients are sums over all pixels of terms of either sign.
         scale = max(e.abs().max().item(), pixels**0.5) if key in NAMES else None
         assert_close(key, g, e, length=pixels * shape[1], dtype=rounding, scale=scale)
-
-
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted", "cuda"))
-def test_gradcheck(name: str) -> None:
-    with running(name) as device:
-        x = feature_map((2, 3, 4, 5), torch.float64, device, False).requires_grad_()
-        weights = [w.requires_grad_() for w in weights_of(3, torch.float64, device)]
-        threshold = threshold_of(x, weights)
-
-        def function(*leaves: torch.Tensor) -> torch.Tensor:
-            return torchext.self_aware_region_norm(*leaves, threshold=threshold)
-
-        fast = name == "triton-interpreted"
-        assert torch.autograd.gradcheck(function, (x, *weights), fast_mode=fast)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(function, (x, *weights), fast_mode=True)
-
-
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(requires_grad: bool) -> None:
-    x = feature_map((2, 3, 6, 7), torch.float32, "cpu", True)
-    weights = weights_of(7, torch.float32, "cpu")
-    leaves = [t.requires_grad_(requires_grad) for t in (x, *weights)]
-    ops = torch.ops.torchext
-    arguments = (*leaves, threshold_of(x, weights), False, 1e-5, True)
-    torch.library.opcheck(ops.self_aware_region_norm, arguments)
-    if not requires_grad:
-        y, *saved = ops.self_aware_region_norm(*arguments)
-        conv_weight, gamma_weight, _, beta_weight, _ = weights
-        arguments = (torch.randn_like(y), x, *saved, conv_weight, gamma_weight, beta_weight, False)
-        torch.library.opcheck(ops.self_aware_region_norm_backward, arguments)
-
-
-@pytest.mark.parametrize("name", parameters("cuda-emulated"))
-def test_thread_order(name: str) -> None:
-    x = feature_map((2, 6, 18, 21), torch.float32, "cpu", False)
-    weights = weights_of(7, torch.float32, "cpu")
-    results = []
-    with running(name):
-        for order in ("forward", "reverse", "shuffled:7"):
-            with emulator().order(order):
-                results.append(
-                    evaluate(x, weights, torchext.self_aware_region_norm, x, threshold=0.5)
-                )
-    for values in zip(*results, strict=True):
-        assert all(torch.equal(values[0], other) for other in values[1:])

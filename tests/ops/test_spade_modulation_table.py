@@ -141,33 +141,6 @@ def test_any_map_to_rounding(data: st.DataObject) -> None:
     assert error <= 1e-12 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated"))
-def test_gradcheck(name: str) -> None:
-    labels = label_map((1, 4, 5), CLASSES)
-    with running(name) as device:
-        windows = torchext.label_windows(labels.to(device))
-        leaves = [w.to(device).requires_grad_() for w in weights_of(3, torch.float64)]
-
-        def function(*leaves: torch.Tensor) -> torch.Tensor:
-            return torchext.spade_modulation_table(windows, *leaves)
-
-        assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
-        assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
-
-
-def test_opcheck() -> None:
-    windows = torchext.label_windows(label_map((2, 9, 13), CLASSES))
-    weight, bias, modulation_weight, modulation_bias = weights_of(3, torch.float32)
-    ops = torch.ops.torchext
-    arguments = (None, *windows.windows, weight, bias, modulation_weight, modulation_bias)
-    torch.library.opcheck(ops.spade_modulation_table, arguments)
-    table, hidden = ops.spade_modulation_table(*arguments)
-    torch.library.opcheck(
-        ops.spade_modulation_table_backward,
-        (table, hidden, None, *windows.windows, weight, modulation_weight),
-    )
-
-
 WINDOWS = torchext.label_windows(torch.full((1, 4, 5), 2))
 WEIGHT = torch.zeros(HIDDEN, 3, 3, 3)
 SECOND = torch.zeros(4, HIDDEN, 3, 3)

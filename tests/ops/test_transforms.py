@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from ops.test_self_aware_affine import weights_of
 from support.backends import parameters, running
+from support.op_cases import TRANSFORMED, OpCase
 from support.regions import formula
 from support.tolerance import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -16,10 +16,6 @@ from torchext import nn
 
 GENERATOR = torch.Generator().manual_seed(0)
 MASK = (torch.rand(2, 1, 12, 10, generator=GENERATOR) > 0.4).float()
-WEIGHT = torch.randn(2, 4, generator=GENERATOR)
-BIAS = torch.randn(2, 4, generator=GENERATOR)
-LABELS = torch.randint(4, (2, 9, 7), generator=GENERATOR)
-SELF_AWARE = weights_of(7, torch.float32, "cpu")
 
 
 def features(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -27,68 +23,7 @@ def features(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(2, 4, 12, 10, generator=generator).to(dtype)
 
 
-def batch(x: torch.Tensor) -> torch.Tensor:
-    return torchext.region_norm(x, MASK, WEIGHT, BIAS)
-
-
-def instance(x: torch.Tensor) -> torch.Tensor:
-    spatial = MASK + 0.5
-    return torchext.region_norm(
-        x, MASK, scope="instance", spatial_weight=spatial, spatial_bias=MASK, ignore_holes=True
-    )
-
-
-def self_aware(x: torch.Tensor) -> torch.Tensor:
-    return torchext.self_aware_region_norm(x, *SELF_AWARE, threshold=0.5)
-
-
-def affine_maps(x: torch.Tensor) -> torch.Tensor:
-    return torch.cat(torchext.self_aware_affine(x, *SELF_AWARE)[:3], dim=1)
-
-
-def oriented(x: torch.Tensor) -> torch.Tensor:
-    bank = torchext.gabor_bank(8, 5)
-    angle, strength = torchext.gabor_orientation(x[:, :3], bank, rectify="abs")
-    return torchext.orientation_map(angle, strength)
-
-
-def oriented_statistics(x: torch.Tensor) -> torch.Tensor:
-    bank = torchext.gabor_bank(8, 5)
-    _, *maps = torchext.oriented_filter_statistics(x[:, :1], bank, border="reflect")
-    return torch.cat(maps, dim=1)
-
-
-def modulated(x: torch.Tensor) -> torch.Tensor:
-    return torchext.modulated_norm(
-        x, x.sin(), x.cos(), weight=MASK, statistics="position", unbiased=True, activation=0.2
-    )
-
-
-def modulated_by_image(x: torch.Tensor) -> torch.Tensor:
-    return torchext.modulated_norm(x, WEIGHT.to(x.dtype), BIAS.to(x.dtype), gain="sigmoid")
-
-
-def soft_map(x: torch.Tensor) -> torch.Tensor:
-    return torchext.soft_diversity_map(x, MASK)
-
-
-def labels_looked_up(x: torch.Tensor) -> torch.Tensor:
-    return torchext.label_conv2d(LABELS, x[:, :, :3, :3])
-
-
-def partial(x: torch.Tensor) -> torch.Tensor:
-    return torchext.partial_conv2d(x, MASK, x[:, :, :3, :3], padding=1)[0]
-
-
-def upsampled(x: torch.Tensor) -> torch.Tensor:
-    return torchext.upsample_conv2d(x, x[:, :, :3, :3])
-
-
-FUNCTIONS = [
-    batch, instance, self_aware, affine_maps, oriented, oriented_statistics, modulated,
-    modulated_by_image, soft_map, labels_looked_up, partial, upsampled,
-]  # fmt: skip
-functions = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+transformed = pytest.mark.parametrize("case", TRANSFORMED, ids=str)
 
 
 def loss_of(y: torch.Tensor) -> torch.Tensor:
@@ -104,11 +39,11 @@ def value_and_gradient(function: Callable, x: torch.Tensor) -> tuple[torch.Tenso
     return y.detach(), x.grad
 
 
-@functions
+@transformed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_compile_fullgraph(function: Callable, dtype: torch.dtype, last: bool) -> None:
-    x = features(dtype)
+def test_compile_fullgraph(case: OpCase, dtype: torch.dtype, last: bool) -> None:
+    function, x = case.of_first(dtype)
     if last:
         x = x.to(memory_format=torch.channels_last)
     torch._dynamo.reset()
@@ -121,18 +56,23 @@ def test_compile_fullgraph(function: Callable, dtype: torch.dtype, last: bool) -
 
 
 @pytest.mark.slow
-@functions
-def test_compile_with_inductor(function: Callable) -> None:
+@transformed
+def test_compile_with_inductor(case: OpCase) -> None:
+    function, x = case.of_first()
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: function(torch.relu(x)) * 2, fullgraph=True)
-    got = value_and_gradient(compiled, features())
-    expected = value_and_gradient(lambda x: function(torch.relu(x)) * 2, features())
+    got = value_and_gradient(compiled, x)
+    expected = value_and_gradient(lambda x: function(torch.relu(x)) * 2, x)
     for g, e in zip(got, expected, strict=True):
         assert_close("compiled", g, e.double(), length=1000)
 
 
 def test_compile_follows_a_forced_backend() -> None:
     torch._dynamo.reset()
+
+    def batch(x: torch.Tensor) -> torch.Tensor:
+        return torchext.region_norm(x, MASK)
+
     compiled = torch.compile(batch, fullgraph=True, backend="aot_eager")
     x = features()
     expected = compiled(x)
@@ -140,14 +80,16 @@ def test_compile_follows_a_forced_backend() -> None:
         assert_close("reference", compiled(x), expected.double(), length=500)
 
 
-@functions
-def test_export(function: Callable) -> None:
+@transformed
+def test_export(case: OpCase) -> None:
+    function, x = case.of_first()
+
     class Module(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return function(x)
 
-    exported = torch.export.export(Module(), (features(),))
-    assert torch.equal(exported.module()(features()), function(features()))
+    exported = torch.export.export(Module(), (x,))
+    assert torch.equal(exported.module()(x), function(x))
 
 
 def test_export_with_dynamic_size() -> None:
@@ -184,9 +126,9 @@ def test_ahead_of_time_inductor(layer: torch.nn.Module, tmp_path) -> None:
     assert_close("y", loaded(features(), MASK), layer(features(), MASK).double(), length=500)
 
 
-@functions
-def test_func_grad_and_jacrev(function: Callable) -> None:
-    x = features()
+@transformed
+def test_func_grad_and_jacrev(case: OpCase) -> None:
+    function, x = case.of_first()
     expected = value_and_gradient(function, x)[1]
     gradient = torch.func.grad(lambda x: loss_of(function(x)))(x)
     assert_close("grad", gradient, expected.double(), length=1000)
@@ -195,53 +137,54 @@ def test_func_grad_and_jacrev(function: Callable) -> None:
         return torch.stack([loss_of(image) for image in function(x)])
 
     rows = torch.func.jacrev(per_image)(x)
-    for image in range(len(x)):
+    for image in range(len(rows)):
         leaf = x.clone().requires_grad_()
         per_image(leaf)[image].backward()
         assert_close("row", rows[image], leaf.grad.double(), length=1000)
 
 
-def assert_mapped(function: Callable, got: torch.Tensor, x: torch.Tensor) -> None:
-    expected = function(x)
-    if function is upsampled:  # PyTorch's own convolution sums in another order when mapped
+def assert_mapped(case: OpCase, got: torch.Tensor, expected: torch.Tensor) -> None:
+    if case.products:  # PyTorch's own convolution sums in another order when mapped
         assert_close("y", got, expected.double(), length=1000)
     else:
         assert torch.equal(got, expected)
 
 
-@functions
-def test_vmap(function: Callable) -> None:
-    xs = torch.stack([features(), features().flip(0) + 1, 3 * features()])
+@transformed
+def test_vmap(case: OpCase) -> None:
+    function, x = case.of_first()
+    xs = torch.stack([x, x.flip(0) + 1, 3 * x])
     got = torch.func.vmap(function)(xs)
     for index, x in enumerate(xs):
-        assert_mapped(function, got[index], x)
+        assert_mapped(case, got[index], function(x))
     gradient = torch.func.vmap(torch.func.grad(lambda x: loss_of(function(x))))(xs)
     for index, x in enumerate(xs):
         expected = value_and_gradient(function, x)[1]
         assert_close("grad", gradient[index], expected.double(), length=1000)
 
 
-@functions
+@transformed
 @pytest.mark.parametrize("layout", ["second", "last", "channels_last"])
-def test_vmap_over_samples_that_are_not_contiguous(function: Callable, layout: str) -> None:
-    samples = [features(), features().flip(0) + 1, 3 * features()]
+def test_vmap_over_samples_that_are_not_contiguous(case: OpCase, layout: str) -> None:
+    function, x = case.of_first()
+    samples = [x, x.flip(0) + 1, 3 * x]
     dim = {"second": 1, "last": 4, "channels_last": 0}[layout]
     xs = torch.stack(samples, dim)
     if layout == "channels_last":
         xs = torch.stack([x.to(memory_format=torch.channels_last) for x in samples])
     got = torch.func.vmap(function, in_dims=dim)(xs)
     for index, x in enumerate(samples):
-        assert_mapped(function, got[index], x)
+        assert_mapped(case, got[index], function(x))
 
 
 def tangent_of(x: torch.Tensor) -> torch.Tensor:
     return torch.arange(x.numel()).mul(1.3).cos().view(x.shape).to(x.dtype)
 
 
-@functions
-def test_forward_mode(function: Callable) -> None:
+@transformed
+def test_forward_mode(case: OpCase) -> None:
     """Every way to a directional derivative gives the one that backward gives."""
-    x = features(torch.float64)
+    function, x = case.of_first(torch.float64)
     tangent = tangent_of(x)
     leaf = x.clone().requires_grad_()
     loss = loss_in_double(function(leaf))
@@ -264,10 +207,10 @@ def test_forward_mode(function: Callable) -> None:
         torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-9, msg=name)
 
 
-@functions
-def test_forward_over_reverse(function: Callable) -> None:
+@transformed
+def test_forward_over_reverse(case: OpCase) -> None:
     """A Hessian-vector product is the same with forward mode outside, inside and without it."""
-    x = features(torch.float64)
+    function, x = case.of_first(torch.float64)
     tangent = tangent_of(x)
 
     def gradient(x: torch.Tensor) -> torch.Tensor:
@@ -314,28 +257,29 @@ def test_functorch_query_exists() -> None:
     assert seen == [True]
 
 
-@functions
+@transformed
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(function: Callable, use_reentrant: bool) -> None:
-    x = features().requires_grad_()
-    y = checkpoint(function, x, use_reentrant=use_reentrant)
-    loss_of(y).backward()
-    assert torch.equal(x.grad, value_and_gradient(function, features())[1])
+def test_checkpoint(case: OpCase, use_reentrant: bool) -> None:
+    function, x = case.of_first()
+    leaf = x.clone().requires_grad_()
+    loss_of(checkpoint(function, leaf, use_reentrant=use_reentrant)).backward()
+    assert torch.equal(leaf.grad, value_and_gradient(function, x)[1])
 
 
-@functions
-def test_inputs_are_not_written(function: Callable) -> None:
-    x = features()
+@transformed
+def test_inputs_are_not_written(case: OpCase) -> None:
+    function, x = case.of_first()
     before = x.clone()
     value_and_gradient(function, x)
     assert torch.equal(x, before)
 
 
-@functions
-def test_repeated_runs_are_bit_identical(function: Callable) -> None:
-    first = value_and_gradient(function, features())
+@transformed
+def test_repeated_runs_are_bit_identical(case: OpCase) -> None:
+    function, x = case.of_first()
+    first = value_and_gradient(function, x)
     for _ in range(3):
-        again = value_and_gradient(function, features())
+        again = value_and_gradient(function, x)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

@@ -118,37 +118,6 @@ def test_interleaving(
                     assert torch.equal(back.cpu(), wanted_back)
 
 
-@pytest.mark.parametrize("name", parameters("cpu", "cuda-emulated", "triton-interpreted"))
-def test_gradcheck(name: str) -> None:
-    with running(name) as device:
-        leaves = tensors((1, 2, 3, 2, 2), (3, 3), torch.float64, device, False)
-        values = [leaf.requires_grad_() for leaf in leaves.values()]
-        assert torch.autograd.gradcheck(torchext.upsample_conv2d, values, fast_mode=True)
-        if name == "cpu":
-            assert torch.autograd.gradgradcheck(torchext.upsample_conv2d, values, fast_mode=True)
-
-
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_opcheck(last: bool) -> None:
-    leaves = tensors((2, 8, 5, 6, 2), (3, 3), torch.float32, "cpu", last)
-    phases = leaves["x"]
-    layout = torch.channels_last if last else torch.contiguous_format
-    addend = torch.randn(2, 2, 8, 10).contiguous(memory_format=layout)
-    arguments = (phases, leaves["bias"], addend, [0, 1, 0, 1])
-    torch.library.opcheck(torch.ops.torchext.interleave_phases, arguments)
-    leaf = phases.clone().requires_grad_()
-    torch.library.opcheck(torch.ops.torchext.interleave_phases, (leaf, *arguments[1:]))
-    backward = (addend, [0, 1, 0, 1], 5, 6)
-    torch.library.opcheck(torch.ops.torchext.interleave_phases_backward, backward)
-
-
-def test_compile_fullgraph() -> None:
-    leaves = tensors((2, 5, 6, 9, 3), (3, 3), torch.float32, "cpu", False)
-    torch._dynamo.reset()
-    compiled = torch.compile(torchext.upsample_conv2d, fullgraph=True, backend="aot_eager")
-    assert_close("y", compiled(**leaves), torchext.upsample_conv2d(**leaves).double(), length=45)
-
-
 def test_module_stands_for_upsample_and_convolution() -> None:
     layer = nn.UpsampleConv2d(4, 6, 5)
     assert {key: tuple(v.shape) for key, v in layer.state_dict().items()} == {

@@ -113,12 +113,6 @@ def test_channels_last_is_convolved_by_pytorch() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradcheck_of_the_direct_form() -> None:
-    given = [leaf.requires_grad_() for leaf in tensors((1, 2, 3, 4, 3), dtype=torch.float64)]
-    assert torch.autograd.gradcheck(torchext.winograd_conv2d, given)
-    assert torch.autograd.gradgradcheck(torchext.winograd_conv2d, given)
-
-
 def test_second_derivatives() -> None:
     leaves = [leaf.requires_grad_() for leaf in tensors(CASES[1])]
     y = torchext.winograd_conv2d(*leaves)
@@ -132,23 +126,6 @@ def test_second_derivatives() -> None:
     ):
         scale = 1e-4 * gradient.abs().max().item()
         torch.testing.assert_close(value.double(), gradient, rtol=0, atol=scale)
-
-
-def test_opcheck() -> None:
-    x, weight, bias = tensors(CASES[1])
-    ops = torch.ops.torchext
-    leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, bias)]
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.winograd_conv2d, (*leaves, [1, 1], [1, 1]), test_utils=checks)
-    for transposed in (False, True):
-        torch.library.opcheck(ops.winograd_weight, (weight, transposed))
-    panels = ops.winograd_weight(weight, False)
-    grad = torch.randn(2, 9, 6, 2)
-    torch.library.opcheck(ops.winograd_weight_gradient, (grad, x, 3, [2, 1], [1, 2]))
-    epilogue = (None, None, bias, None, None, 1.0, False)
-    torch.library.opcheck(
-        ops.winograd_apply, (x, None, panels, len(weight), *epilogue, [2, 1], [1, 2])
-    )
 
 
 @pytest.mark.parametrize("size", [(16, 16), (90, 100)], ids=str)

@@ -157,16 +157,16 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
         gradients = gradients[: record.outputs]
         found: Gradients = {}
         if any(gradient is not None for gradient in gradients):
-            kept = SimpleNamespace(needs=needs_of(ctx))
-            for name, tensor, other in zip(ctx.names, ctx.saved_tensors, ctx.others, strict=True):
-                setattr(kept, name, other if tensor is None else tensor)
+            values = map(_either, ctx.saved_tensors, ctx.others)
+            kept = SimpleNamespace(needs=needs_of(ctx), **dict(zip(ctx.names, values, strict=True)))
             twice = torch.is_grad_enabled() or backend.forward_mode()
             if not twice:
                 native = [
                     gradient.contiguous(memory_format=layout)
                     for gradient, layout in zip(gradients, ctx.formats, strict=True)
                 ]
-                found = record.backward(ops, kept, *native)
+                with torch._C._AutoDispatchBelowAutograd():  # nothing here has gradients
+                    found = record.backward(ops, kept, *native)
             elif record.twice == "backward":
                 found = record.backward(reference, kept, *gradients)
             elif record.twice == "forward":
@@ -200,6 +200,10 @@ def _functions_of(record: Op, op: Callable[..., Any], ops: Any) -> _Functions:
     Transformed.backward = staticmethod(backward)
     Transformed.vmap = staticmethod(_loop(Transformed.apply))
     return _Functions(run, Eager, Transformed, setup_context, backward)
+
+
+def _either(tensor: Tensor | None, other: Any) -> Any:
+    return other if tensor is None else tensor
 
 
 def _plain(arguments: tuple[Any, ...]) -> bool:
