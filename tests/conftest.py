@@ -22,7 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Minutes together, and what they hold is held by faster ones too: left to the full tests.
 SLOW = re.compile(
-    r"gradcheck.*triton-interpreted"
     r"|test_published_form\[False-gabor-cuda-emulated"
     r"|test_some_variants_compile_well\[(sm_80|sm_100|gfx942)"
     r"|test_an_access_out_of_bounds_ends_a_sanitized_process"
