@@ -197,11 +197,9 @@ void for_elements(const Tensor& x, const Tensor& labels, bool channels_last, Bod
                   const T* first, const Pointers*... pointers) {
   const int64_t N = x.size(0), C = x.size(1), P = x.size(2) * x.size(3);
   const uint8_t* known = data<const uint8_t>(labels);
-  bool wide = vector_width(channels_last ? C : P, first, pointers...) ==
-              kMaxAccessBytes / static_cast<int>(sizeof(T));
-  if (!channels_last)
-    wide = wide && vector_width(P, first, known) == kMaxAccessBytes / static_cast<int>(sizeof(T));
-  dispatch_access<T>(wide, channels_last, [&](auto width, auto format) {
+  const int access = channels_last ? vector_width(C, first, pointers...)
+                                   : vector_width(P, first, known, pointers...);
+  dispatch_access<T>(access, channels_last, [&](auto width, auto format) {
     constexpr int V = decltype(width)::value;
     const int64_t inner = channels_last ? C * P : P;
     const int64_t blocks = (inner + kThreads * V - 1) / (kThreads * V);

@@ -28,9 +28,9 @@ void compute(const DualAttentionPools& call) {
     const T* highs = data<const T>(call.high);
     const T* lows = data<const T>(call.low);
     A* out = data<A>(call.averages);
-    const bool wide = vector_width(walk.extent(), lows, highs) == kMaxAccessBytes / sizeof(T);
+    const int width = vector_width(walk.extent(), lows, highs);
     const double factor = 1.0 / static_cast<double>(walk.pixels);
-    dispatch_access<T>(wide, walk.channels_last, [&](auto v, auto format) {
+    dispatch_access<T>(width, walk.channels_last, [&](auto v, auto format) {
       constexpr int V = decltype(v)::value;
       constexpr bool kLast = decltype(format)::value;
       walk.run(call.low, Average<T, V, kLast>{highs}, out, 2 * C, factor);
@@ -53,13 +53,12 @@ void compute(const DualAttention& call) {
     const A* maps = data<const A>(call.attention);
     T* out = data<T>(call.y);
     const int width = vector_width(walk.extent(), lows, highs, out, gates, maps);
-    dispatch_access<T>(
-        width == kMaxAccessBytes / sizeof(T), walk.channels_last, [&](auto v, auto format) {
-          constexpr int V = decltype(v)::value;
-          constexpr bool kLast = decltype(format)::value;
-          walk.run(call.low, Forward<T, V, kLast>{
-                                 highs, lows, {gates, maps}, out, static_cast<A>(call.slope)});
-        });
+    dispatch_access<T>(width, walk.channels_last, [&](auto v, auto format) {
+      constexpr int V = decltype(v)::value;
+      constexpr bool kLast = decltype(format)::value;
+      walk.run(call.low,
+               Forward<T, V, kLast>{highs, lows, {gates, maps}, out, static_cast<A>(call.slope)});
+    });
   });
 }
 
@@ -78,21 +77,20 @@ void compute(const DualAttentionBackward& call) {
     T* lows_out = data<T>(call.grad_low);
     const int width =
         vector_width(walk.extent(), lows, grads, ys, highs_out, lows_out, gates, maps);
-    dispatch_access<T>(width == kMaxAccessBytes / sizeof(T), walk.channels_last,
-                       [&](auto v, auto format) {
-                         constexpr int V = decltype(v)::value;
-                         constexpr bool kLast = decltype(format)::value;
-                         const Backward<T, V, kLast> visit{grads,
-                                                           ys,
-                                                           lows,
-                                                           {gates, maps},
-                                                           highs_out,
-                                                           lows_out,
-                                                           data<A>(call.grad_attention),
-                                                           walk.pixels,
-                                                           static_cast<A>(call.slope)};
-                         walk.run(call.low, visit, data<A>(call.grad_gate), walk.channels);
-                       });
+    dispatch_access<T>(width, walk.channels_last, [&](auto v, auto format) {
+      constexpr int V = decltype(v)::value;
+      constexpr bool kLast = decltype(format)::value;
+      const Backward<T, V, kLast> visit{grads,
+                                        ys,
+                                        lows,
+                                        {gates, maps},
+                                        highs_out,
+                                        lows_out,
+                                        data<A>(call.grad_attention),
+                                        walk.pixels,
+                                        static_cast<A>(call.slope)};
+      walk.run(call.low, visit, data<A>(call.grad_gate), walk.channels);
+    });
   });
 }
 

@@ -144,9 +144,11 @@ void dispatch_accumulate(ScalarType dtype, F&& f) {
   f(Type<float>{});
 }
 
-// Calls f(width tag, channels-last tag) with accesses of 128 bits, or of one element.
+// Calls f(width tag, channels-last tag) with accesses of 128 bits, of one element or, for halves
+// along planes, of 64 bits: the pixels of a square of even side are a multiple of 4, often not
+// of 8. width: as vector_width gives it.
 template <typename T, typename F>
-void dispatch_access(bool wide, bool channels_last, F&& f) {
+void dispatch_access(int width, bool channels_last, F&& f) {
   constexpr int kWidest = kMaxAccessBytes / sizeof(T);
   auto with_format = [&](auto width) {
     if (channels_last) {
@@ -155,11 +157,13 @@ void dispatch_access(bool wide, bool channels_last, F&& f) {
       f(width, std::false_type{});
     }
   };
-  if (wide) {
-    with_format(std::integral_constant<int, kWidest>{});
-  } else {
-    with_format(std::integral_constant<int, 1>{});
+  if (width == kWidest) return with_format(std::integral_constant<int, kWidest>{});
+  if constexpr (kWidest == 8) {
+    if (width == 4 && !channels_last) {
+      return f(std::integral_constant<int, 4>{}, std::false_type{});
+    }
   }
+  with_format(std::integral_constant<int, 1>{});
 }
 
 }  // namespace torchext

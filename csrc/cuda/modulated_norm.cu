@@ -64,13 +64,13 @@ Modulation<T> modulation_of(const Problem& problem, const Maps& maps) {
           static_cast<accumulate_t<T>>(maps.slope)};
 }
 
-// Whether every tensor can be read and written in accesses of 128 bits of x's elements.
+// Of x's elements, in which every tensor can be read and written.
 template <typename T, typename... Others>
-bool is_wide(const Problem& problem, const Modulation<T>& m, const T* x, const Others*... others) {
+int access_width(const Problem& problem, const Modulation<T>& m, const T* x,
+                 const Others*... others) {
   const int64_t run = problem.channels_last ? problem.channels : problem.pixels;
   return vector_width(run, x, m.gamma.elements, m.gamma.values, m.beta.elements, m.beta.values,
-                      m.weight.elements, m.weight.values, m.gamma.index,
-                      others...) == kMaxAccessBytes / static_cast<int>(sizeof(T));
+                      m.weight.elements, m.weight.values, m.gamma.index, others...);
 }
 
 // Slices of pixels long enough to pay for merging the partial results, short enough to fill a
@@ -135,9 +135,9 @@ void compute(const ModulatedNorm& call) {
     const auto modulation = modulation_of<T>(problem, call.maps);
     const T* in = data<const T>(x);
     T* out = data<T>(call.y);
-    const bool wide =
-        is_wide(problem, modulation, in, out, problem.per_pixel() ? data<A>(call.rstds) : nullptr);
-    dispatch_access<T>(wide, problem.channels_last, [&](auto width, auto format) {
+    const int access = access_width(problem, modulation, in, out,
+                                    problem.per_pixel() ? data<A>(call.rstds) : nullptr);
+    dispatch_access<T>(access, problem.channels_last, [&](auto width, auto format) {
       constexpr int V = decltype(width)::value;
       constexpr bool kChannelsLast = decltype(format)::value;
       if (problem.per_pixel()) {
@@ -265,11 +265,11 @@ void compute(const ModulatedNormBackward& call) {
                                     maps && call.wants_weight(), in_walk);
     const MapGradients<T> out{gamma.to, beta.to, weight.to};
     T* to = data<T>(call.grad_x);
-    const bool wide =
-        is_wide(problem, modulation, in.x, in.grad, in.y, to, out.gamma.elements, out.gamma.wide,
-                out.gamma.pixels, out.beta.elements, out.beta.wide, out.beta.pixels,
-                out.weight.elements, out.weight.wide, out.weight.pixels);
-    dispatch_access<T>(wide, problem.channels_last, [&](auto width, auto format) {
+    const int access =
+        access_width(problem, modulation, in.x, in.grad, in.y, to, out.gamma.elements,
+                     out.gamma.wide, out.gamma.pixels, out.beta.elements, out.beta.wide,
+                     out.beta.pixels, out.weight.elements, out.weight.wide, out.weight.pixels);
+    dispatch_access<T>(access, problem.channels_last, [&](auto width, auto format) {
       constexpr int V = decltype(width)::value;
       constexpr bool kChannelsLast = decltype(format)::value;
       if (problem.per_pixel()) {

@@ -81,7 +81,6 @@ void compute(const MaskProduct& call) {
                       describe_channels(count == 1 ? Sizes() : call.runs.lengths)};
   dispatch_floating(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    constexpr int kWidest = kMaxAccessBytes / sizeof(T);
     const T* in = data<const T>(x);
     const T* masks = data<const T>(call.mask);
     T* out = data<T>(call.y);
@@ -89,7 +88,7 @@ void compute(const MaskProduct& call) {
     const int64_t extent = channels_last ? C : P;
     const int width =
         reads_mask_wide ? vector_width(extent, in, masks, out) : vector_width(extent, in, out);
-    dispatch_access<T>(width == kWidest, channels_last, [&](auto width_tag, auto format) {
+    dispatch_access<T>(width, channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
       const Runs runs = channels_last ? Runs::of<T, V>(N, C * P) : Runs::of<T, V>(N * C, P);
       launch(mask_product_kernel<T, V, decltype(format)::value>, grid_of(runs.count * runs.blocks),
@@ -105,7 +104,6 @@ void compute(const Epilogue& call) {
   dispatch_floating(call.raw.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    constexpr int kWidest = kMaxAccessBytes / sizeof(T);
     const T* in = data<const T>(call.raw);
     const A* scales = data<const A>(call.scale);
     const A* masks = data<const A>(call.updated);
@@ -117,7 +115,7 @@ void compute(const Epilogue& call) {
     const int width = maps.channels_last ? vector_width(C, in, out, epilogue.bias,
                                                         epilogue.norm_weight, epilogue.norm_bias)
                                          : vector_width(P, in, scales, masks, out);
-    dispatch_access<T>(width == kWidest, maps.channels_last, [&](auto width_tag, auto format) {
+    dispatch_access<T>(width, maps.channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
       if constexpr (decltype(format)::value) {
         const Runs runs = Runs::of<T, V>(N, C * P);
@@ -142,7 +140,6 @@ void compute(const EpilogueBackward& call) {
   dispatch_floating(call.grad.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    constexpr int kWidest = kMaxAccessBytes / sizeof(T);
     const EpilogueGradient<T> of{data<const T>(call.grad),
                                  data<const T>(call.y),
                                  data<const T>(call.raw),
@@ -155,7 +152,7 @@ void compute(const EpilogueBackward& call) {
     const int width = maps.channels_last
                           ? vector_width(C, of.grad, of.y, of.raw, of.norm_weight, out)
                           : vector_width(P, of.grad, of.y, of.raw, of.scale, of.updated, out);
-    dispatch_access<T>(width == kWidest, maps.channels_last, [&](auto width_tag, auto format) {
+    dispatch_access<T>(width, maps.channels_last, [&](auto width_tag, auto format) {
       constexpr int V = decltype(width_tag)::value;
       // Enough blocks for a large device, few enough that their parts are a small tensor.
       constexpr int64_t kBlocks = 2048;

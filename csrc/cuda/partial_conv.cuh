@@ -116,18 +116,24 @@ __global__ void __launch_bounds__(kThreads)
 // or images in channels-last order.
 struct Runs {
   int64_t count, length, blocks;
+  int each;  // accesses of a thread: fewer than it can hold, where there would be few blocks
 
   template <typename T, int V>
   static Runs of(int64_t count, int64_t length) {
-    const int64_t per_block = int64_t{kThreads} * kUnroll<T> * V;
-    return {count, length, (length + per_block - 1) / per_block};
+    Runs runs{count, length, 0, 2 * kUnroll<T>};
+    do {
+      runs.each /= 2;
+      const int64_t per_block = int64_t{kThreads} * runs.each * V;
+      runs.blocks = (length + per_block - 1) / per_block;
+    } while (runs.each > 1 && count * runs.blocks < kEnoughBlocks);
+    return runs;
   }
   __device__ int64_t run() const { return blockIdx.x / blocks; }
-  // The u-th element of a thread's accesses.
-  template <typename T, int V>
+  // The u-th element of a thread's accesses; behind the run where there is none.
+  template <int V>
   __device__ int64_t element(int u) const {
-    return ((static_cast<int64_t>(blockIdx.x % blocks) * kUnroll<T> + u) * kThreads + threadIdx.x) *
-           V;
+    const int64_t access = static_cast<int64_t>(blockIdx.x % blocks) * each + u;
+    return u < each ? (access * kThreads + threadIdx.x) * V : length;
   }
 };
 
@@ -166,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
   Vec<T, V> values[kUnroll<T>], factors[kUnroll<T>];
 #pragma unroll
   for (int u = 0; u < kUnroll<T>; ++u) {
-    const int64_t i = runs.element<T, V>(u);
+    const int64_t i = runs.element<V>(u);
     if (i >= runs.length) continue;
     values[u] = load<V>(x + run * runs.length + i);
     if (!kChannelsLast || view.each) {
@@ -188,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 #pragma unroll
   for (int u = 0; u < kUnroll<T>; ++u) {
-    const int64_t i = runs.element<T, V>(u);
+    const int64_t i = runs.element<V>(u);
     if (i >= runs.length) continue;
     Vec<T, V> result;
 #pragma unroll
@@ -304,12 +310,12 @@ __global__ void __launch_bounds__(kThreads)
   Vec<T, V> values[kUnroll<T>];
 #pragma unroll
   for (int u = 0; u < kUnroll<T>; ++u) {
-    const int64_t i = runs.element<T, V>(u);
+    const int64_t i = runs.element<V>(u);
     if (i < runs.length) values[u] = load<V>(raw + image * runs.length + i);
   }
 #pragma unroll
   for (int u = 0; u < kUnroll<T>; ++u) {
-    const int64_t i = runs.element<T, V>(u);
+    const int64_t i = runs.element<V>(u);
     if (i >= runs.length) continue;
     const int64_t pixel = quotient(i, view.channels);
     const A k = load(scale + map + pixel), known = load(updated + map + pixel);

@@ -49,15 +49,14 @@ Slicing apply_slicing(const RegionView& view, int64_t partial_slices) {
   return Slicing(view, tiles, step, slices);
 }
 
-// Calls f(width tag, channels-last tag): 128-bit accesses if everything that is read or written V
-// elements at a time allows them.
+// Calls f(width tag, channels-last tag) with the accesses that everything allows that is read or
+// written V elements at a time.
 template <typename T, typename F, typename... Maps>
 void dispatch_apply(const RegionView& view, bool channels_last, F&& f, const T* x, const T* other,
                     const T* result, const Maps*... maps) {
-  constexpr int kWidest = kMaxAccessBytes / sizeof(T);
   const int width = channels_last ? vector_width(view.channels, x, other, result)
                                   : vector_width(view.pixels, x, other, result, maps...);
-  dispatch_access<T>(width == kWidest, channels_last, f);
+  dispatch_access<T>(width, channels_last, f);
 }
 
 template <typename T>
@@ -306,9 +305,9 @@ void compute(RegionNormBackward& call) {
     PartialsBuffer<A> buffer;
     const bool partial = call.wants_sums && !call.spatial_weight.has_value();
     if (partial) {
-      buffer = region_partials<T>(view, call.x, call.regions.channels_last, data<const T>(call.x),
-                                  data<const T>(call.grad), data<const uint8_t>(call.labels),
-                                  data<const A>(call.mean), data<const A>(call.rstd));
+      buffer = region_partials<T, true>(
+          view, call.x, call.regions.channels_last, data<const T>(call.x), data<const T>(call.grad),
+          data<const uint8_t>(call.labels), data<const A>(call.mean), data<const A>(call.rstd));
       terms.sums = buffer.partials;
       terms.total_sums = data<A>(call.sums);
     } else {

@@ -548,22 +548,20 @@ struct PartialsBuffer {
   Partials<A> partials;
 };
 
-// Launches the pass over x (and grad, if not null). Without grad: moments; with it: sums, for
-// which mean and rstd (groups, regions, channels) are needed.
-template <typename T>
+// Launches the pass over x. kGradient: over x and grad, for sums, for which mean and rstd (groups,
+// regions, channels) are needed; else for moments.
+template <typename T, bool kGradient = false>
 PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Tensor& like,
                                                 bool channels_last, const T* x, const T* grad,
                                                 const uint8_t* labels, const accumulate_t<T>* mean,
                                                 const accumulate_t<T>* rstd) {
   using A = accumulate_t<T>;
-  constexpr int kWidest = kMaxAccessBytes / sizeof(T);
   constexpr size_t kSharedBytes = 48 * 1024;
   PartialsBuffer<A> buffer;
 
-  auto launch_partials = [&](auto width, auto format, auto two_regions, auto gradient) {
+  auto launch_partials = [&](auto width, auto format, auto two_regions) {
     constexpr int V = decltype(width)::value;
     constexpr bool kChannelsLast = decltype(format)::value;
-    constexpr bool kGradient = decltype(gradient)::value;
     using Shape = Threading<T, V, kChannelsLast>;
     using Slots = RegionSlots<A, Shape::kSums, kGradient>;
     int threads = kStatisticsThreads;
@@ -592,23 +590,16 @@ PartialsBuffer<accumulate_t<T>> region_partials(const RegionView& view, const Te
            current_stream(like), view, slicing, x, grad, labels, mean, rstd, buffer.partials);
   };
 
-  bool wide = vector_width(channels_last ? view.channels : view.pixels, x, grad) == kWidest;
-  if (!channels_last) wide = wide && vector_width(view.pixels, x, labels) == kWidest;
+  int access = channels_last ? vector_width(view.channels, x, grad)
+                             : vector_width(view.pixels, x, grad, labels);
   // In channels last a thread's slots hold V channels of every region: too much for many regions.
-  using WideSlots = RegionSlots<A, kWidest, false>;
-  if (channels_last) wide = wide && WideSlots::bytes(view.regions, 2 * kWarpSize) <= kSharedBytes;
-  dispatch_access<T>(wide, channels_last, [&](auto width, auto format) {
-    auto with_regions = [&](auto two_regions) {
-      if (grad != nullptr) {
-        launch_partials(width, format, two_regions, std::true_type{});
-      } else {
-        launch_partials(width, format, two_regions, std::false_type{});
-      }
-    };
+  using WideSlots = RegionSlots<A, kMaxAccessBytes / sizeof(T), false>;
+  if (channels_last && WideSlots::bytes(view.regions, 2 * kWarpSize) > kSharedBytes) access = 1;
+  dispatch_access<T>(access, channels_last, [&](auto width, auto format) {
     if constexpr (decltype(width)::value > 1) {
-      if (view.regions <= 2) return with_regions(std::true_type{});
+      if (view.regions <= 2) return launch_partials(width, format, std::true_type{});
     }
-    with_regions(std::false_type{});
+    launch_partials(width, format, std::false_type{});
   });
   return buffer;
 }

@@ -26,11 +26,12 @@ void compute(const ChannelMeanMax& call) {
     using T = typename decltype(type)::type;
     using A = accumulate_t<T>;
     const T* x = data<const T>(call.x);
-    const bool wide = vector_width(walk.extent(), x) == kMaxAccessBytes / sizeof(T);
-    dispatch_access<T>(wide, walk.channels_last, [&](auto v, auto format) {
-      walk.run(call.x, Pool<T, decltype(v)::value, decltype(format)::value>{
-                           {{x}, data<A>(call.pooled), data<int32_t>(call.argmax), walk.pixels}});
-    });
+    dispatch_access<T>(
+        vector_width(walk.extent(), x), walk.channels_last, [&](auto v, auto format) {
+          walk.run(call.x,
+                   Pool<T, decltype(v)::value, decltype(format)::value>{
+                       {{x}, data<A>(call.pooled), data<int32_t>(call.argmax), walk.pixels}});
+        });
   });
 }
 

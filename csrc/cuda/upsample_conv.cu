@@ -189,7 +189,7 @@ void compute(const InterleavePhases& call) {
     T* to = data<T>(call.y);
     const bool wide = (call.channels_last ? vector_width(p.C, from, addend, to)
                                           : vector_width(p.W, addend, to)) == kWidest;
-    dispatch_access<T>(wide, call.channels_last, [&](auto width, auto format) {
+    dispatch_access<T>(wide ? kWidest : 1, call.channels_last, [&](auto width, auto format) {
       constexpr int V = decltype(width)::value;
       const auto run = [&](auto kernel, const Rows& rows) {
         launch(kernel, rows.grid(), dim3(kThreads), 0, current_stream(call.y), p, rows, from,
@@ -214,7 +214,7 @@ void compute(const InterleavePhasesBackward& call) {
     T* to = data<T>(call.phases);
     const bool wide =
         (call.channels_last ? vector_width(p.C, from, to) : vector_width(p.W, from)) == kWidest;
-    dispatch_access<T>(wide, call.channels_last, [&](auto width, auto format) {
+    dispatch_access<T>(wide ? kWidest : 1, call.channels_last, [&](auto width, auto format) {
       constexpr int V = decltype(width)::value;
       const auto run = [&](auto kernel, const Rows& rows) {
         launch(kernel, rows.grid(), dim3(kThreads), 0, current_stream(call.grad), p, rows, from,
