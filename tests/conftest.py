@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Minutes together, and what they hold is held by faster ones too: left to the full tests.
 SLOW = re.compile(
-    r"|test_published_form\[False-gabor-cuda-emulated"
+    r"test_published_form\[False-gabor-cuda-emulated"
     r"|test_some_variants_compile_well\[(sm_80|sm_100|gfx942)"
     r"|test_an_access_out_of_bounds_ends_a_sanitized_process"
     r"|test_golden\[michigan-(generator-(pad-label|aspect|train)|pipeline|fill-orient)"
