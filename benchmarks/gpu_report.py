@@ -3,25 +3,31 @@
     python -m benchmarks.gpu_report          (make gpu-report)
 
 Per kernel and target: registers, shared memory, spills, stack, occupancy, widest access to global
-memory: CUDA kernels from the library's own machine code (every instantiation, the worst shown),
-Triton kernels compiled ahead of time. Per op: launches, and the bytes that the emulator's ledger
-counted (32-byte sectors, each once per launch) against the floor. Writes results/gpu.json.
+memory, divisions in loops, instructions per element: CUDA kernels from the library's own machine
+code (every instantiation, the worst shown), Triton kernels compiled ahead of time. Per op:
+launches, the bytes that the emulator's ledger counted (32-byte sectors, each once per launch)
+against the floor, and an estimate of the time on several GPUs (see `estimate`). Writes
+results/gpu.json.
 """
 
 import argparse
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 import torchext
+
+from . import sass
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = Path(torchext.__file__).parent / "lib" / "libtorchext_cuda.so"
@@ -29,9 +35,34 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 # Of one multiprocessor (CUDA C++ Programming Guide, technical specifications per capability).
 REGISTERS, MAX_WARPS, MAX_BLOCKS = 65536, 64, 32
 SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024}
-SHAPE = (4, 64, 256, 256)
+SHAPE = (1, 64, 256, 256)
+SMALL = (1, 64, 128, 128)
+ESTIMATED = (8, 64, 256, 256)
 
 Row = dict[str, Any]
+
+
+class Device(NamedTuple):
+    """Figures of NVIDIA's data sheets and architecture papers."""
+
+    name: str
+    target: str  # whose machine code stands for the device's
+    multiprocessors: int
+    gigahertz: float  # boost
+    gigabytes: float  # per second, of the device's memory
+
+
+DEVICES = (
+    Device("A100", "sm_80", 108, 1.41, 2039),
+    Device("H100", "sm_90", 132, 1.98, 3350),
+    Device("H200", "sm_90", 132, 1.98, 4800),
+    Device("B200", "sm_100", 148, 1.97, 8000),
+    Device("RTX 4090", "sm_80", 128, 2.52, 1008),
+)
+# Of one multiprocessor in a clock, of all of them: instructions of warps, sectors from the
+# first-level cache (128 bytes), bytes from beyond it.
+ISSUES, SECTORS, BYTES = 4, 4, 64
+LAUNCH = 2e-6  # seconds from one kernel to the next; assumed
 
 
 def cuobjdump() -> str:
@@ -58,43 +89,79 @@ def occupancy(registers: int, shared: int, threads: int, target: str) -> float:
 
 
 def demangle(names: Iterable[str]) -> dict[str, str]:
-    """Mangled name to template name without namespaces and arguments."""
+    """Mangled name to template name and arguments, without namespaces and parameters."""
     names = list(names)
     text = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    return {
-        name: re.search(r"(\w+_kernel)", plain).group(1)
-        for name, plain in zip(names, text, strict=True)
-    }
+    return {name: _template(plain) for name, plain in zip(names, text, strict=True)}
+
+
+def _template(plain: str) -> str:
+    """kernel<arguments> of a demangled name."""
+    found = re.search(r"\w+_kernel", plain)
+    depth = 0
+    end = found.end()
+    for end in range(found.end(), len(plain)):
+        depth += {"<": 1, ">": -1}.get(plain[end], 0)
+        if depth == 0:
+            break
+    text = plain[found.start() : end + 1].rstrip("(")
+    return re.sub(r"\((?:bool|int)\)|(?:torchext|\(anonymous namespace\))::| ", "", text)
+
+
+@cache
+def machine_code(target: str) -> dict[str, sass.Code]:
+    """Of each of the library's kernels, by mangled name."""
+    text = subprocess.run(
+        [cuobjdump(), "-sass", "-arch", target, str(LIBRARY)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    bodies = re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", text, re.S)
+    return {name: sass.parse(body) for name, body in bodies}
+
+
+def element_bytes(template: str) -> int:
+    """Of the first floating type among a kernel's template arguments; 4 without one."""
+    found = re.search(r"\b(double|float|__half|__nv_bfloat16)\b", template)
+    return {"double": 8, "float": 4}.get(found.group(1), 2) if found else 4
+
+
+def whole_access(template: str) -> int:
+    """Bits of as many elements as an instantiation takes at a time, at most 128."""
+    found = re.search(r"\b(?:double|float|__half|__nv_bfloat16),(\d+)\b", template)
+    return min(128, 8 * element_bytes(template) * int(found.group(1))) if found else 128
 
 
 def cuda_kernels(threads: dict[str, int]) -> list[Row]:
     """One row per kernel and target: the worst of its instantiations, the widest of accesses."""
-    tool, rows = cuobjdump(), []
+    rows = []
     for target in TARGETS:
         usage = subprocess.run(
-            [tool, "--dump-resource-usage", "-arch", target, str(LIBRARY)],
+            [cuobjdump(), "--dump-resource-usage", "-arch", target, str(LIBRARY)],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         needs = {
             name: {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", line)}
             for name, line in re.findall(r"Function (\S+):\s*\n\s*(\S.*)", usage)
         }
-        code = subprocess.run(
-            [tool, "-sass", "-arch", target, str(LIBRARY)],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", code, re.S))
-        kernels = demangle(needs)
+        codes = machine_code(target)
+        templates = demangle(needs)
+        kernels = {name: template.partition("<")[0] for name, template in templates.items()}
         for kernel in sorted(set(kernels.values())):
             names = [name for name in needs if kernels[name] == kernel]
             loads, stores = (
-                [_widest_access(instruction, bodies[name]) for name in names]
-                for instruction in ("LDG", "STG")
+                [sass.widest(codes[name], kind) for name in names] for kind in ("LDG", "STG")
             )
+            wide = [
+                name
+                for name, *widths in zip(names, loads, stores, strict=True)
+                if 128 in widths or 128 not in (*loads, *stores)
+            ]
             # A spilled register is stored to and loaded from local memory.
-            spills = sum(len(re.findall(r"\b(?:LDL|STL)\b", bodies[name])) for name in names)
+            spills = sum(
+                bool(re.search(r"\b(?:LDL|STL)\b", x.text)) for name in names for x in codes[name]
+            )
             registers = max(needs[name]["REG"] for name in names)
             shared = max(needs[name].get("SHARED", 0) for name in names)
             rows.append(
@@ -110,20 +177,27 @@ def cuda_kernels(threads: dict[str, int]) -> list[Row]:
                     "stack_bytes": max(needs[name]["STACK"] for name in names),
                     "occupancy": occupancy(registers, shared, threads.get(kernel, 256), target),
                     "widest_access_bits": max(*loads, *stores),
-                    # Instantiations that load 128 bits at a time, and store fewer.
+                    # Instantiations that load 128 bits at a time and store less than they could.
                     "narrow_stores": sum(
-                        load == 128 and 0 < store < 128
-                        for load, store in zip(loads, stores, strict=True)
+                        load == 128 and 0 < store < whole_access(templates[name])
+                        for name, load, store in zip(names, loads, stores, strict=True)
+                    ),
+                    # Instantiations that divide 64-bit integers in a loop.
+                    "long_divisions": sum(
+                        any(
+                            sass.long_divisions(codes[name], part)
+                            for part in sass.loops(codes[name])
+                        )
+                        for name in names
+                    ),
+                    # For each element that the hottest loop moves, of those with wide accesses.
+                    "instructions_per_element": max(
+                        sass.instructions_per_byte(codes[name]) * element_bytes(templates[name])
+                        for name in wide
                     ),
                 }
             )
     return rows
-
-
-def _widest_access(instruction: str, body: str) -> int:
-    """Bits of the widest access to global memory of a kind, 0 without any."""
-    widths = re.findall(rf"\b{instruction}\.E(?:\.\w+)*?(?:\.(64|128))?\b", body)
-    return max((int(bits or 32) for bits in widths), default=0)
 
 
 def triton_kernels(every: bool) -> list[Row]:
@@ -175,96 +249,145 @@ def triton_kernels(every: bool) -> list[Row]:
     return rows
 
 
-def traffic_cases() -> dict[str, tuple[Callable[[], Any], int]]:
-    """Op and direction to a call of the emulated op, and the floor in bytes."""
-    ops = torch.ops.torchext_emulated
-    N, C, H, W = SHAPE
-    T = 4 * N * C * H * W
+class Case(NamedTuple):
+    """An op's call, the fewest bytes it can move, and how often it goes into `ESTIMATED`."""
+
+    run: Callable[[], Any]
+    floor_bytes: int
+    times: float
+
+
+def traffic_cases(ops: Any) -> dict[str, Case]:
+    """Op, direction and layout to a call of the emulated op."""
+    cases: dict[str, Case] = {}
+    for layout in ("contiguous", "channels_last"):
+        for of_layout, shape in (
+            (_region_norm_cases, SHAPE),
+            (_dual_attention_cases, SHAPE),
+            (_partial_conv_cases, SMALL),
+            (_modulated_norm_cases, SMALL),
+        ):
+            times = math.prod(ESTIMATED) / math.prod(shape)
+            for op, (run, floor) in of_layout(ops, _tensors(shape, layout)).items():
+                cases[f"{op} {layout}"] = Case(run, floor, times)
+    times = math.prod(ESTIMATED) / math.prod(SMALL)
+    for op, (run, floor) in _label_conv_cases(ops, _tensors(SMALL, "contiguous")).items():
+        cases[op] = Case(run, floor, times)
+    for op, (run, floor) in _gabor_cases(ops).items():
+        cases[op] = Case(run, floor, ESTIMATED[0])
+    return cases
+
+
+def _tensors(shape: tuple[int, ...], layout: str) -> list[torch.Tensor]:
+    """Four feature maps."""
     generator = torch.Generator().manual_seed(0)
+    last = layout == "channels_last"
+    form = torch.channels_last if last else torch.contiguous_format
+    return [torch.randn(shape, generator=generator).to(memory_format=form) for _ in range(4)]
+
+
+Cases = dict[str, tuple[Callable[[], Any], int]]
+
+
+def _region_norm_cases(ops: Any, maps: list[torch.Tensor]) -> Cases:
+    x, grad = maps[:2]
+    N, C, H, W = x.shape
+    T = x.nbytes
+    generator = torch.Generator().manual_seed(1)
     mask = (torch.rand(N, 1, H // 8, W // 8, generator=generator) > 0.4).float()
     weight, bias = torch.randn(2, 2, C, generator=generator)
     filters = [torch.randn(s, generator=generator) / 7 for s in ((1, 2, 7, 7), (1, 1, 7, 7), (1,))]
     conv, affine, one = filters
-    cases: dict[str, tuple[Callable[[], Any], int]] = {}
-    for layout in ("contiguous", "channels_last"):
-        x = torch.randn(SHAPE, generator=generator)
-        grad = torch.randn(SHAPE, generator=generator)
-        if layout == "channels_last":
-            x, grad = (t.to(memory_format=torch.channels_last) for t in (x, grad))
-        labels = ops.region_labels(mask, H, W, 2, False)
-        norm = (x, labels, weight, bias, None, None, 2, False, 1e-5, True, False)
-        _, count, mean, rstd = ops.region_norm(*norm)
-        backward = (grad, x, labels, count, mean, rstd, weight, None, 2, False, False)
-        self_aware = (x, conv, affine, one, affine, one, 0.5, False, 1e-5, True)
-        _, *saved = ops.self_aware_region_norm(*self_aware)
-        derivative = (grad, x, *saved, conv, affine, affine, False)
-
-        def forward(norm: tuple = norm) -> None:
-            ops.region_norm(norm[0], ops.region_labels(mask, H, W, 2, False), *norm[2:])
-
-        cases[f"region_norm forward {layout}"] = (forward, 3 * T)
-        cases[f"region_norm backward {layout}"] = (
-            lambda arguments=backward: ops.region_norm_backward(*arguments),
-            5 * T,
-        )
-        cases[f"self_aware_region_norm forward {layout}"] = (
-            lambda arguments=self_aware: ops.self_aware_region_norm(*arguments),
+    labels = ops.region_labels(mask, H, W, 2, False)
+    norm = (labels, weight, bias, None, None, 2, False, 1e-5, True, False)
+    _, count, mean, rstd = ops.region_norm(x, *norm)
+    backward = (grad, x, labels, count, mean, rstd, weight, None, 2, False, False)
+    self_aware = (x, conv, affine, one, affine, one, 0.5, False, 1e-5, True)
+    _, *saved = ops.self_aware_region_norm(*self_aware)
+    derivative = (grad, x, *saved, conv, affine, affine, False)
+    return {
+        "region_norm forward": (
+            lambda: ops.region_norm(x, ops.region_labels(mask, H, W, 2, False), *norm[1:]),
+            3 * T,
+        ),
+        "region_norm backward": (lambda: ops.region_norm_backward(*backward), 5 * T),
+        "region_statistics": (
+            lambda: ops.region_statistics(x, labels, 2, False, False),
+            T + labels.nbytes,
+        ),
+        "self_aware_region_norm forward": (
+            lambda: ops.self_aware_region_norm(*self_aware),
             4 * T,
-        )
-        cases[f"self_aware_region_norm backward {layout}"] = (
-            lambda arguments=derivative: ops.self_aware_region_norm_backward(*arguments),
+        ),
+        "self_aware_region_norm backward": (
+            lambda: ops.self_aware_region_norm_backward(*derivative),
             5 * T,
-        )
-        gate, attention = torch.rand(N, C), torch.rand(N, 1, H, W)
-        small = (gate, attention, 0.2)
-        cases[f"dual_attention_pools {layout}"] = (
-            lambda maps=(x, grad): ops.dual_attention_pools(*maps),
+        ),
+        "soft_diversity_map forward": (
+            lambda: ops.soft_diversity_map(x, labels),
+            2 * T + labels.nbytes,
+        ),
+        "soft_diversity_map backward": (
+            lambda: ops.soft_diversity_map_backward(grad, x, labels),
+            3 * T + labels.nbytes,
+        ),
+    }
+
+
+def _dual_attention_cases(ops: Any, maps: list[torch.Tensor]) -> Cases:
+    high, low, grad, _ = maps
+    N, C, H, W = low.shape
+    generator = torch.Generator().manual_seed(2)
+    gate = torch.rand(N, C, generator=generator)
+    attention = torch.rand(N, 1, H, W, generator=generator)
+    small = (gate, attention, 0.2)
+    T = low.nbytes
+    return {
+        "dual_attention_pools": (
+            lambda: ops.dual_attention_pools(high, low),
             2 * T + 3 * attention.nbytes,
-        )
-        cases[f"dual_attention forward {layout}"] = (
-            lambda arguments=(x, grad, *small): ops.dual_attention(*arguments),
+        ),
+        "dual_attention forward": (
+            lambda: ops.dual_attention(high, low, *small),
             3 * T + attention.nbytes,
-        )
-        cases[f"dual_attention backward {layout}"] = (
-            lambda arguments=(grad, x, grad + x, *small): ops.dual_attention_backward(*arguments),
+        ),
+        "dual_attention backward": (
+            lambda: ops.dual_attention_backward(grad, high, low, *small),
             5 * T + 2 * attention.nbytes,
-        )
-    return cases | _partial_conv_cases() | _modulated_norm_cases() | _gabor_cases()
+        ),
+    }
 
 
-def _partial_conv_cases() -> dict[str, tuple[Callable[[], Any], int]]:
+def _partial_conv_cases(ops: Any, maps: list[torch.Tensor]) -> Cases:
     """Beside the convolution itself: the mask's window, the product, the epilogue, phases."""
-    ops = torch.ops.torchext_emulated
-    generator = torch.Generator().manual_seed(0)
-    N, C, H, W = 1, 64, 128, 128
-    x = torch.randn(N, C, H, W, generator=generator)
+    x, result, raw, _ = maps
+    N, C, H, W = x.shape
+    last = not x.is_contiguous()
+    generator = torch.Generator().manual_seed(3)
     mask = (torch.rand(N, 1, H, W, generator=generator) > 0.3).float()
     bias = torch.randn(C, generator=generator)
     window = (mask, [], [3, 3], [1, 1], [1, 1], [1, 1], [H, W], True, True, 1e-8)
     scale, updated = ops.mask_window(*window)
-    result, raw = torch.randn(2, N, C, H, W, generator=generator)
     phases = torch.randn(N, 4 * C, H // 2 + 1, W // 2 + 1, generator=generator)
-    maps, T = mask.nbytes, x.nbytes
+    phases = phases.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    small, T = mask.nbytes, x.nbytes
+    norm = (bias.exp(), 0.2, False)
     return {
-        "mask_window": (lambda: ops.mask_window(*window), 3 * maps),
-        "mask_product": (lambda: ops.mask_product(x, mask, []), 2 * T + maps),
+        "mask_window": (lambda: ops.mask_window(*window), 3 * small),
+        "mask_product": (lambda: ops.mask_product(x, mask, []), 2 * T + small),
         "partial_conv_epilogue forward": (
-            lambda: ops.partial_conv_epilogue(
-                x, scale, updated, bias, bias.exp(), bias, 0.2, False
-            ),
-            2 * T + 2 * maps,
+            lambda: ops.partial_conv_epilogue(x, scale, updated, bias, norm[0], bias, *norm[1:]),
+            2 * T + 2 * small,
         ),
         "partial_conv_epilogue backward": (
             lambda: ops.partial_conv_epilogue_backward(
                 x, None, None, scale, updated, None, 1.0, False
             ),
-            2 * T + 2 * maps,
+            2 * T + 2 * small,
         ),
         "partial_conv_epilogue backward of norm and activation": (
-            lambda: ops.partial_conv_epilogue_backward(
-                x, result, raw, scale, updated, bias.exp(), 0.2, False
-            ),
-            4 * T + 2 * maps,
+            lambda: ops.partial_conv_epilogue_backward(x, result, raw, scale, updated, *norm),
+            4 * T + 2 * small,
         ),
         "interleave_phases forward": (
             lambda: ops.interleave_phases(phases, bias, None, [0, 1, 0, 1]),
@@ -277,51 +400,79 @@ def _partial_conv_cases() -> dict[str, tuple[Callable[[], Any], int]]:
     }
 
 
-def _modulated_norm_cases() -> dict[str, tuple[Callable[[], Any], int]]:
-    """Statistics read x once; the rest reads x, gamma and beta and writes y. And the maps."""
-    ops = torch.ops.torchext_emulated
-    generator = torch.Generator().manual_seed(0)
-    N, C, H, W = 1, 64, 128, 128
-    x, gamma, beta = torch.randn(3, N, C, H, W, generator=generator)
-    weight = torch.rand(N, 1, H, W, generator=generator)
-    labels = torch.randint(35, (N, H, W), generator=generator, dtype=torch.int32)
-    taps = torch.randn(C, 35, 3, 3, generator=generator)
-    T, maps = x.nbytes, weight.nbytes
+def _modulated_norm_cases(ops: Any, maps: list[torch.Tensor]) -> Cases:
+    """Statistics read x once; the rest reads x, gamma and beta and writes y. And the maps.
 
-    def norm(statistics: str, unbiased: bool) -> Any:
-        return ops.modulated_norm(
-            x, gamma, beta, weight, None, None, None, statistics, unbiased, 1e-5, "one_plus", 0.2
-        )
+    Backward with statistics per channel: sums of grad, x and gamma, with the gradients of gamma and
+    beta; then the gradient of x from the same three. Behind an activation both read y too.
+    """
+    x, gamma, beta, grad = maps
+    N, C, H, W = x.shape
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.rand(N, 1, H, W, generator=generator)
+    T, small = x.nbytes, weight.nbytes
+
+    def arguments(statistics: str, slope: float) -> tuple[Callable, Callable]:
+        of_pixel = statistics == "position"
+        mask = weight if of_pixel else None
+        rule = (statistics, of_pixel, 1e-5, "one_plus", slope)
+
+        def forward() -> Any:
+            return ops.modulated_norm(x, gamma, beta, mask, None, None, None, *rule)
+
+        y, mean, rstd = forward()
+
+        def backward() -> Any:
+            return ops.modulated_norm_backward(
+                grad, y if slope != 1 else None, x, gamma, beta, mask, mean, rstd, None,
+                statistics, False, of_pixel, "one_plus", slope, False,
+            )  # fmt: skip
+
+        return forward, backward
 
     # Rows that a block has in its cache count once.
     index = torch.randint(64, (N, H // 4, W), generator=generator, dtype=torch.int32)
     index = index.repeat_interleave(4, dim=1)
     table = torch.randn(2, C, 64, generator=generator)
+    rows = [t.t() if x.is_contiguous() else t.t().contiguous() for t in table]
 
     def of_table() -> Any:
-        rows = (table[0].t(), table[1].t())
         return ops.modulated_norm(
             x, *rows, None, None, None, index, "instance", False, 1e-5, "one_plus", 0.2
         )
 
+    position, position_backward = arguments("position", 1.0)
+    instance, instance_backward = arguments("instance", 1.0)
+    activated, activated_backward = arguments("instance", 0.2)
     return {
-        "modulated_norm position": (lambda: norm("position", True), 4 * T + maps),
-        "modulated_norm instance": (lambda: norm("instance", False), 5 * T + maps),
+        "modulated_norm position": (position, 4 * T + small),
+        "modulated_norm backward position": (position_backward, 6 * T + small),
+        "modulated_norm instance": (instance, 5 * T),
+        "modulated_norm backward instance": (instance_backward, 9 * T),
+        "modulated_norm instance activated": (activated, 5 * T),
+        "modulated_norm backward instance activated": (activated_backward, 11 * T),
         "modulated_norm of a table": (of_table, 3 * T + index.nbytes + table.nbytes),
-        "label_conv2d": (
-            lambda: ops.label_conv2d(labels, taps, None, torch.float32, False),
-            T + labels.nbytes + taps.nbytes,
-        ),
-        "label_conv2d backward": (
-            lambda: ops.label_conv2d_backward(x, labels, 35, 3),
-            T + labels.nbytes + taps.nbytes,
-        ),
     }
 
 
-def _gabor_cases() -> dict[str, tuple[Callable[[], Any], int]]:
+def _label_conv_cases(ops: Any, maps: list[torch.Tensor]) -> Cases:
+    x = maps[0]
+    N, C, H, W = x.shape
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(35, (N, H, W), generator=generator, dtype=torch.int32)
+    taps = torch.randn(C, 35, 3, 3, generator=generator)
+    floor = x.nbytes + labels.nbytes + taps.nbytes
+    return {
+        "label_conv2d": (
+            lambda: ops.label_conv2d(labels, taps, None, torch.float32, False),
+            floor,
+        ),
+        "label_conv2d backward": (lambda: ops.label_conv2d_backward(x, labels, 35, 3), floor),
+    }
+
+
+def _gabor_cases(ops: Any) -> Cases:
     """Forward: the image in, two maps out, or three. Backward of the image: two in, one out."""
-    ops = torch.ops.torchext_emulated
     image = 255 * torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
     bank = torchext.gabor_bank()
     response, index = ops.oriented_filter_max(image, bank, False)
@@ -349,15 +500,27 @@ def traffic() -> tuple[list[Row], dict[str, int]]:
     sys.path.insert(0, str(ROOT / "tests"))
     import cuda_emulator
 
-    torchext.ops.install("torchext_emulated")
-    emulator = cuda_emulator.load()
+    emulator = cuda_emulator.load_requests()
+    cases = traffic_cases(torch.ops.torchext_requests)
     rows, threads = [], {}
-    for op, (run, floor) in tqdm(traffic_cases().items(), desc="ledger", unit="op", leave=False):
+    for op, case in tqdm(cases.items(), desc="ledger", unit="op", leave=False):
         with emulator.ledger() as launches:
-            run()
+            case.run()
+        parts = []
         for launch in launches:
-            name = re.search(r"(\w+_kernel)", launch.kernel).group(1)
-            threads[name] = launch.block[0] * launch.block[1] * launch.block[2]
+            template = _template(launch.kernel)
+            threads[template.partition("<")[0]] = math.prod(launch.block)
+            both = (launch.load, launch.store)
+            parts.append(
+                {
+                    "kernel": template,
+                    "blocks": math.prod(launch.grid),
+                    "bytes": sum(x.sector_bytes for x in both),
+                    "asked_bytes": sum(x.bytes for x in both),
+                    "request_sectors": sum(x.request_sectors for x in both),
+                    "ideal_sectors": sum(x.ideal_sectors for x in both),
+                }
+            )
         rows.append(
             {
                 "op": op,
@@ -365,13 +528,68 @@ def traffic() -> tuple[list[Row], dict[str, int]]:
                 "backend": "cuda",
                 "target": "emulator",
                 "launches": len(launches),
-                "bytes": sum(x.load.sector_bytes + x.store.sector_bytes for x in launches),
-                "floor_bytes": floor,
+                "bytes": sum(part["bytes"] for part in parts),
+                "floor_bytes": case.floor_bytes,
                 "widest_access_bits": 8
                 * max(max(x.load.widest_access, x.store.widest_access) for x in launches),
+                "times": case.times,
+                "parts": parts,
             }
         )
     return rows, threads
+
+
+@cache
+def _instructions(target: str) -> dict[str, float]:
+    """Per byte, of each instantiation and, by the kernel's name alone, of the worst."""
+    codes = machine_code(target)
+    found: dict[str, float] = {}
+    for name, template in demangle(codes).items():
+        value = sass.instructions_per_byte(codes[name])
+        kernel = template.partition("<")[0]
+        found[template] = value
+        found[kernel] = max(found.get(kernel, 0), value)
+    return found
+
+
+def estimate(row: Row, device: Device) -> list[Row]:
+    """Of each launch of a row of `traffic`, as large as `ESTIMATED`, the seconds and their bound.
+
+    The longest of four, and `LAUNCH`: the bytes at the memory's full bandwidth, the same bytes at
+    what the busy multiprocessors take in, the requests' sectors at what their first-level caches
+    serve, the instructions of the hottest loop for every byte asked for. No waiting is counted.
+    """
+    instructions = _instructions(device.target)
+    clock = 1e9 * device.gigahertz
+    found = []
+    for part in row["parts"]:
+        of_all = {key: value * row["times"] for key, value in part.items() if key != "kernel"}
+        busy = min(of_all["blocks"], device.multiprocessors) * clock
+        kernel = part["kernel"]
+        per_byte = instructions.get(kernel, instructions.get(kernel.partition("<")[0], 0))
+        bounds = {
+            "memory": of_all["bytes"] / (1e9 * device.gigabytes),
+            "multiprocessors": of_all["bytes"] / (BYTES * busy),
+            "requests": of_all["request_sectors"] / (SECTORS * busy),
+            "instructions": of_all["asked_bytes"] * per_byte / (32 * ISSUES * busy),
+        }
+        bound = max(bounds, key=lambda name: bounds[name])
+        found.append({"kernel": kernel, "seconds": bounds[bound] + LAUNCH, "bound": bound})
+    return found
+
+
+def add_estimates(rows: list[Row]) -> None:
+    """Each device's floor, from the least bytes alone, and estimate, in milliseconds."""
+    for row in rows:
+        row["estimates"] = {}
+        for device in DEVICES:
+            parts = estimate(row, device)
+            floor = row["floor_bytes"] * row["times"] / (1e9 * device.gigabytes)
+            row["estimates"][device.name] = {
+                "floor_ms": 1e3 * floor,
+                "estimate_ms": 1e3 * sum(part["seconds"] for part in parts),
+                "bounds": [part["bound"] for part in parts],
+            }
 
 
 def table(rows: list[Row], columns: dict[str, str]) -> str:
@@ -390,6 +608,30 @@ def table(rows: list[Row], columns: dict[str, str]) -> str:
     )
 
 
+def print_estimates(rows: list[Row]) -> None:
+    print(f"\nESTIMATES, not measurements, at {ESTIMATED} float32: ms, over the floor, bounds\n")
+    shown = [
+        {
+            **found,
+            "op": row["op"],
+            "device": name,
+            "bound": ", ".join(found["bounds"]),
+            "ratio": found["estimate_ms"] / found["floor_ms"],
+        }
+        for row in rows
+        for name, found in row.get("estimates", {}).items()
+    ]
+    columns = {
+        "op": "op",
+        "device": "device",
+        "bound": "bound by",
+        "floor_ms": "floor ms",
+        "estimate_ms": "estimate ms",
+        "ratio": "ratio",
+    }
+    print(table(shown, columns))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "gpu.json")
@@ -400,6 +642,7 @@ def main() -> None:
     kernels: list[Row] = []
     if torchext.build_info()["libraries"]["cuda"] == "loaded":
         kernels += cuda_kernels(threads)
+        add_estimates(ledger)
     else:
         reason = torchext.build_info()["libraries"]["cuda"]
         print(f"no CUDA kernels in this report: the CUDA library is {reason}")
@@ -417,15 +660,19 @@ def main() -> None:
         "occupancy": "occupancy",
         "widest_access_bits": "widest bits",
         "narrow_stores": "narrow stores",
+        "long_divisions": "divisions",
+        "instructions_per_element": "instructions",
     }
     print(table(kernels, columns))
-    print(f"\nTraffic at {SHAPE} float32, two regions, counted by the emulator:\n")
+    print(f"\nTraffic at {SHAPE} (norms of maps, convolutions {SMALL}) float32, emulated:\n")
     shown = [
         {
             **row,
             "mb": f"{row['bytes'] / 1e6:.1f}",
             "floor_mb": f"{row['floor_bytes'] / 1e6:.1f}",
             "ratio": row["bytes"] / row["floor_bytes"],
+            "requests": sum(part["request_sectors"] for part in row["parts"])
+            / sum(part["ideal_sectors"] for part in row["parts"]),
         }
         for row in ledger
     ]
@@ -437,9 +684,11 @@ def main() -> None:
         "mb": "MB",
         "floor_mb": "floor MB",
         "ratio": "ratio",
+        "requests": "sectors/ideal",
         "widest_access_bits": "widest bits",
     }
     print(table(shown, columns))
+    print_estimates(ledger)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     partial = arguments.output.with_suffix(".partial")
     partial.write_text(json.dumps({"rows": kernels + ledger}, indent=1) + "\n")

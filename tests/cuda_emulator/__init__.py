@@ -248,6 +248,15 @@ def load(
     return Emulator(build(sources, **kind, flags=flags))
 
 
+def load_requests() -> Emulator:
+    """A build with requests beside the usual one: its ops are `torch.ops.torchext_requests`'s."""
+    from torchext import ops
+
+    ops.install("torchext_requests")
+    kinds = dict.fromkeys(("sanitize", "coverage", "races"), False)
+    return load(requests=True, flags=("-Dtorchext_emulated=torchext_requests",), **kinds)
+
+
 def sanitizer_environment() -> dict[str, str]:
     """What the environment of a Python process needs in order to load a sanitized build."""
     libraries = [

@@ -14,7 +14,6 @@ import torch
 from support.calls import calls
 
 import cuda_emulator
-import torchext
 from torchext import backend
 
 pytestmark = pytest.mark.slow  # a build of its own
@@ -90,12 +89,10 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def ratios() -> dict[str, list[float]]:
     """Kernel and direction to the worst ratio in each of `BUILDS`."""
-    namespace = "torchext_requests"  # beside the usual build
-    torchext.ops.install(namespace)
-    emulator = cuda_emulator.load(
-        requests=True, flags=(f"-Dtorchext_emulated={namespace}",), sanitize=False, races=False
+    emulator = cuda_emulator.load_requests()
+    backend.register(
+        backend.Backend("cuda-requests", "torchext_requests", lambda _: "", automatic=False)
     )
-    backend.register(backend.Backend("cuda-requests", namespace, lambda _: "", automatic=False))
     found: dict[str, list[float]] = {}
     for i, (dtype, last) in enumerate(BUILDS):
         with backend.use("cuda-requests"), emulator.ledger() as launches:
