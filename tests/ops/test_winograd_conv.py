@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from support.backends import parameters, running
 from support.tolerance import assert_close
+from torch import Tensor
 
 import torchext
 from torchext import backend, nn
@@ -320,6 +322,49 @@ def test_panels_are_kept_in_evaluation_and_freed_with_the_weight() -> None:
     del layer, derived
     gc.collect()
     assert len(winograd_conv._known) == before
+
+
+def test_parts_of_a_decoders_weight_are_kept_in_evaluation() -> None:
+    """A U-Net's stage convolves two parts of its weight, one of them by phases."""
+    weight = torch.nn.Parameter(torch.randn(6, 7, 3, 3))
+    x, mask = torch.randn(1, 4, 16, 16), (torch.rand(1, 1, 16, 16) > 0.2).float()
+    skip, known = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+
+    def stage(weight: Tensor) -> Tensor:
+        return torchext.partial_upsample_conv2d(x, mask, weight, skip=skip, skip_mask=known)[0]
+
+    before = len(winograd_conv._known), len(winograd_conv._kept)
+    with backend.convolution("winograd"):
+        with torch.inference_mode():
+            for _ in range(3):
+                y = stage(weight)
+            assert torch.equal(y, stage(weight.clone()))
+            assert len(winograd_conv._kept) == before[1] + 5  # parts, phases, panels of both
+            weight.data[0].mul_(2)
+            torch.testing.assert_close(stage(weight)[:, 0], 2 * y[:, 0])
+            torch.testing.assert_close(stage(weight)[:, 1:], y[:, 1:], rtol=0, atol=0)
+        stage(weight).sum().backward()
+    leaf = weight.detach().clone().requires_grad_()
+    with backend.convolution("direct"):
+        stage(leaf).sum().backward()
+    torch.testing.assert_close(weight.grad, leaf.grad, rtol=1e-4, atol=1e-3)
+    del weight
+    gc.collect()
+    assert (len(winograd_conv._known), len(winograd_conv._kept)) == before
+
+
+def test_what_is_kept_counts_where_it_is_chosen() -> None:
+    """A layer's weight in inference; not one that is made anew at each call."""
+    x, weight = torch.randn(1, 256, 14, 14), torch.nn.Parameter(torch.randn(256, 256, 3, 3))
+
+    def expected(weight: Tensor) -> float:
+        text = torchext.explain_convolution(x, weight, padding=1)
+        return float(re.search(r"expected to be ([0-9.]+) times", text)[1])
+
+    learning = expected(weight)
+    with torch.no_grad():
+        assert expected(weight) > learning
+        assert expected(weight * 1) == learning
 
 
 def test_nothing_is_kept_in_training() -> None:

@@ -54,7 +54,17 @@ from .convolution import (
 from .hole_tiles import convolve_tiles, live_tiles
 from .op import Gradients, Op
 from .upsample_conv import by_phases
-from .winograd_conv import apply, chosen, conv2d, convolution_gradients, convolve, direct
+from .winograd_conv import (
+    apply,
+    chosen,
+    conv2d,
+    convolution_gradients,
+    convolve,
+    derived,
+    direct,
+    learns,
+    split_at,
+)
 
 Form = Literal["ratio", "sum"]
 FORMS = ("ratio", "sum")
@@ -239,11 +249,13 @@ def partial_upsample_conv2d(
     known = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], dim=1)
     counts = channels if len(channels) > 1 or form == "sum" else []
     scale, updated = _window(known, counts, geometry, form, bias is not None, eps)
+    known = backend.readable(weight) and not learns(weight)
+    split = split_at(low_channels)
+    low_weight, weight = derived(weight, split) if known else split(weight)
     rest = None
     if skip is not None:
-        masked = _product(skip, masks[1], [])
-        rest = _convolve(masked, weight[:, low_channels:], geometry, 1, "zeros")
-    raw = by_phases(_product(x, low_mask, []), weight[:, :low_channels], None, rest)
+        rest = _convolve(_product(skip, masks[1], []), weight, geometry, 1, "zeros")
+    raw = by_phases(_product(x, low_mask, []), low_weight, None, rest)
     return _epilogue(raw, scale, updated, tail), updated.to(x.dtype)
 
 

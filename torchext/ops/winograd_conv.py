@@ -52,7 +52,7 @@ _CONVOLUTION = _Cost(22.0, 13.0, 0.69, 22.0, 2.6)
 _WEIGHT_GRADIENT = _Cost(22.0, 25.0, 0.9, 22.0, 3.1)
 _TILES = {"avx512": 32, "avx2": 16}  # that are computed together
 _PANEL = 8  # output channels that are computed together
-_MOST_KEPT = 1 << 24  # numbers that are made of a weight, 64 MiB
+_MOST_KEPT = 1 << 25  # numbers that are made of a weight, 128 MiB
 _GAIN = 1.1  # by which it must be ahead
 _REASON = "Winograd's is expected to be {:.1f} times as fast"
 
@@ -150,9 +150,15 @@ def gain(
     dilation: Sequence[int],
     cost: _Cost = _CONVOLUTION,
     kernel: int = 3,
+    fixed: bool = False,
 ) -> float:
-    """How many times faster than a direct convolution it is expected to be."""
-    return _gain(backend.simd_level(), x.shape, channels, output_size, dilation, cost, kernel)
+    """How many times faster than a direct convolution it is expected to be.
+
+    Args:
+        fixed: the weight is to stay what it is, so that what is made of it is kept.
+    """
+    given = (x.shape, channels, output_size, dilation, cost, kernel, fixed)
+    return _gain(backend.simd_level(), *given)
 
 
 def _gain(
@@ -163,6 +169,7 @@ def _gain(
     dilation: Sequence[int],
     cost: _Cost,
     kernel: int,
+    fixed: bool,
 ) -> float:
     together = _TILES.get(simd)
     if together is None:
@@ -175,14 +182,15 @@ def _gain(
     tiles = -(-N * grids * rows * columns // together) * together
     outs = -(-channels // _PANEL) * _PANEL
     ours = tiles * (cost.of_in * ins + cost.of_out * channels + cost.of_pair * ins * outs)
-    ours += cost.of_weight * ins * outs
+    if not fixed or (kernel + 3) ** 2 * ins * outs > _MOST_KEPT:
+        ours += cost.of_weight * ins * outs
     direct = cost.direct * ins * channels * N * output_size[0] * output_size[1] / 16
     return direct / ours * (1 if kernel == 3 else (4 / 9) / (25 / 36))
 
 
-def chosen(ops: Any, *convolution: Any) -> bool:
+def chosen(ops: Any, *convolution: Any, fixed: bool = False) -> bool:
     """Whether a convolution is to be one of Winograd's; the arguments of `why_direct`."""
-    return not why_direct(ops, *convolution)
+    return not why_direct(ops, *convolution, fixed=fixed)
 
 
 def why_direct(
@@ -195,12 +203,14 @@ def why_direct(
     dilation: Sequence[int],
     groups: int,
     cost: _Cost = _CONVOLUTION,
+    fixed: bool = False,
 ) -> str:
     """Why a convolution is not to be one of Winograd's, by `torchext.backend.convolution`; or "".
 
     Args:
         ops: of the backend that runs; only the CPU's has it.
         cost: of the convolution, or of its weight's gradient.
+        fixed: the weight is to stay what it is, so that what is made of it is kept.
     """
     wanted = backend.chosen_convolution()
     if wanted == "direct":
@@ -211,7 +221,8 @@ def why_direct(
     if reason:
         return reason
     sizes = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    return _why_direct(wanted, backend.simd_level(), tuple(x.shape), channels, *sizes, groups, cost)
+    given = (tuple(x.shape), channels, *sizes, groups, cost, fixed)
+    return _why_direct(wanted, backend.simd_level(), *given)
 
 
 # A network asks for the same few convolutions at every call.
@@ -227,6 +238,7 @@ def _why_direct(
     dilation: tuple[int, ...],
     groups: int,
     cost: _Cost,
+    fixed: bool,
 ) -> str:
     reason = _problem_of_sizes(channels, stride, kernel, groups)
     if reason or wanted == "winograd":
@@ -234,7 +246,7 @@ def _why_direct(
     output = _output_size(shape, kernel[0], padding, dilation)
     if min(output) < 1:
         return "the result is empty"
-    expected = _gain(simd, shape, channels, output, dilation, cost, kernel[0])
+    expected = _gain(simd, shape, channels, output, dilation, cost, kernel[0], fixed)
     return "" if expected > _GAIN else _REASON.format(expected)
 
 
@@ -255,7 +267,8 @@ def explain_convolution(
 
     Returns:
         "winograd: ..." with how many times as fast as a direct convolution it is expected to be, or
-        "direct: ..." with the reason. In code that is compiled it is always direct.
+        "direct: ..." with the reason: for this weight, as it is called now (what is made of a
+        layer's that does not learn is kept). In code that is compiled it is always direct.
 
     Raises:
         TypeError: an argument is of the wrong kind or dtype.
@@ -277,11 +290,12 @@ def explain_convolution(
         return "direct: takes x and weight in float32, without autocast"
     sizes = (geometry.stride, geometry.padding, geometry.dilation)
     ops = backend.choose("winograd_conv2d", x).ops
-    reason = why_direct(ops, x, len(weight), kernel, *sizes, groups)
+    fixed = is_fixed(weight)
+    reason = why_direct(ops, x, len(weight), kernel, *sizes, groups, fixed=fixed)
     if reason:
         return f"direct: {reason}"
     output = _output_size(x.shape, kernel[0], geometry.padding, geometry.dilation)
-    expected = gain(x, len(weight), output, geometry.dilation, kernel=kernel[0])
+    expected = gain(x, len(weight), output, geometry.dilation, kernel=kernel[0], fixed=fixed)
     return f"winograd: expected to be {expected:.1f} times as fast as a direct convolution"
 
 
@@ -311,6 +325,7 @@ def conv2d(
         and chosen(
             backend.choose("winograd_conv2d", x).ops,
             *(x, len(weight), weight.shape[2:], stride, padding, dilation, groups),
+            fixed=is_fixed(weight),
         )
     ):
         return WINOGRAD_CONV2D(x, weight, bias, [*padding], [*dilation])
@@ -384,6 +399,8 @@ def convolution_gradients(
 
 # --- what is made of weights ----------------------------------------------------------------------
 
+Made = Tensor | tuple[Tensor, ...]
+
 
 class _Derived:
     """What is made of a weight, kept from its second use on for as long as that stays what it is.
@@ -393,35 +410,64 @@ class _Derived:
 
     def __init__(self) -> None:
         self.version: int | None = None
-        self.kept: tuple[Tensor, Tensor] | None = None  # a copy of the weight, what was made of it
+        self.kept: tuple[Tensor | None, Made] | None = None  # a copy of the weight, what was made
 
-    def of(self, weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    def of(self, weight: Tensor, make: Callable[[Tensor], Made]) -> Made:
         kept = self.kept  # read once, as other threads may be here too
         if kept is not None:
             copy, value = kept
             # Its version alone would not tell: what is written through `weight.data` has its own.
-            if torch.equal(weight, copy):
+            if copy is None or torch.equal(weight, copy):
                 return value
             self.kept = None
-        version = 0 if weight.is_inference() else weight._version
+        ours = weight in _kept  # nobody else writes into it
+        version = 0 if ours or weight.is_inference() else weight._version
         # A training step may use what an evaluation in inference mode has left here.
         with torch.inference_mode(False), torch.no_grad():
             value = make(weight)
-            if version == self.version and value.numel() <= _MOST_KEPT:
-                self.kept = weight.clone(), value
+            parts = (value,) if isinstance(value, Tensor) else value
+            small = sum(part.numel() for part in parts) <= _MOST_KEPT
+            if (ours or version == self.version) and small:
+                self.kept = None if ours else weight.clone(), value
+                for part in parts:
+                    _kept[part] = True
         self.version = version
         return value
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()  # all that is, by identity
 
 
-def derived(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    """make(weight), which is not made again while an unchanged weight is used; below autograd."""
+def derived(weight: Tensor, make: Callable[[Tensor], Made]) -> Any:
+    """make(weight), which is not made again while an unchanged weight is used; below autograd.
+
+    What it gives may be given to it again.
+    """
     return _known.setdefault(weight, defaultdict(_Derived))[make].of(weight, make)
 
 
-def _panels(weight: Tensor) -> Tensor:
+def learns(weight: Tensor) -> bool:
+    """Whether a gradient of the weight is to be expected."""
+    return torch.is_grad_enabled() and weight.requires_grad
+
+
+def is_fixed(weight: Tensor) -> bool:
+    """Whether the same weight is to be expected at the next call: a layer's, or what is kept."""
+    return not learns(weight) and (isinstance(weight, torch.nn.Parameter) or weight in _kept)
+
+
+@functools.cache
+def split_at(channels: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The part of a weight for so many input channels, and that for the others."""
+
+    def split(weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight[:, :channels].contiguous(), weight[:, channels:].contiguous()
+
+    return split
+
+
+def panels_of(weight: Tensor) -> Tensor:
     return torch.ops.torchext.winograd_weight(weight.contiguous(), False)
 
 
@@ -450,7 +496,7 @@ def apply(
         epilogue: as `partial_conv_epilogue` takes it, from the scale on; or with a bias alone.
         transposed: by the weight with channels exchanged and taps reversed.
     """
-    panels = derived(weight, _transposed_panels if transposed else _panels)
+    panels = derived(weight, _transposed_panels if transposed else panels_of)
     channels = weight.shape[1 if transposed else 0]
     return torch.ops.torchext.winograd_apply(
         x, mask, panels, channels, *epilogue, padding, dilation
