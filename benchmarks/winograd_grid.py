@@ -1,9 +1,9 @@
 """Whether Winograd's form is chosen where it is faster: `python -m benchmarks.winograd_grid`.
 
 Sixty shapes, as the layers of networks have them: the model's expectation beside what is measured,
-with the weight transformed anew, as in training, and with the transformed weight kept, as in
-inference. Before each call the caches lose the weight, as they do while a network's other layers
-run, and hold the image. Writes results/winograd_grid.json.
+with the weight transformed anew, as in training, with the transformed weight kept, as in inference,
+and of both gradients. Before each call the caches lose the weight, as they do while a network's
+other layers run, and hold the image. Writes results/winograd_grid.json.
 """
 
 from .environment import restart_with_settled_heap
@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,59 +56,90 @@ def measure(calls: dict[str, Callable[[], object]], x: torch.Tensor, rounds: int
 
 
 def row(shape: tuple[int, int, int, int, int], rounds: int) -> dict:
+    """Of each kind of convolution: the milliseconds, what was expected and what was chosen."""
     N, ins, outs, size, dilation = shape
     x, weight = torch.randn(N, ins, size, size), torch.randn(outs, ins, 3, 3)
-    sizes = ((3, 3), (1, 1), [dilation] * 2, [dilation] * 2, 1)
+    grad = torch.randn(N, outs, size, size)
+    sizes = ([1, 1], [dilation] * 2, [dilation] * 2, 1)
     ops = torch.ops.torchext
+    kept = winograd_conv.panels_of(weight)
 
     def apply(panels: torch.Tensor) -> torch.Tensor:
-        epilogue = winograd_conv.NO_EPILOGUE
-        return ops.winograd_apply(x, None, panels, outs, *epilogue, *sizes[2:4])
+        return ops.winograd_apply(x, None, panels, outs, *winograd_conv.NO_EPILOGUE, *sizes[1:3])
 
-    kept = winograd_conv.panels_of(weight)
+    def gradients(always: bool, *wanted: bool) -> Callable[[], object]:
+        """By PyTorch, or always by Winograd's form."""
+        if always:
+            given = (ops, grad, x, weight, *sizes, wanted)
+            return lambda: winograd_conv.convolution_gradients(*given, always=True)
+        given = (grad, x, weight, None, *sizes[:3], False, [0, 0], 1, [*wanted, False])
+        return lambda: torch.ops.aten.convolution_backward(*given)
+
     calls = {
-        "direct": lambda: F.conv2d(x, weight, None, 1, dilation, dilation),
+        "direct": lambda: F.conv2d(x, weight, None, *sizes),
         "anew": lambda: apply(winograd_conv.panels_of(weight)),
         "kept": lambda: apply(kept),
+        "direct gradient of x": gradients(False, True, False),
+        "gradient of x": gradients(True, True, False),
+        "direct gradient of the weight": gradients(False, False, True),
+        "gradient of the weight": gradients(True, False, True),
     }
     with torch.no_grad():
         ms = measure(calls, x, rounds)
     found = {"shape": shape, "ms": ms}
-    for column, fixed in (("anew", False), ("kept", True)):
-        takes = winograd_conv.chosen(ops, x, outs, *sizes, fixed=fixed)
-        found[column] = {
-            "expected": winograd_conv.gain(x, outs, (size, size), (dilation,) * 2, fixed=fixed),
-            "measured": ms["direct"] / ms[column],
-            "chosen": takes,
-            "slower": ms[column] / ms["direct"] if takes else 1.0,
+    kinds = winograd_conv.COSTS
+    for kind, direct, given in (
+        ("anew", "direct", (x, outs, kinds.forward, False)),
+        ("kept", "direct", (x, outs, kinds.forward, True)),
+        ("gradient of x", "direct gradient of x", (grad, ins, kinds.input_gradient, False)),
+        (
+            "gradient of the weight",
+            "direct gradient of the weight",
+            (x, outs, kinds.weight_gradient, False),
+        ),
+    ):
+        image, channels, cost, fixed = given
+        dilations = (dilation, dilation)
+        expected = winograd_conv.gain(
+            image, channels, (size, size), dilations, cost=cost, fixed=fixed
+        )
+        chosen = winograd_conv.chosen(ops, image, channels, (3, 3), *sizes, cost=cost, fixed=fixed)
+        found[kind] = {
+            "expected": expected,
+            "measured": ms[direct] / ms[kind],
+            "chosen": chosen,
+            "slower": ms[kind] / ms[direct] if chosen else 1.0,
         }
     return found
 
 
-def main() -> None:
+KINDS = ("anew", "kept", "gradient of x", "gradient of the weight")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.winograd_grid")
     parser.add_argument("--rounds", type=int, default=9, help="calls of each, of which the median")
     parser.add_argument("--output", type=Path, default=Path("results/winograd_grid.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with backend.use("cpu"):
         rows = [row(shape, options.rounds) for shape in tqdm(SHAPES)]
-    print("N in->out size dilation | direct ms | transformed anew: expected, measured | kept")
+    print("N in->out size dilation | direct ms | expected, measured, * chosen: " + ", ".join(KINDS))
     for found in rows:
         N, ins, outs, size, dilation = found["shape"]
         parts = [f"{N} {ins}->{outs} {size} {dilation}", f"{found['ms']['direct']:.3f}"]
-        for column in ("anew", "kept"):
-            side = found[column]
+        for kind in KINDS:
+            side = found[kind]
             mark = "*" if side["chosen"] else " "
             parts.append(f"{side['expected']:.2f} {side['measured']:.2f}{mark}")
         print(" | ".join(parts))
-    for column in ("anew", "kept"):
-        slower = [found["shape"] for found in rows if found[column]["slower"] > TOLERANCE]
+    for kind in KINDS:
+        slower = [found["shape"] for found in rows if found[kind]["slower"] > TOLERANCE]
         missed = [
             found["shape"]
             for found in rows
-            if not found[column]["chosen"] and found[column]["measured"] > 1.1
+            if not found[kind]["chosen"] and found[kind]["measured"] > 1.1
         ]
-        print(f"{column}: chosen, but slower: {slower}; faster, but not chosen: {missed}")
+        print(f"{kind}: chosen, but slower: {slower}; faster, but not chosen: {missed}")
     options.output.write_text(
         json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1) + "\n"
     )

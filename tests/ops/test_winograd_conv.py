@@ -212,8 +212,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     [
         (64, 64, 128, True),
         (256, 256, 32, True),
+        (64, 3, 128, True),  # PyTorch's computes sixteen channels
         (3, 64, 128, False),  # the transforms would dominate
-        (64, 3, 128, False),
         (64, 64, 2, False),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_model_of_the_cost_grows_with_the_channels(monkeypatch: pytest.MonkeyP
     gains = [
         winograd_conv.gain(torch.empty(1, n, 64, 64), n, (64, 64), (1, 1)) for n in (8, 64, 256)
     ]
-    assert gains[0] < 1.1 < 1.9 < gains[1] < gains[2] < 4
+    assert 1 < gains[0] < 1.9 < gains[1] < gains[2] < 4
     monkeypatch.setattr(backend, "simd_level", lambda: "portable")
     assert winograd_conv.gain(torch.empty(1, 256, 64, 64), 256, (64, 64), (1, 1)) == 0
 
@@ -266,9 +266,9 @@ def test_a_model_of_the_cost_grows_with_the_channels(monkeypatch: pytest.MonkeyP
 def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "simd_level", lambda: "avx512")
     x, explain = torch.empty(1, 64, 64, 64), torchext.explain_convolution
-    weight, few = torch.empty(64, 64, 3, 3), torch.empty(4, 64, 3, 3)
+    weight, few = torch.empty(64, 64, 3, 3), torch.empty(64, 3, 3, 3)
     assert explain(x, weight, padding=1).startswith("winograd: expected to be 2.")
-    assert explain(x, few, padding="same").startswith("direct: Winograd's is expected to be")
+    assert explain(x[:, :3].contiguous(), few, padding="same").startswith("direct: Winograd's is")
     assert explain(x, weight, stride=2).startswith("direct: takes kernels of 3x3 and 2x2")
     assert explain(x.double(), weight.double()) == "direct: takes images in float32 on the CPU"
     assert explain(x.double(), weight).startswith("direct: takes x and weight in float32")

@@ -29,31 +29,52 @@ from .op import Gradients, Op
 _KERNELS = ((3, 3), (2, 2))
 
 
-class _Cost(NamedTuple):
+class Cost(NamedTuple):
     """Nanoseconds of one thread, measured with AVX-512; with AVX2 all take longer alike.
 
-    Of kernels of 3x3; those of 2x2 take as many times less as they have fewer products.
+    Fitted to `python -m benchmarks.winograd_grid`. Of kernels of 3x3; those of 2x2 take as many
+    times less as they have fewer products.
 
     Attributes:
+        of_call: once.
         of_in, of_out, of_pair: of a tile of 4 x 4 pixels, for each input channel, output channel
             and pair of both.
-        of_weight: once, for each pair.
-        direct: of a direct convolution of 4 x 4 pixels, for each pair.
+        of_panels: of reading the transformed weight, for each pair.
+        of_weight: of transforming it, for each pair.
+        direct_...: of a direct convolution: once, of 4 x 4 pixels, and of reading the weight.
     """
 
+    of_call: float
     of_in: float
     of_out: float
     of_pair: float
+    of_panels: float
     of_weight: float
-    direct: float
+    direct_call: float
+    direct_in: float
+    direct_out: float
+    direct_pair: float
+    direct_weight: float
 
 
-_CONVOLUTION = _Cost(22.0, 13.0, 0.69, 22.0, 2.6)
-_WEIGHT_GRADIENT = _Cost(22.0, 25.0, 0.9, 22.0, 3.1)
-_TILES = {"avx512": 32, "avx2": 16}  # that are computed together
+class _Costs(NamedTuple):
+    forward: Cost
+    input_gradient: Cost
+    weight_gradient: Cost
+
+
+COSTS = _Costs(
+    forward=Cost(5e4, 15.0, 12.0, 0.72, 2.4, 22.0, 6e4, 21.0, 9.0, 2.36, 6.8),
+    input_gradient=Cost(12e4, 13.5, 14.3, 0.72, 2.1, 6.2, 7e4, 0.0, 46.0, 2.15, 8.0),
+    # The sums over tiles are written and read again; the weight is not transformed.
+    weight_gradient=Cost(10e4, 52.0, 50.0, 0.8, 50.0, 0.0, 6e4, 13.0, 12.0, 2.94, 9.0),
+)
+_TILES = 16  # fewer take as long
+_DIRECT_PANEL = 16  # output channels that a direct convolution computes together
 _PANEL = 8  # output channels that are computed together
 _MOST_KEPT = 1 << 25  # numbers that are made of a weight, 128 MiB
-_GAIN = 1.1  # by which it must be ahead
+_GAIN = 1.2  # by which it must be ahead: the model's error
+_GAIN_OF_IMAGES = 1.6  # likewise with the few channels of an image, which PyTorch treats apart
 _REASON = "Winograd's is expected to be {:.1f} times as fast"
 
 
@@ -148,7 +169,7 @@ def gain(
     channels: int,
     output_size: Sequence[int],
     dilation: Sequence[int],
-    cost: _Cost = _CONVOLUTION,
+    cost: Cost = COSTS.forward,
     kernel: int = 3,
     fixed: bool = False,
 ) -> float:
@@ -167,30 +188,33 @@ def _gain(
     channels: int,
     output_size: Sequence[int],
     dilation: Sequence[int],
-    cost: _Cost,
+    cost: Cost,
     kernel: int,
     fixed: bool,
 ) -> float:
-    together = _TILES.get(simd)
-    if together is None:
+    if simd not in ("avx2", "avx512"):
         return 0.0
     N, ins = shape[:2]
     grids = dilation[0] * dilation[1]
     rows, columns = (
         -(-size // (4 * step)) for size, step in zip(output_size, dilation, strict=True)
     )
-    tiles = -(-N * grids * rows * columns // together) * together
+    tiles = -(-N * grids * rows * columns // _TILES) * _TILES
     outs = -(-channels // _PANEL) * _PANEL
     ours = tiles * (cost.of_in * ins + cost.of_out * channels + cost.of_pair * ins * outs)
+    ours += cost.of_call + cost.of_panels * ins * outs
     if not fixed or (kernel + 3) ** 2 * ins * outs > _MOST_KEPT:
         ours += cost.of_weight * ins * outs
-    direct = cost.direct * ins * channels * N * output_size[0] * output_size[1] / 16
+    outs = -(-channels // _DIRECT_PANEL) * _DIRECT_PANEL
+    direct = cost.direct_in * ins + cost.direct_out * channels + cost.direct_pair * ins * outs
+    direct *= N * output_size[0] * output_size[1] / 16
+    direct += cost.direct_call + cost.direct_weight * ins * channels
     return direct / ours * (1 if kernel == 3 else (4 / 9) / (25 / 36))
 
 
-def chosen(ops: Any, *convolution: Any, fixed: bool = False) -> bool:
+def chosen(ops: Any, *convolution: Any, **options: Any) -> bool:
     """Whether a convolution is to be one of Winograd's; the arguments of `why_direct`."""
-    return not why_direct(ops, *convolution, fixed=fixed)
+    return not why_direct(ops, *convolution, **options)
 
 
 def why_direct(
@@ -202,7 +226,7 @@ def why_direct(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    cost: _Cost = _CONVOLUTION,
+    cost: Cost = COSTS.forward,
     fixed: bool = False,
 ) -> str:
     """Why a convolution is not to be one of Winograd's, by `torchext.backend.convolution`; or "".
@@ -237,7 +261,7 @@ def _why_direct(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     groups: int,
-    cost: _Cost,
+    cost: Cost,
     fixed: bool,
 ) -> str:
     reason = _problem_of_sizes(channels, stride, kernel, groups)
@@ -247,7 +271,8 @@ def _why_direct(
     if min(output) < 1:
         return "the result is empty"
     expected = _gain(simd, shape, channels, output, dilation, cost, kernel[0], fixed)
-    return "" if expected > _GAIN else _REASON.format(expected)
+    least = _GAIN_OF_IMAGES if min(shape[1], channels) < _PANEL else _GAIN
+    return "" if expected > least else _REASON.format(expected)
 
 
 def explain_convolution(
@@ -375,17 +400,17 @@ def convolution_gradients(
     # A convolution of the gradient, taps reversed.
     border = [(k - 1) * d - p for k, p, d in zip(weight.shape[2:], padding, dilation, strict=True)]
 
-    def taken(x: Tensor, channels: int, padding: list[int], cost: _Cost) -> bool:
+    def taken(x: Tensor, channels: int, padding: list[int], cost: Cost) -> bool:
         if always:
             return _takes(ops, x, channels, weight)
         given = (weight.shape[2:], stride, padding, dilation, groups)
         return chosen(ops, x, channels, *given, cost)
 
-    if of_x and min(border) >= 0 and taken(grad, ins, border, _CONVOLUTION):
+    if of_x and min(border) >= 0 and taken(grad, ins, border, COSTS.input_gradient):
         grad_x = apply(grad, weight, border, dilation, transposed=True)
         of_x = False
     fits = grad.dtype == x.dtype and grad.is_contiguous()
-    if of_weight and fits and taken(x, outs, padding, _WEIGHT_GRADIENT):
+    if of_weight and fits and taken(x, outs, padding, COSTS.weight_gradient):
         grad_weight = ops.winograd_weight_gradient(grad, x, weight.shape[2], padding, dilation)
         of_weight = False
     if of_x or of_weight:
