@@ -354,6 +354,8 @@ def traced() -> bool:
     """Whether a graph is being recorded: values are unknown, and none may be baked in."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
     modes = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE))
 

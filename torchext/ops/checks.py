@@ -35,6 +35,20 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     return None
 
 
+def place_to_keep(x: torch.Tensor) -> tuple[torch.device, object] | None:
+    """Where what depends on x's sizes alone may be kept for later calls: its device and stream.
+
+    None where it may not: in a graph, for a tensor that stands for another.
+    """
+    if type(x) not in PLAIN or backend.traced():
+        return None
+    if not x.is_cuda:
+        return x.device, None
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    return x.device, torch.cuda.current_stream(x.device)
+
+
 def refuse_tracing() -> None:
     """For ops whose arguments are computed from sizes, which a trace would keep."""
     if torch.jit.is_tracing():

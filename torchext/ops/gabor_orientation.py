@@ -4,6 +4,7 @@ And the orientation maps of hair reconstruction: NeuralHaircut (ICCV 2023), Mono
 GaussianHaircut (ECCV 2024) and Im2Haircut (ICCV 2025).
 """
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from .checks import (
     is_number,
     native,
     parameter_in,
+    place_to_keep,
 )
 from .filter_banks import BANKS, MAX_COUNT, MAX_SIZE
 from .op import Gradients, Op
@@ -243,9 +245,19 @@ def resolve_bank(bank: BankName | Tensor, image: Tensor) -> Tensor:
     """The filters (K,k,k) of a name, for an image; a tensor as it is."""
     if isinstance(bank, str):
         check_choice("bank", bank, BANKS)
-        return BANKS[bank](dtype=accumulate_dtype(image.dtype), device=image.device)
+        dtype, place = accumulate_dtype(image.dtype), place_to_keep(image)
+        if place is None:
+            return BANKS[bank](dtype=dtype, device=image.device)
+        return _kept_bank(bank, dtype, *place)
     _check_bank(bank, image)
     return bank.reshape(-1, *bank.shape[-2:])
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_bank(bank: BankName, dtype: torch.dtype, device: torch.device, stream: Any) -> Tensor:
+    # A training step may use what an inference has left here.
+    with torch.inference_mode(False), torch.no_grad():
+        return BANKS[bank](dtype=dtype, device=device)
 
 
 def _check_grey_image(image: Tensor) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .. import backend
 from .checks import (
-    PLAIN,
     accumulate_dtype,
     autocast_dtype,
     check_choice,
@@ -33,6 +32,7 @@ from .checks import (
     in_dtype,
     native,
     parameter_in,
+    place_to_keep,
     refuse_tracing,
 )
 from .convolution import (
@@ -499,11 +499,11 @@ def _window_of_ones(
         counts = [x.shape[1]] if form == "sum" else []
         return _window(ones, counts, geometry, form, bias, eps)
 
-    if type(x) not in PLAIN or backend.traced() or _capturing(x):
+    place = place_to_keep(x)
+    if place is None:
         return window()
     key = (
-        *(x.dtype, x.device, backend.choose("mask_window", x).name),
-        torch.cuda.current_stream(x.device) if x.is_cuda else None,  # which made them
+        *(*place, x.dtype, backend.choose("mask_window", x).name),
         *(tuple(x.shape[2:]), form, bias, eps, x.shape[1] if form == "sum" else 1),
         *map(tuple, (geometry.kernel_size, geometry.stride, geometry.border, geometry.dilation)),
     )
@@ -514,11 +514,6 @@ def _window_of_ones(
             found = window()
         _KEPT.put(key, found)
     return found
-
-
-def _capturing(x: Tensor) -> bool:
-    """Whether memory is that of a CUDA graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _check_window(
