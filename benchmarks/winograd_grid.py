@@ -2,8 +2,9 @@
 
 Sixty shapes, as the layers of networks have them: the model's expectation beside what is measured,
 with the weight transformed anew, as in training, with the transformed weight kept, as in inference,
-and of both gradients. Before each call the caches lose the weight, as they do while a network's
-other layers run, and hold the image. Writes results/winograd_grid.json.
+and of both gradients. Before each call the caches lose all, as they do while a network's other
+layers run, but for what the layer before has made: the image, or its gradient. Writes
+results/winograd_grid.json.
 """
 
 from .environment import restart_with_settled_heap
@@ -41,13 +42,16 @@ CACHES = torch.empty(1 << 24)  # 64 MiB
 TOLERANCE = 1.02  # by which a choice may be slower than a direct convolution
 
 
-def measure(calls: dict[str, Callable[[], object]], x: torch.Tensor, rounds: int) -> dict:
+Call = tuple[Callable[[], object], torch.Tensor]  # and what the caches hold
+
+
+def measure(calls: dict[str, Call], rounds: int) -> dict[str, float]:
     """The median milliseconds of each call; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
-        for name, call in calls.items():
+        for name, (call, held) in calls.items():
             CACHES.add_(1)
-            x.sum()
+            held.sum()
             start = time.perf_counter()
             call()
             if turn:
@@ -76,16 +80,16 @@ def row(shape: tuple[int, int, int, int, int], rounds: int) -> dict:
         return lambda: torch.ops.aten.convolution_backward(*given)
 
     calls = {
-        "direct": lambda: F.conv2d(x, weight, None, *sizes),
-        "anew": lambda: apply(winograd_conv.panels_of(weight)),
-        "kept": lambda: apply(kept),
-        "direct gradient of x": gradients(False, True, False),
-        "gradient of x": gradients(True, True, False),
-        "direct gradient of the weight": gradients(False, False, True),
-        "gradient of the weight": gradients(True, False, True),
+        "direct": (lambda: F.conv2d(x, weight, None, *sizes), x),
+        "anew": (lambda: apply(winograd_conv.panels_of(weight)), x),
+        "kept": (lambda: apply(kept), x),
+        "direct gradient of x": (gradients(False, True, False), grad),
+        "gradient of x": (gradients(True, True, False), grad),
+        "direct gradient of the weight": (gradients(False, False, True), grad),
+        "gradient of the weight": (gradients(True, False, True), grad),
     }
     with torch.no_grad():
-        ms = measure(calls, x, rounds)
+        ms = measure(calls, rounds)
     found = {"shape": shape, "ms": ms}
     kinds = winograd_conv.COSTS
     for kind, direct, given in (

@@ -73,7 +73,7 @@ _TILES = 16  # fewer take as long
 _DIRECT_PANEL = 16  # output channels that a direct convolution computes together
 _PANEL = 8  # output channels that are computed together
 _MOST_KEPT = 1 << 25  # numbers that are made of a weight, 128 MiB
-_GAIN = 1.2  # by which it must be ahead: the model's error
+_GAIN = 1.25  # by which it must be ahead: the model's error
 _GAIN_OF_IMAGES = 1.6  # likewise with the few channels of an image, which PyTorch treats apart
 _REASON = "Winograd's is expected to be {:.1f} times as fast"
 
