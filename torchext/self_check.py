@@ -119,12 +119,13 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
         t["x"], *_self_aware(t), threshold=0.5
     ),
     "partial_conv2d": lambda t: torchext.partial_conv2d(t["x"], t["mask"], t["kernel"])[0],
+    # Strided, as Winograd's form has an epilogue and tiles of its own.
     "partial_conv2d, fused": lambda t: torchext.partial_conv2d(
-        t["x"], t["mask"], t["kernel"], t["one"].expand(6), padding=1, form="sum",
+        t["x"], t["mask"], t["kernel"], t["one"].expand(6), stride=2, padding=1, form="sum",
         negative_slope=0.2,
     )[0],
     "partial_conv2d, a large hole": lambda t: torchext.partial_conv2d(
-        t["skip"], t["hole"], t["kernel"][:, :4], padding=1
+        t["skip"], t["hole"], t["kernel"][:, :4], stride=(1, 2), padding=1
     )[0],
     "partial_conv3d": lambda t: torchext.partial_conv3d(t["volume"], None, t["kernel_3d"])[0],
     "partial_upsample_conv2d": lambda t: torchext.partial_upsample_conv2d(

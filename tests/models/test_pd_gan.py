@@ -40,7 +40,8 @@ def test_samples_equal_separate_passes(built, given):
         for z, sample in zip(noise, samples, strict=True):
             fill = (built["generator"](z, prior, known) + 1) / 2
             expected = torch.where(known == 1, image, fill)
-            torch.testing.assert_close(sample, expected, rtol=1e-4, atol=1e-5)
+            # Whether a convolution takes Winograd's form depends on the size of the batch.
+            torch.testing.assert_close(sample, expected, rtol=1e-4, atol=2e-4)
     assert not samples[0].equal(samples[1])
 
 

@@ -117,7 +117,7 @@ def test_gradcheck(case: OpCase, name: str) -> None:
 
         if not values or not function(*values):
             pytest.skip("has no gradients")
-        fast = name != "cpu" or sum(value.numel() for value in values) > 1000
+        fast = name != "cpu" or sum(value.numel() for value in values) > 150
         assert torch.autograd.gradcheck(function, values, fast_mode=fast)
         if name == "cpu":
             assert torch.autograd.gradgradcheck(function, values, fast_mode=True)
@@ -204,7 +204,7 @@ EVERY = (
     "test_faketensor",
     "test_aot_dispatch_dynamic",
 )
-# Sizes that depend on data: no compiled form is compared.
+# Without a compiled form, for sizes that depend on data.
 OF_DATA = ("test_schema", "test_faketensor")
 
 
@@ -213,7 +213,9 @@ OF_DATA = ("test_schema", "test_faketensor")
 def test_opcheck(case: OpCase, last: bool) -> None:
     for name, arguments in calls_of(case, last):
         op = getattr(torch.ops.torchext, name)
-        utilities = OF_DATA if name in ("number_windows", "label_windows") else EVERY
+        # What compilers make of it does not depend on the memory format.
+        whole = name not in ("number_windows", "label_windows") and not last
+        utilities = EVERY if whole else OF_DATA
         if OPS[name].backward is not None:
             torch.library.opcheck(op, arguments, test_utils=utilities)
         torch.library.opcheck(op, tree_map(_detached, arguments), test_utils=utilities)
