@@ -448,7 +448,7 @@ def _modulated_norm_cases(ops: Any, maps: list[torch.Tensor]) -> Cases:
         "modulated_norm position": (position, 4 * T + small),
         "modulated_norm backward position": (position_backward, 6 * T + small),
         "modulated_norm instance": (instance, 5 * T),
-        "modulated_norm backward instance": (instance_backward, 9 * T),
+        "modulated_norm backward instance": (instance_backward, 8 * T),
         "modulated_norm instance activated": (activated, 5 * T),
         "modulated_norm backward instance activated": (activated_backward, 11 * T),
         "modulated_norm of a table": (of_table, 3 * T + index.nbytes + table.nbytes),

@@ -102,6 +102,11 @@ struct Maps {
     expects_plain(index, ScalarType::Int, problem.images * problem.pixels,
                   "index: expected contiguous int32 (N, H, W)");
   }
+  // Whether the gradient of an element's beta is that of y, so that none has to be written.
+  bool beta_has_gradient_of_y() const {
+    return (gamma.extent == Extent::kElement || gamma.extent == Extent::kTable) &&
+           weight.extent == Extent::kAbsent && slope == 1.0;
+  }
 };
 
 struct ModulatedNorm {
@@ -125,7 +130,8 @@ struct ModulatedNormBackward {
   const MaybeTensor& rstd;
   MaybeTensor mean_sums;  // (2, R, C), if the sums have been taken
   bool unbiased;
-  // Empty where they are not wanted. Of a table: every element's share of its row.
+  // Empty where they are not wanted (of beta: where it is grad). Of a table: every element's share
+  // of its row.
   Tensor grad_x, grad_gamma, grad_beta, grad_weight, sums;
 
   bool wants_grad_x() const { return grad_x.dim() == 4; }
@@ -201,7 +207,8 @@ ModulatedNormBackward differentiate(const Problem& problem, const Tensor& grad,
   };
   const bool wants_sums = problem.per_channel() && wants_maps && !wants_grad_x;
   Tensor grad_x = wants_grad_x ? torch::stable::empty_like(x) : nothing();
-  Tensor grad_gamma = gradient_of(maps.gamma, true), grad_beta = gradient_of(maps.gamma, true);
+  Tensor grad_gamma = gradient_of(maps.gamma, true);
+  Tensor grad_beta = gradient_of(maps.gamma, !maps.beta_has_gradient_of_y());
   Tensor grad_weight = gradient_of(maps.weight, weight_gradient);
   Tensor sums = wants_sums ? new_tensor(x, {2, R, C}, type) : nothing();
   ModulatedNormBackward call{problem,   grad,     y,      x,          maps,      mean,        rstd,

@@ -118,6 +118,7 @@ def _map_gradients(
     of_weight = of_beta
     if grad_gamma is not None:
         tl.store(grad_gamma + offsets, of_gamma.to(grad_gamma.dtype.element_ty), mask=mask)
+    if grad_beta is not None:
         tl.store(grad_beta + offsets, of_beta.to(grad_beta.dtype.element_ty), mask=mask)
     if beta is not None:
         b = _map(beta, index, rows, image, c, p, offsets, C, P, mask, 0.0, MAPS)
@@ -552,9 +553,12 @@ def _backward(
     N, C, H, W = x.shape
     forms = _forms(x, gamma, weight, index, gain, slope)
     in_walk = PIXEL if _per_pixel(statistics) else CHANNEL
+    # That of an element's beta is grad where nothing stands between beta and y.
+    of_element = _extent(gamma, x, index) in (ELEMENT, TABLE)
+    writes_beta = weight is not None or slope != 1 or not of_element
     gradients = [
         _Gradient(x, gamma, True, in_walk, index),
-        _Gradient(x, gamma, True, in_walk, index),
+        _Gradient(x, gamma, writes_beta, in_walk, index),
         _Gradient(x, weight, weight_gradient, in_walk),
     ]
     elements = [gradient.elements for gradient in gradients]

@@ -7,10 +7,11 @@
 //   Statistics per channel, contiguous: a thread takes a whole channel, so statistics and
 //   application share the cache: forward reads x, gamma and beta and writes y, 4T when a channel
 //   fits (the floor; 5T if not); backward reads grad, x and gamma and writes three gradients, 6T
-//   when it fits (9T if not). Channels last, and gradients of maps that all channels share: the
-//   higher figures, over ranges of pixels.
+//   when it fits (9T if not); 5T (8T) without an activation and a weight, where beta's gradient is
+//   grad. Channels last, and gradients of maps that all channels share: the higher figures, over
+//   ranges of pixels.
 //   Statistics per pixel: a thread takes a range of pixels with all their channels and keeps it in
-//   the cache: 4T and 6T, the floors.
+//   the cache: 4T and 6T (5T), the floors.
 //
 // The split of the work never depends on the number of threads, so neither does the result. The
 // statistics per channel are region normalisation's, with one region.
@@ -652,7 +653,7 @@ void compute(const ModulatedNormBackward& call) {
       return out;
     };
     g.gamma = output(g.operands.gamma, call.grad_gamma, true);
-    g.beta = output(g.operands.gamma, call.grad_beta, true);
+    g.beta = output(g.operands.gamma, call.grad_beta, !call.maps.beta_has_gradient_of_y());
     g.weight = output(g.operands.weight, call.grad_weight, call.wants_weight());
     g.grad_x = data<T>(call.grad_x);
     const int64_t count = std::max<int64_t>(group_size(problem), 1);

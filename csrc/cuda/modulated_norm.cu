@@ -6,11 +6,12 @@
 // launches.
 //   Statistics per channel: forward 5T in 2: moments of slices (region_statistics.cuh, with one
 //     region) read T; apply reads x, gamma, beta, writes y, each block first merging its channels'
-//     partial results. Backward 9T in 2: partial sums with the maps' gradients read 3T and write
-//     2T; apply reads 3T and writes T; 11T behind an activation, as both read y. Both are the floor
-//     unless a channel stays in the cache.
-//   Statistics per pixel: forward 4T in 1, backward 6T in 1, the floors: a block takes some pixels
-//     with all their channels; what it reads twice is in shared memory or the cache.
+//     partial results. Backward 8T in 2: partial sums with gamma's gradient read 3T and write T
+//     (beta's is grad); apply reads 3T and writes T. With a weight 9T, as beta's gradient is
+//     written; 11T behind an activation, as both read y too.
+//   Statistics per pixel: forward 4T in 1, backward 5T in 1 (6T with a weight, 7T with an
+//     activation): a block takes some pixels with all their channels; what it reads twice is in
+//     shared memory or the cache.
 // A gradient summed across the walk (of a map per pixel with statistics per channel, or per channel
 // with statistics per pixel) is first written for every element, then summed by a kernel of its
 // own.
@@ -260,7 +261,8 @@ void compute(const ModulatedNormBackward& call) {
                                                         : Extent::kAbsent;
     const bool maps = call.wants_maps();
     const PendingGradient<T> gamma(x, modulation.gamma, call.grad_gamma, maps, in_walk);
-    const PendingGradient<T> beta(x, modulation.gamma, call.grad_beta, maps, in_walk);
+    const PendingGradient<T> beta(x, modulation.gamma, call.grad_beta,
+                                  maps && !call.maps.beta_has_gradient_of_y(), in_walk);
     const PendingGradient<T> weight(x, modulation.weight, call.grad_weight,
                                     maps && call.wants_weight(), in_walk);
     const MapGradients<T> out{gamma.to, beta.to, weight.to};

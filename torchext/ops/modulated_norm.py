@@ -312,6 +312,8 @@ class _Synchronised(torch.autograd.Function):
             grad, y, x, gamma, weight, mean, rstd, index, mean_sums, *ctx.options
         )
         grad_gamma, grad_beta, grad_weight = gradients
+        if gamma is not None and _beta_has_gradient_of_y(x, grad_gamma, weight, ctx.options[1]):
+            grad_beta = grad
         if gamma is None:
             grad_gamma = grad_beta = None
         elif index is not None:
@@ -371,22 +373,35 @@ def _fake(
     return torch.empty_like(x), x.new_empty(no_mean, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
+def _beta_has_gradient_of_y(
+    x: Tensor, elements: Tensor | None, weight: Tensor | None, slope: float
+) -> bool:
+    """Whether the gradient of an element's beta is that of y: then the ops give none.
+
+    Args:
+        elements: gamma's gradient, or what has its shape; of rows of a table each element's share.
+    """
+    return elements is not None and elements.shape == x.shape and weight is None and slope == 1
+
+
 def _fake_map_gradients(
     x: Tensor,
     gamma: Tensor | None,
     weight: Tensor | None,
     index: Tensor | None,
+    slope: float,
     weight_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if index is not None and gamma is not None:
         gamma = x
+    beta = None if _beta_has_gradient_of_y(x, gamma, weight, slope) else gamma
 
     def gradient(value: Tensor | None) -> Tensor:
         if value is None:
             return x.new_empty((0,), dtype=accumulate_dtype(x.dtype))
         return torch.empty_like(value)
 
-    return gradient(gamma), gradient(gamma), gradient(weight if weight_gradient else None)
+    return gradient(gamma), gradient(beta), gradient(weight if weight_gradient else None)
 
 
 def _fake_backward(
@@ -401,7 +416,7 @@ def _fake_backward(
     index: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *_fake_map_gradients(x, gamma, weight, index, rest[-1])
+    return torch.empty_like(x), *_fake_map_gradients(x, gamma, weight, index, *rest[-2:])
 
 
 def _fake_backward_sums(
@@ -417,7 +432,7 @@ def _fake_backward_sums(
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     sums = mean.new_empty((2, 1, x.shape[1]))
-    return sums, *_fake_map_gradients(x, gamma, weight, index, rest[-1])
+    return sums, *_fake_map_gradients(x, gamma, weight, index, *rest[-2:])
 
 
 def _keep(given: Any, outputs: tuple[Tensor, ...], needs: set[str]) -> dict[str, Any]:
@@ -451,6 +466,8 @@ def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
     )
     gradients: Gradients = {"x": x}
     if kept.gamma is not None:
+        if _beta_has_gradient_of_y(kept.x, gamma, kept.weight, kept.slope):
+            beta = grad
         if kept.index is not None:
             gamma, beta = _table_gradients(ops, kept.gamma, kept.index, gamma, beta)
         gradients |= {"gamma": gamma, "beta": beta}

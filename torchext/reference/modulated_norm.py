@@ -107,7 +107,7 @@ def modulated_norm_backward_sums(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums (2,1,C) over the batch of g and g * xn, with g the gradient of xn; those of the maps.
 
-    Of rows of a table the gradients of every element.
+    Of rows of a table the gradients of every element. None of an element's beta where that is grad.
     """
     if beta is None:  # where it is not needed: y is linear in it
         beta = gamma
@@ -124,6 +124,8 @@ def modulated_norm_backward_sums(
     sums = torch.stack([value.sum((0, 2, 3)) for value in (g, g * normal)]).unsqueeze(1)
     if not weight_gradient:
         gradients.pop("weight", None)
+    if gamma is not None and gamma.shape == x.shape and weight is None and slope == 1:
+        gradients.pop("beta", None)
     return sums, *(
         mean.new_empty(0)
         if key not in gradients
