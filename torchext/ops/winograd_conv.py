@@ -67,7 +67,7 @@ COSTS = _Costs(
     forward=Cost(5e4, 15.0, 12.0, 0.72, 2.4, 22.0, 6e4, 21.0, 9.0, 2.36, 6.8),
     input_gradient=Cost(12e4, 13.5, 14.3, 0.72, 2.1, 6.2, 7e4, 0.0, 46.0, 2.15, 8.0),
     # The sums over tiles are written and read again; the weight is not transformed.
-    weight_gradient=Cost(10e4, 52.0, 50.0, 0.8, 50.0, 0.0, 6e4, 13.0, 12.0, 2.94, 9.0),
+    weight_gradient=Cost(10e4, 35.0, 35.0, 0.78, 60.0, 0.0, 6e4, 13.0, 12.0, 2.94, 9.0),
 )
 _TILES = 16  # fewer take as long
 _DIRECT_PANEL = 16  # output channels that a direct convolution computes together
