@@ -311,14 +311,10 @@ class _Synchronised(torch.autograd.Function):
         grad_x = ctx.ops.modulated_norm_backward_apply(
             grad, y, x, gamma, weight, mean, rstd, index, mean_sums, *ctx.options
         )
-        grad_gamma, grad_beta, grad_weight = gradients
-        if gamma is not None and _beta_has_gradient_of_y(x, grad_gamma, weight, ctx.options[1]):
-            grad_beta = grad
-        if gamma is None:
-            grad_gamma = grad_beta = None
-        elif index is not None:
-            grad_gamma, grad_beta = _table_gradients(ctx.ops, gamma, index, grad_gamma, grad_beta)
-        maps = (grad_gamma, grad_beta, grad_weight if weight_gradient else None)
+        *of_maps, grad_weight = gradients
+        slope = ctx.options[1]
+        pair = _gamma_and_beta(ctx.ops, grad, x, gamma, weight, index, slope, *of_maps)
+        maps = (*pair, grad_weight if weight_gradient else None)
         return None, None, grad_x, *maps, *(None,) * 6
 
 
@@ -464,16 +460,33 @@ def _backward(ops: Any, kept: Any, grad: Tensor) -> Gradients:
         kept.slope,
         weight_gradient,
     )
-    gradients: Gradients = {"x": x}
-    if kept.gamma is not None:
-        if _beta_has_gradient_of_y(kept.x, gamma, kept.weight, kept.slope):
-            beta = grad
-        if kept.index is not None:
-            gamma, beta = _table_gradients(ops, kept.gamma, kept.index, gamma, beta)
-        gradients |= {"gamma": gamma, "beta": beta}
+    given = (kept.x, kept.gamma, kept.weight, kept.index, kept.slope)
+    gamma, beta = _gamma_and_beta(ops, grad, *given, gamma, beta)
+    gradients: Gradients = {"x": x, "gamma": gamma, "beta": beta}
     if weight_gradient:
         gradients["weight"] = weight
     return gradients
+
+
+def _gamma_and_beta(
+    ops: Any,
+    grad: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    weight: Tensor | None,
+    index: Tensor | None,
+    slope: float,
+    of_gamma: Tensor,
+    of_beta: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Their gradients, from what the ops give of them."""
+    if gamma is None:
+        return None, None
+    if _beta_has_gradient_of_y(x, of_gamma, weight, slope):
+        of_beta = grad
+    if index is None:
+        return of_gamma, of_beta
+    return _table_gradients(ops, gamma, index, of_gamma, of_beta)
 
 
 def _table_gradients(

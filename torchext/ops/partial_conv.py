@@ -60,9 +60,8 @@ from .winograd_conv import (
     conv2d,
     convolution_gradients,
     convolve,
-    derived,
     direct,
-    learns,
+    made_of,
     split_at,
 )
 
@@ -249,12 +248,10 @@ def partial_upsample_conv2d(
     known = torch.cat([m.expand(batch, -1, -1, -1) for m in masks], dim=1)
     counts = channels if len(channels) > 1 or form == "sum" else []
     scale, updated = _window(known, counts, geometry, form, bias is not None, eps)
-    known = backend.readable(weight) and not learns(weight)
-    split = split_at(low_channels)
-    low_weight, weight = derived(weight, split) if known else split(weight)
+    low_weight, skip_weight = made_of(weight, split_at(low_channels))
     rest = None
     if skip is not None:
-        rest = _convolve(_product(skip, masks[1], []), weight, geometry, 1, "zeros")
+        rest = _convolve(_product(skip, masks[1], []), skip_weight, geometry, 1, "zeros")
     raw = by_phases(_product(x, low_mask, []), low_weight, None, rest)
     return _epilogue(raw, scale, updated, tail), updated.to(x.dtype)
 

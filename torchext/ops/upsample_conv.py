@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backend import readable
 from .checks import (
     accumulate_dtype,
     autocast_dtype,
@@ -23,7 +22,7 @@ from .checks import (
 )
 from .convolution import check_odd_kernel
 from .op import Gradients, Op
-from .winograd_conv import conv2d, derived, learns
+from .winograd_conv import conv2d, made_of
 
 # For a smaller image folding the weight costs more than the fewer multiplications save: both grow
 # with the channels alike. Measured on a CPU.
@@ -78,9 +77,7 @@ def by_phases(x: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | N
     # Of each phase, in rows and columns of the small image: where its first window begins, from
     # where that of the first phase does.
     offsets = [phase * (p % 2) for p in half for phase in (0, 1)]
-    known = readable(weight) and not learns(weight)
-    folded = derived(weight, fold_weight) if known else fold_weight(weight)
-    phases = native(conv2d(x, folded, None, (1, 1), padding, (1, 1)))
+    phases = native(conv2d(x, made_of(weight, fold_weight), None, (1, 1), padding, (1, 1)))
     if bias is not None:
         bias = parameter_in(bias, accumulate_dtype(phases.dtype))
     if addend is not None:

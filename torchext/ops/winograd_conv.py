@@ -472,14 +472,20 @@ def derived(weight: Tensor, make: Callable[[Tensor], Made]) -> Any:
     return _known.setdefault(weight, defaultdict(_Derived))[make].of(weight, make)
 
 
-def learns(weight: Tensor) -> bool:
+def made_of(weight: Tensor, make: Callable[[Tensor], Made]) -> Any:
+    """make(weight): `derived` where the weight can be read and does not learn, else as it is."""
+    known = backend.readable(weight) and not _learns(weight)
+    return derived(weight, make) if known else make(weight)
+
+
+def _learns(weight: Tensor) -> bool:
     """Whether a gradient of the weight is to be expected."""
     return torch.is_grad_enabled() and weight.requires_grad
 
 
 def is_fixed(weight: Tensor) -> bool:
     """Whether the same weight is to be expected at the next call: a layer's, or what is kept."""
-    return not learns(weight) and (isinstance(weight, torch.nn.Parameter) or weight in _kept)
+    return not _learns(weight) and (isinstance(weight, torch.nn.Parameter) or weight in _kept)
 
 
 @functools.cache
